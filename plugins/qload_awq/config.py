@@ -1,0 +1,40 @@
+"""AWQ's quantization config, in config.json or quant_config.json.
+
+Source of the fields: AutoAWQ's AwqConfig, which uses other names in its side file.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+
+from qload.patterns import Dialect, Patterns
+
+
+class AwqConfig(BaseModel):
+    """`quantization_config` of an AWQ checkpoint."""
+
+    model_config = ConfigDict(extra="allow")
+
+    quant_method: Literal["awq"] = "awq"
+    bits: int = Field(4, validation_alias=AliasChoices("bits", "w_bit"))
+    group_size: int = Field(128, validation_alias=AliasChoices("group_size", "q_group_size"))
+    zero_point: bool = True
+    version: str = "gemm"
+    modules_to_not_convert: list[str] | None = None
+
+    @field_validator("version")
+    @classmethod
+    def _lower(cls, value: str) -> str:
+        return value.lower()
+
+    @field_validator("group_size")
+    @classmethod
+    def _check_group_size(cls, value: int) -> int:
+        if value != -1 and value <= 0:
+            raise ValueError("group_size is -1 or positive")
+        return value
+
+    def excludes(self, names: Iterable[str]) -> bool:
+        """Whether a module is left alone: an entry is any part of its name."""
+        return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.SUBSTRING).match(names)

@@ -1,0 +1,158 @@
+"""compressed-tensors' quantization config, without importing the package, which needs torch.
+
+Source of the fields, defaults and matching rules: `compressed_tensors.quantization` and its `utils.match`; a
+test holds these models against the package's own.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from qload.patterns import REGEX_PREFIX, Patterns
+
+
+class Strategy(StrEnum):
+    """What one scale serves."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"
+    GROUP = "group"
+    BLOCK = "block"
+    TOKEN = "token"
+    TENSOR_GROUP = "tensor_group"
+    ATTN_HEAD = "attn_head"
+
+
+class QuantizationArgs(BaseModel):
+    """How weights or activations are quantized."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_bits: int = 8
+    type: Literal["int", "float"] = "int"
+    symmetric: bool = True
+    group_size: int | None = None
+    strategy: Strategy | None = None
+    block_structure: tuple[int, int] | None = None
+    dynamic: bool | Literal["local"] = False
+    actorder: Literal["weight", "group", "static", "dynamic"] | None = None
+    scale_dtype: str | None = None
+    zp_dtype: str | None = None
+    observer: str | None = None
+    observer_kwargs: dict[str, Any] | None = None
+
+    @field_validator("type", "strategy", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("block_structure", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Older configs write blocks as "128x128"."""
+        return tuple(value.split("x")) if isinstance(value, str) else value
+
+    @field_validator("actorder", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> Any:
+        """Older configs write true for activation order by group."""
+        return {True: "group", False: None}.get(value, value) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "QuantizationArgs":
+        if self.strategy in (Strategy.GROUP, Strategy.TENSOR_GROUP) and (self.group_size or 0) <= 0:
+            raise ValueError(f"strategy {self.strategy} needs a positive group_size")
+        if (self.strategy is Strategy.BLOCK) != (self.block_structure is not None):
+            raise ValueError("strategy block and block_structure come together")
+        return self
+
+    @property
+    def effective_strategy(self) -> Strategy:
+        """The strategy, or what the group size implies where none is written."""
+        if self.strategy is not None:
+            return self.strategy
+        if self.group_size is None:
+            return Strategy.TENSOR
+        return Strategy.GROUP if self.group_size > 0 else Strategy.CHANNEL
+
+    @property
+    def orders_groups(self) -> bool:
+        """Whether columns are assigned to groups by an index."""
+        return self.actorder in ("group", "dynamic")
+
+
+class QuantizationGroup(BaseModel):
+    """What is done to the modules that the targets match."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    targets: list[str]
+    weights: QuantizationArgs | None = None
+    input_activations: QuantizationArgs | None = None
+    output_activations: QuantizationArgs | None = None
+    format: str | None = None
+
+
+class SparsityConfig(BaseModel):
+    """How zeros are left out of the weights."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    format: str = "dense"
+    targets: list[str] | None = None
+    ignore: list[str] | None = None
+
+
+class CompressedTensorsConfig(BaseModel):
+    """`quantization_config` of a compressed-tensors checkpoint."""
+
+    model_config = ConfigDict(extra="allow")
+
+    quant_method: str = "compressed-tensors"
+    config_groups: dict[str, QuantizationGroup] = {}
+    format: str | None = None
+    ignore: list[str] | None = None
+    kv_cache_scheme: QuantizationArgs | None = None
+    quantization_status: str | None = None
+    global_compression_ratio: float | None = None
+    sparsity_config: SparsityConfig | None = None
+    transform_config: dict[str, Any] | None = None
+
+    @field_validator("ignore")
+    @classmethod
+    def _check_ignore(cls, value: list[str] | None) -> list[str] | None:
+        Patterns(tuple(value or ()), prefixed=True)
+        return value
+
+    @field_validator("config_groups")
+    @classmethod
+    def _check_targets(cls, value: dict[str, QuantizationGroup]) -> dict[str, QuantizationGroup]:
+        for group in value.values():
+            Patterns(tuple(group.targets), prefixed=True)
+        return value
+
+    def ignores(self, names: Iterable[str], classes: Iterable[str]) -> bool:
+        """Whether an entry of `ignore` is the module's name, a regex for it, or one of its classes."""
+        return Patterns(tuple(self.ignore or ()), prefixed=True).match([*names, *classes])
+
+    def group_for(self, names: Iterable[str], classes: Iterable[str]) -> QuantizationGroup | None:
+        """The group of a module: by exact name before regex before class, each in alphabetical order."""
+        targets = self._targets()
+        names, classes = tuple(names), tuple(classes)
+        ordered = sorted(targets, key=lambda target: (REGEX_PREFIX in target, target))
+        by_name = [target for target in ordered if _names(target, names)]
+        chosen = by_name or [target for target in ordered if target in classes]
+        return targets[chosen[0]] if chosen else None
+
+    def _targets(self) -> Mapping[str, QuantizationGroup]:
+        """Groups by target; the last one written wins where two name the same."""
+        return {target: group for group in self.config_groups.values() for target in group.targets}
+
+
+def _names(target: str, names: tuple[str, ...]) -> bool:
+    if target.startswith(REGEX_PREFIX):
+        return any(re.match(target.removeprefix(REGEX_PREFIX), name) for name in names)
+    return target in names

@@ -1,0 +1,96 @@
+"""GPTQ: values packed along the input features, stored transposed, with scales and zero-points by group.
+
+Source of the layout: GPTQModel's packing and dequantization (`gptqmodel/nn_modules/qlinear`), checked against
+its own decoder. `checkpoint_format: gptq` (v1) stores zero-points less one, `gptq_v2` as they are.
+"""
+
+from dataclasses import dataclass
+
+from qload.declare import ParameterSpec, group_scale, index, packed, zero_point
+from qload.geometry import Geometry, Kind
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
+from qload.layout import fixed, in_, out, packing, part
+from qload_gptq.config import GptqConfig
+
+BITS = (2, 3, 4, 8)
+LEAVES = frozenset({"qweight", "qzeros", "scales", "g_idx"})
+SIDE_FILE = "quantize_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class GptqScheme:
+    """Bits, group size (None: one group), activation order, and whether zero-points are stored less one."""
+
+    bits: int
+    group_size: int | None
+    desc_act: bool
+    less_one: bool
+
+    def __str__(self) -> str:
+        group = f"group {self.group_size}" if self.group_size else "channel"
+        return f"int{self.bits} {group}" + (" act-order" if self.desc_act else "")
+
+
+def qload_method_info() -> MethodInfo:
+    return MethodInfo(
+        summary="GPTQ, v1 and v2; 2, 3, 4 and 8 bits",
+        config=GptqConfig,
+        capabilities=Capabilities(
+            embedding=True, tensor_parallel="whole groups and words; act-order keeps scales whole"
+        ),
+        runtime="qload_gptq.runtime",
+    )
+
+
+def qload_claim(files: SideFiles) -> Claim | None:
+    """Checkpoints of the first tools have their config in a side file alone."""
+    side = files.read_json(SIDE_FILE)
+    if side is None or "bits" not in side or side.get("quant_method", "gptq") != "gptq":
+        return None
+    return Claim(10, side, SIDE_FILE)
+
+
+def qload_scheme_for(config: GptqConfig, module: ModuleInfo) -> GptqScheme | None:
+    if not _is_quantized(config, module):
+        return None
+    settings = config.settings_for(module.names)
+    if settings is None:
+        return None
+    _check(config, settings.bits)
+    return GptqScheme(
+        bits=settings.bits,
+        group_size=None if settings.group_size == -1 else settings.group_size,
+        desc_act=settings.desc_act,
+        less_one=config.checkpoint_format == "gptq",
+    )
+
+
+def qload_create_weights(scheme: GptqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+    word = packing(scheme.bits)
+    # With activation order a column's group can be any of the layer's, so that every rank needs all scales.
+    groups = in_(scheme.group_size, whole=scheme.desc_act) if scheme.group_size else fixed(1)
+    count = groups.entries(geometry.in_features) if scheme.group_size else 1
+    return (
+        packed("qweight", in_(*word), out(), dtypes=("I32",)),
+        zero_point("qzeros", groups, out(*word), dtypes=("I32",)),
+        group_scale("scales", groups, out()),
+        index("g_idx", part(), in_(), bounds=(0, count), required=scheme.desc_act),
+    )
+
+
+def _is_quantized(config: GptqConfig, module: ModuleInfo) -> bool:
+    """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
+    if module.stored:
+        return bool(module.stored & LEAVES)
+    if module.kind is Kind.LM_HEAD:
+        return config.lm_head
+    return module.kind is Kind.LINEAR and config.is_in_block(module.names)
+
+
+def _check(config: GptqConfig, bits: int) -> None:
+    if config.checkpoint_format not in ("gptq", "gptq_v2"):
+        raise ValueError(f"checkpoint_format {config.checkpoint_format!r} is not gptq or gptq_v2")
+    if bits not in BITS:
+        raise ValueError(f"{bits} bits are not one of {', '.join(map(str, BITS))}")
+    if config.pack_dtype != "int32":
+        raise ValueError(f"pack_dtype {config.pack_dtype!r} is not int32")

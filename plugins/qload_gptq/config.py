@@ -1,0 +1,106 @@
+"""GPTQ's quantization config, in config.json or quantize_config.json.
+
+Source of the fields: GPTQModel's QuantizeConfig; AutoGPTQ and optimum write subsets of it.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+POSITIVE = "+:"
+NEGATIVE = "-:"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSettings:
+    """What one module is quantized with."""
+
+    bits: int
+    group_size: int
+    desc_act: bool
+
+
+def _flatten(value: Any) -> Any:
+    """The modules of a block are listed one by one, or in lists of those quantized together."""
+    if not isinstance(value, list):
+        return value
+    return [name for entry in value for name in (entry if isinstance(entry, list) else [entry])]
+
+
+class Override(BaseModel):
+    """One entry of `dynamic`: what differs for the modules that its pattern matches."""
+
+    model_config = ConfigDict(extra="allow")
+
+    bits: int | None = None
+    group_size: int | None = None
+    desc_act: bool | None = None
+    sym: bool | None = None
+
+
+class GptqConfig(BaseModel):
+    """`quantization_config` of a GPTQ checkpoint."""
+
+    model_config = ConfigDict(extra="allow")
+
+    quant_method: Literal["gptq"] = "gptq"
+    bits: int
+    group_size: int = 128
+    desc_act: bool = False
+    sym: bool = True
+    lm_head: bool = False
+    checkpoint_format: str = Field("gptq", validation_alias=AliasChoices("checkpoint_format", "format"))
+    pack_dtype: str = "int32"
+    dynamic: dict[str, Override] | None = None
+    modules_in_block_to_quantize: Annotated[list[str] | None, BeforeValidator(_flatten)] = None
+
+    @field_validator("group_size")
+    @classmethod
+    def _check_group_size(cls, value: int) -> int:
+        if value != -1 and value <= 0:
+            raise ValueError("group_size is -1 or positive")
+        return value
+
+    @field_validator("dynamic")
+    @classmethod
+    def _check_patterns(cls, value: dict[str, Override] | None) -> dict[str, Override] | None:
+        for pattern in value or {}:
+            try:
+                re.compile(_strip(pattern))
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return value
+
+    def settings_for(self, names: Iterable[str]) -> ModuleSettings | None:
+        """The settings of a module, or None where `dynamic` leaves it out.
+
+        The first pattern that matches from the start of the name decides, negative ones before the others.
+        """
+        override = Override()
+        for pattern, candidate in self._ordered_dynamic():
+            if any(re.match(_strip(pattern), name) for name in names):
+                if pattern.startswith(NEGATIVE):
+                    return None
+                override = candidate
+                break
+        return ModuleSettings(
+            bits=self.bits if override.bits is None else override.bits,
+            group_size=self.group_size if override.group_size is None else override.group_size,
+            desc_act=self.desc_act if override.desc_act is None else override.desc_act,
+        )
+
+    def is_in_block(self, names: Iterable[str]) -> bool:
+        """Whether a module is among those of a block that were quantized; all are where none are listed."""
+        listed = self.modules_in_block_to_quantize
+        return listed is None or any(name.endswith(f".{entry}") for name in names for entry in listed)
+
+    def _ordered_dynamic(self) -> list[tuple[str, Override]]:
+        entries = (self.dynamic or {}).items()
+        return sorted(entries, key=lambda entry: not entry[0].startswith(NEGATIVE))
+
+
+def _strip(pattern: str) -> str:
+    return pattern.removeprefix(POSITIVE).removeprefix(NEGATIVE)

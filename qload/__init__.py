@@ -1,0 +1,77 @@
+"""qload loads quantized checkpoints into PyTorch through plugins, and says what is wrong with them first.
+
+`load`, `load_weights`, `dequantize` and `report` import torch when they are first used; nothing else does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qload.errors import (
+    CapabilityError,
+    CheckpointError,
+    LayoutError,
+    MethodConflictError,
+    MethodError,
+    ModelError,
+    PluginError,
+    QloadError,
+    ShardError,
+    UnknownMethodError,
+)
+from qload.findings import Finding, Severity
+from qload.quantization import Quantization
+from qload.registry import Registry
+from qload.validation import Report, read_quantization, validate
+
+if TYPE_CHECKING:
+    from qload.torch.loading import load_tensors, load_weights
+    from qload.torch.models import load, report
+    from qload.torch.progress import LoadReport, Progress
+    from qload.torch.weights import dequantize
+
+_TORCH = {
+    "LoadReport": "qload.torch.progress",
+    "Progress": "qload.torch.progress",
+    "dequantize": "qload.torch.weights",
+    "load": "qload.torch.models",
+    "load_tensors": "qload.torch.loading",
+    "load_weights": "qload.torch.loading",
+    "report": "qload.torch.models",
+}
+
+__all__ = [
+    "CapabilityError",
+    "CheckpointError",
+    "Finding",
+    "LayoutError",
+    "LoadReport",
+    "MethodConflictError",
+    "MethodError",
+    "ModelError",
+    "PluginError",
+    "Progress",
+    "QloadError",
+    "Quantization",
+    "Registry",
+    "Report",
+    "Severity",
+    "ShardError",
+    "UnknownMethodError",
+    "dequantize",
+    "load",
+    "load_tensors",
+    "load_weights",
+    "read_quantization",
+    "report",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_TORCH[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,189 @@
+"""The header of one safetensors file, checked before anybody reads a byte of data.
+
+Source of the format: 8 bytes of little-endian header length, a JSON object of tensors with dtype, shape
+and data_offsets, then the data without holes or overlaps, counted from the header's end.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qload.dtypes import BITS
+from qload.findings import Finding, report
+
+MAX_HEADER_BYTES = 100_000_000
+"""The bound that the safetensors library sets."""
+
+_LFS_SIGNATURE = b"version https://git-lfs"
+
+
+class TensorEntry(NamedTuple):
+    """One stored tensor: dtype code, shape, and its bytes [start, stop) in `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What one file says that it holds, and what is wrong with it."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    findings: tuple[Finding, ...] = ()
+
+
+class _UnreadableError(Exception):
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+
+def read_header(path: Path, name: str) -> Header:
+    """Read the header of the file at `path`; `name` is what findings and entries call it.
+
+    Reads the header's bytes only, and no more than 100 MB. Never raises: a file that cannot be read
+    is a finding.
+    """
+    try:
+        raw, size = _read_raw(path, name)
+        table = _parse(raw, name)
+        entries, metadata = _entries(table, name, 8 + len(raw))
+    except _UnreadableError as fault:
+        return Header({}, {}, (fault.finding,))
+    return Header(entries, metadata, tuple(_check_ranges(entries, name, 8 + len(raw), size)))
+
+
+def _fail(message: str, name: str, code: str = "QL003", **facts: Any) -> _UnreadableError:
+    return _UnreadableError(report(code, message, file=name, **facts))
+
+
+def _read_raw(path: Path, name: str) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(len(_LFS_SIGNATURE))
+            length = _header_length(prefix, size, name)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise _fail(f"cannot be opened: {error.strerror}", name) from error
+    return raw, size
+
+
+def _header_length(prefix: bytes, size: int, name: str) -> int:
+    if prefix == _LFS_SIGNATURE:
+        raise _fail(
+            "is a git-LFS pointer, not the weights",
+            name,
+            "QL002",
+            remedy="run `git lfs pull`, or download it",
+        )
+    if size < 8:
+        raise _fail("is shorter than a header", name, "QL004", expected="8 bytes or more", found=size)
+    length = int.from_bytes(prefix[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise _fail(
+            "claims an impossible header",
+            name,
+            expected=f"at most {MAX_HEADER_BYTES} bytes",
+            found=length,
+            remedy="the file is not safetensors, or damaged: download it again",
+        )
+    if 8 + length > size:
+        raise _fail(
+            "ends inside its header",
+            name,
+            "QL004",
+            expected=f"{8 + length} bytes or more",
+            found=size,
+            remedy="download it again",
+        )
+    return length
+
+
+def _parse(raw: bytes, name: str) -> dict[str, Any]:
+    try:
+        table = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _fail(f"has a header that is not JSON: {error}", name) from error
+    if not isinstance(table, dict):
+        raise _fail("has a header that is not a JSON object", name, found=type(table).__name__)
+    tensors = len(table) - ("__metadata__" in table)
+    if raw.count(b'"data_offsets"') != tensors:
+        _refuse_duplicates(raw, name)
+    return table
+
+
+def _refuse_duplicates(raw: bytes, name: str) -> None:
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                raise _fail("names one tensor twice in its header", name, where=key)
+            table[key] = value
+        return table
+
+    json.loads(raw, object_pairs_hook=check)
+
+
+def _entries(table: dict[str, Any], name: str, offset: int) -> tuple[dict[str, TensorEntry], Mapping[str, str]]:
+    metadata = table.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise _fail("has metadata that is not a JSON object", name)
+    return {key: _entry(key, value, name, offset) for key, value in table.items()}, metadata
+
+
+def _entry(key: str, value: Any, name: str, offset: int) -> TensorEntry:
+    try:
+        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        expected = -(-prod(shape) * BITS[dtype] // 8)
+        sound = all(type(size) is int and size >= 0 for size in (*shape, start, stop))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _fail("has an entry that says no known dtype, shape and range", name, where=key) from error
+    if not sound or stop - start != expected:
+        raise _fail(
+            "has an entry whose range does not hold its shape",
+            name,
+            where=key,
+            expected=f"{expected} bytes for {dtype} {list(shape)}",
+            found=f"{start} to {stop}",
+        )
+    return TensorEntry(key, dtype, shape, name, offset + start, offset + stop)
+
+
+def _check_ranges(entries: Mapping[str, TensorEntry], name: str, offset: int, size: int) -> Iterator[Finding]:
+    ranges = sorted(entries.values(), key=itemgetter(4, 5))
+    end = ranges[-1].stop if ranges else offset
+    if end > size:
+        cut = next(entry for entry in ranges if entry.stop > size)
+        yield report(
+            "QL004",
+            "is truncated",
+            where=cut.name,
+            file=name,
+            expected=f"{end} bytes",
+            found=size,
+            remedy="download it again",
+        )
+    elif end < size:
+        yield report("QL003", "has bytes after its last tensor", file=name, expected=end, found=size)
+    if ranges and ranges[0].start != offset:
+        yield report("QL003", "has a hole before its first tensor", where=ranges[0].name, file=name)
+    for before, after in pairwise(ranges):
+        if before.stop != after.start:
+            fault = "overlaps" if before.stop > after.start else "leaves a hole after"
+            yield report("QL003", f"{fault} {before.name}", where=after.name, file=name)

@@ -1,0 +1,28 @@
+"""Tensor names: the module that a tensor belongs to, and its name below it."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+_BELOW_WEIGHT = re.compile(r"^(?P<module>.*?)\.(?P<leaf>weight\..+|[^.]+)$")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(module, leaf); what follows `weight.` belongs to the leaf: `q_proj.weight.absmax` is q_proj's.
+
+    A name without a module gives an empty one.
+    """
+    if ".weight." not in name:
+        module, _, leaf = name.rpartition(".")
+        return module, leaf
+    match = _BELOW_WEIGHT.match(name)
+    return (match["module"], match["leaf"]) if match else ("", name)
+
+
+def group_names(names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """The leaves below each module that stores tensors itself, in the order of the names."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        module, leaf = split_name(name)
+        groups[module].append(leaf)
+    return {module: tuple(leaves) for module, leaves in groups.items()}

@@ -1,0 +1,151 @@
+"""Every exception that qload raises on purpose.
+
+QloadError                    what, where, expected, found, remedy
+├── CheckpointError           a checkpoint that cannot be used: all its findings at once
+├── LayoutError               an axis that cannot be cut or read as asked
+│   └── ShardError            a rank's share that splits a unit: unit, sizes that fit
+├── MethodError               a quantization method that cannot be had
+│   ├── UnknownMethodError    nobody registers that name: known names
+│   ├── MethodConflictError   several distributions register it: distributions
+│   ├── PluginError           its plugin is broken or blocked: faults
+│   └── CapabilityError       it lacks the hook that a layer needs: hook
+└── ModelError                a model that cannot be built or computed with
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class QloadError(Exception):
+    """The root of the tree; its text is one line.
+
+    `what` went wrong, `where` (tensor, layer, file), what was `expected`, what was `found`, and
+    the `remedy`. Empty fields are left out of the text.
+    """
+
+    def __init__(
+        self, what: str, *, where: str = "", expected: str = "", found: str = "", remedy: str = ""
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        super().__init__(describe(what, where, expected, found, remedy))
+
+
+def describe(what: str, where: str, expected: str, found: str, remedy: str) -> str:
+    """One line from the five fields that errors and findings share."""
+    text = f"{where}: {what}" if where else what
+    facts = [f"expected {expected}"] if expected else []
+    facts += [f"found {found}"] if found else []
+    if facts:
+        text += " (" + ", ".join(facts) + ")"
+    return f"{text}; {remedy}" if remedy else text
+
+
+class Fault(Protocol):
+    """What an error needs of a finding: its code, and its text as `str`."""
+
+    @property
+    def code(self) -> str: ...
+
+
+class CheckpointError(QloadError):
+    """A checkpoint that cannot be used, with every finding in `findings`."""
+
+    def __init__(self, path: str, findings: Sequence[Fault]) -> None:
+        self.findings = tuple(findings)
+        count = len(self.findings)
+        listing = "; ".join(f"{finding.code} {finding}" for finding in self.findings)
+        super().__init__(f"{count} fault{'s' if count != 1 else ''} in the checkpoint: {listing}", where=path)
+
+    def __reduce__(self) -> tuple[type["CheckpointError"], tuple[str, tuple[Fault, ...]]]:
+        return type(self), (self.where, self.findings)
+
+
+class LayoutError(QloadError):
+    """An axis that cannot be cut or read as asked."""
+
+
+class ShardError(LayoutError):
+    """A rank's share that splits what cannot be split.
+
+    `unit` is the number of logical elements that stay together; `sizes` are the tensor-parallel
+    sizes that would fit.
+    """
+
+    def __init__(
+        self, what: str, *, where: str, unit: int, sizes: Sequence[int], expected: str = "", found: str = ""
+    ) -> None:
+        self.unit = unit
+        self.sizes = tuple(sizes)
+        fitting = ", ".join(map(str, self.sizes)) or "none"
+        super().__init__(
+            what,
+            where=where,
+            expected=expected,
+            found=found,
+            remedy=f"tensor-parallel sizes that fit: {fitting}",
+        )
+
+
+class MethodError(QloadError):
+    """A quantization method that cannot be had; `method` is its name."""
+
+    def __init__(self, what: str, *, method: str, where: str = "", found: str = "", remedy: str = "") -> None:
+        self.method = method
+        super().__init__(what, where=where, found=found, remedy=remedy)
+
+
+class UnknownMethodError(MethodError):
+    """A method that no installed distribution registers; `known` are the names that are."""
+
+    def __init__(self, method: str, known: Sequence[str], where: str = "") -> None:
+        self.known = tuple(known)
+        super().__init__(
+            f"no installed package registers the quantization method {method!r}",
+            method=method,
+            where=where,
+            remedy=f"install its plugin, or use one of: {', '.join(self.known) or 'none'}",
+        )
+
+
+class MethodConflictError(MethodError):
+    """A method that several distributions register; `distributions` are their names."""
+
+    def __init__(self, method: str, distributions: Sequence[str]) -> None:
+        self.distributions = tuple(distributions)
+        first = self.distributions[0]
+        super().__init__(
+            f"the quantization method {method!r} is registered by {' and '.join(self.distributions)}",
+            method=method,
+            remedy=f"choose one: prefer={{{method!r}: {first!r}}} or QLOAD_PREFER={method}={first}",
+        )
+
+
+class PluginError(MethodError):
+    """A method whose plugin is broken or blocked; `faults` lists every reason."""
+
+    def __init__(self, method: str, faults: Sequence[str], where: str = "") -> None:
+        self.faults = tuple(faults)
+        super().__init__(
+            f"the plugin of {method!r} is not usable: {'; '.join(self.faults)}", method=method, where=where
+        )
+
+
+class CapabilityError(MethodError):
+    """A method that lacks the hook a layer needs; `hook` is the hook's name."""
+
+    def __init__(self, method: str, hook: str, where: str) -> None:
+        self.hook = hook
+        super().__init__(
+            f"the method {method!r} has no {hook} hook, which this layer needs",
+            method=method,
+            where=where,
+            remedy=f"leave this module unquantized, or implement {hook} in the method's plugin",
+        )
+
+
+class ModelError(QloadError):
+    """A model that cannot be built, or computed with, as asked."""

@@ -1,0 +1,190 @@
+"""A layer's whole logical shape, and the share of it that one rank owns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from qload.errors import LayoutError, ShardError
+from qload.layout import Cut, Dim, Extent, Extents
+
+
+class Kind(StrEnum):
+    """What a layer does, which decides the hooks that it needs."""
+
+    LINEAR = "linear"
+    EMBEDDING = "embedding"
+    LM_HEAD = "lm_head"
+    EXPERTS = "experts"
+    KV_CACHE = "kv_cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of a layer's fused parts: `size` output features, in `heads` heads that stay together.
+
+    A part of heads may be replicated: fewer heads than ranks. `heads=None` cuts anywhere.
+    """
+
+    name: str
+    size: int
+    heads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A whole layer, before it is cut: output features by part, input features, experts.
+
+    `dtype` is the code of the dtype that the layer computes in. `interleaved` parts alternate row by
+    row. `experts` is None for a layer that is not a stack of experts.
+    """
+
+    in_features: int
+    parts: tuple[Part, ...]
+    experts: int | None = None
+    kind: Kind = Kind.LINEAR
+    dtype: str = "F32"
+    bias: bool = False
+    interleaved: bool = False
+
+    @property
+    def out_features(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @property
+    def extents(self) -> Extents:
+        """The segments of every dimension."""
+        return {
+            Dim.OUT: Extent(tuple(part.size for part in self.parts), self.interleaved),
+            Dim.IN: Extent((self.in_features,)),
+            Dim.EXPERT: Extent((self.experts if self.experts is not None else 1,)),
+            Dim.PART: Extent((1,) * len(self.parts)),
+        }
+
+    def select(self, first: int, count: int = 1) -> "Geometry":
+        """The layer made of `count` consecutive parts of this one, of one expert."""
+        parts = self.parts[first : first + count]
+        return replace(self, parts=parts, experts=None, interleaved=self.interleaved and count > 1)
+
+
+def single(
+    out_features: int,
+    in_features: int,
+    *,
+    kind: Kind = Kind.LINEAR,
+    dtype: str = "F32",
+    bias: bool = False,
+    experts: int | None = None,
+) -> Geometry:
+    """A layer of one part."""
+    return Geometry(in_features, (Part("", out_features),), experts, kind, dtype, bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The logical intervals of one layer that rank `rank` of `size` owns.
+
+    `out` has a cut for each part, in the part's own rows.
+    """
+
+    rank: int
+    size: int
+    out: tuple[Cut, ...]
+    in_: Cut
+    experts: Cut = field(default=Cut(0, 1))
+
+    def cuts(self, part: int) -> Mapping[Dim, Cut]:
+        """The cut of every dimension for the part with that index; experts are cut by the caller."""
+        return {Dim.OUT: self.out[part], Dim.IN: self.in_}
+
+    def local(self, geometry: Geometry) -> Geometry:
+        """The layer as this rank holds it, padding included."""
+        parts = tuple(
+            replace(part, size=cut.padded_size, heads=None)
+            for part, cut in zip(geometry.parts, self.out, strict=True)
+        )
+        experts = None if geometry.experts is None else self.experts.size
+        return replace(geometry, parts=parts, in_features=self.in_.size, experts=experts)
+
+
+Sharding = Callable[[Geometry, int, int], Shard]
+"""(geometry, rank, size) -> the shard of that rank."""
+
+
+def replicated(geometry: Geometry, rank: int = 0, size: int = 1) -> Shard:
+    """Every rank owns the whole layer."""
+    return Shard(
+        rank,
+        size,
+        tuple(Cut(0, part.size) for part in geometry.parts),
+        Cut(0, geometry.in_features),
+        Cut(0, geometry.experts or 1),
+    )
+
+
+def column(geometry: Geometry, rank: int, size: int) -> Shard:
+    """Each part's output features are divided; heads are replicated where there are fewer than ranks."""
+    cuts = tuple(_part_cut(part, rank, size) for part in geometry.parts)
+    return replace(replicated(geometry, rank, size), out=cuts)
+
+
+def row(geometry: Geometry, rank: int, size: int) -> Shard:
+    """The input features are divided."""
+    return replace(
+        replicated(geometry, rank, size), in_=_even(geometry.in_features, rank, size, "input features")
+    )
+
+
+def expert_parallel(geometry: Geometry, rank: int, size: int) -> Shard:
+    """The experts are divided; each is whole."""
+    if geometry.experts is None:
+        raise LayoutError("a layer without experts cannot be divided by experts")
+    return replace(replicated(geometry, rank, size), experts=_even(geometry.experts, rank, size, "experts"))
+
+
+def vocabulary(multiple: int = 64) -> Sharding:
+    """Rows are divided, in a vocabulary padded to a multiple of `multiple`.
+
+    Where `size` does not divide the padded vocabulary, the multiple is raised to multiple * size.
+    """
+
+    def shard(geometry: Geometry, rank: int, size: int) -> Shard:
+        cut = vocabulary_cut(geometry.out_features, rank, size, multiple)
+        return replace(replicated(geometry, rank, size), out=(cut,))
+
+    return shard
+
+
+def vocabulary_cut(rows: int, rank: int, size: int, multiple: int = 64) -> Cut:
+    """The rows of a vocabulary that one rank owns, with its share of the padding."""
+    padded = -(-rows // multiple) * multiple
+    if padded % size:
+        padded = -(-rows // (multiple * size)) * multiple * size
+    share = padded // size
+    start, stop = min(rank * share, rows), min((rank + 1) * share, rows)
+    return Cut(start, stop, share - (stop - start))
+
+
+def _part_cut(part: Part, rank: int, size: int) -> Cut:
+    if part.heads is None:
+        return _even(part.size, rank, size, f"rows of {part.name or 'the layer'}")
+    head = part.size // part.heads
+    if part.heads % size == 0:
+        cut = _even(part.heads, rank, size, "heads")
+    elif size % part.heads == 0:
+        owner = rank // (size // part.heads)
+        cut = Cut(owner, owner + 1)
+    else:
+        raise _uneven(part.heads, size, f"heads of {part.name}", replicable=True)
+    return Cut(cut.start * head, cut.stop * head)
+
+
+def _even(count: int, rank: int, size: int, what: str) -> Cut:
+    if count % size:
+        raise _uneven(count, size, what)
+    share = count // size
+    return Cut(rank * share, (rank + 1) * share)
+
+
+def _uneven(count: int, size: int, what: str, replicable: bool = False) -> ShardError:
+    fits = [n for n in range(1, 65) if count % n == 0 or (replicable and n % count == 0)]
+    return ShardError(f"{count} {what} cannot be divided by {size}", where="", unit=1, sizes=fits)

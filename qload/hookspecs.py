@@ -1,0 +1,222 @@
+"""Every hook that a plugin can implement, and the types that cross them.
+
+A method's plugin is the module, or object, behind an entry point of the group `qload.methods`; the entry
+point's name is the method's name. A function that has a hook's name implements the hook; it may leave out
+arguments that it does not use. The declaration hooks must import without torch. The torch hooks stand in
+the module that `MethodInfo.runtime` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+from qload.geometry import Kind
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import Tensor, nn
+
+    from qload.checkpoint import Checkpoint, TensorEntry
+    from qload.declare import ParameterSpec
+    from qload.findings import Finding, Rule
+    from qload.geometry import Geometry
+
+PROJECT = "qload"
+PREFIX = "qload_"
+HOOKSPEC_VERSION = 1
+"""Raised when a hook changes so that older plugins would break."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Scheme = Hashable
+"""What a method does to one module: a frozen value of the plugin's own, without tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a method can do, as `qload methods` shows it.
+
+    `tensor_parallel` says in words what limits cutting. A capability that is a hook must agree with the
+    runtime module; the registry checks.
+    """
+
+    linear: bool = True
+    embedding: bool = False
+    experts: bool = True
+    activations: bool = False
+    kv_cache: bool = False
+    quantize: bool = False
+    tensor_parallel: str = "any unit"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """What a plugin says of its method.
+
+    `config` is the pydantic model of the checkpoint's quantization config, None for a method without one.
+    `runtime` is the dotted name of the module with the torch hooks; None means the same module.
+    """
+
+    summary: str
+    config: type[BaseModel] | None
+    capabilities: Capabilities
+    runtime: str | None = None
+    hookspec_version: int = HOOKSPEC_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """A module of the model, as a method sees it when it chooses a scheme.
+
+    `names` are its names: first as the checkpoint has it, then as the model has it where that differs.
+    `classes` are the names of its class and of its bases. `stored` are the tensors that the checkpoint
+    stores below it, for methods whose config does not list modules.
+    """
+
+    names: tuple[str, ...]
+    kind: Kind = Kind.LINEAR
+    classes: tuple[str, ...] = ("Linear",)
+    stored: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A plugin's word that a checkpoint is its own.
+
+    The claim with the greatest `specificity` wins. `config` is the quantization config, found in
+    `source`; None where the checkpoint needs none.
+    """
+
+    specificity: int
+    config: Mapping[str, Any] | None = None
+    source: str = "config.json"
+
+
+class SideFiles(Protocol):
+    """The files beside the weights."""
+
+    @property
+    def files(self) -> tuple[str, ...]: ...
+
+    def read_json(self, name: str) -> dict[str, Any] | None: ...
+
+
+class Layer(Protocol):
+    """One part of one expert of a layer: what the torch hooks compute with.
+
+    Its tensors are attributes under their specs' names, without axes of parts and experts, and only this
+    rank's share: `weight_packed` [out, in / 8], a tensor scale []. An optional tensor that is not there
+    is None.
+    """
+
+    @property
+    def scheme(self) -> Any: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def quantize_activations(self) -> bool: ...
+
+    def __getattr__(self, name: str) -> Tensor: ...
+
+
+class MethodSpecs:
+    """Declaration hooks of a method; no torch."""
+
+    @hookspec
+    def qload_method_info(self) -> MethodInfo:
+        """Say what the method is. Required."""
+        raise NotImplementedError
+
+    @hookspec
+    def qload_claim(self, config: Mapping[str, Any], files: SideFiles) -> Claim | None:
+        """Recognise a checkpoint that names no method, or whose config lies in a side file.
+
+        `config` is config.json. Every method is asked, the most specific claim wins, a tie is an error.
+        """
+
+    @hookspec
+    def qload_scheme_for(self, config: Any, module: ModuleInfo) -> Scheme | None:
+        """Choose what is done to one module: a frozen, hashable value, or None for not quantized. Required.
+
+        `config` is an instance of the method's config model. Raises ValueError, with a one-line reason,
+        where the config asks for what the method cannot do.
+        """
+
+    @hookspec
+    def qload_create_weights(self, scheme: Any, geometry: Geometry) -> Sequence[ParameterSpec]:
+        """Declare the tensors of a module: whole tensors, never a rank's. Required.
+
+        The bias and an axis of experts are added by the core.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def qload_check(self, scheme: Any, tensors: Mapping[str, TensorEntry]) -> Iterable[Finding]:
+        """Find what the declared shapes and dtypes cannot say; codes carry the plugin's own prefix.
+
+        `tensors` are the stored tensors of one module, by their names below it.
+        """
+        raise NotImplementedError
+
+
+class RuntimeSpecs:
+    """Torch hooks of a method."""
+
+    @hookspec
+    def qload_dequantize(self, layer: Layer) -> Tensor:
+        """The weight as the method means it, [out_features, in_features], in the scales' dtype. Required."""
+        raise NotImplementedError
+
+    @hookspec
+    def qload_process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Prepare a whole layer once its last copy has landed. Must be idempotent and safe to reload."""
+
+    @hookspec
+    def qload_apply(self, layer: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute x [..., in_features] into [..., out_features]; without it, with the dequantized weight."""
+        raise NotImplementedError
+
+    @hookspec
+    def qload_embedding(self, layer: Layer, ids: Tensor) -> Tensor:
+        """Look rows up: ids [n] of this rank's rows into [n, in_features]. Needed by quantized embeddings."""
+        raise NotImplementedError
+
+    @hookspec
+    def qload_apply_experts(
+        self, layer: nn.Module, x: Tensor, expert_ids: Tensor, expert_weights: Tensor
+    ) -> Tensor:
+        """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k]; without it, one by one."""
+        raise NotImplementedError
+
+    @hookspec
+    def qload_quantize(self, weight: Tensor, scheme: Any) -> Mapping[str, Tensor]:
+        """Quantize a plain weight [out_features, in_features] into the declared tensors, by name."""
+        raise NotImplementedError
+
+
+class PluginSpecs:
+    """Hooks for any plugin, of the entry point group `qload.plugins`; no torch."""
+
+    @hookspec(firstresult=True)
+    def qload_open_checkpoint(self, path: Path) -> Checkpoint | None:
+        """Open a checkpoint of another format; the first answer that is not None is taken."""
+
+    @hookspec
+    def qload_rules(self) -> Iterable[Rule]:
+        """Rules of the plugin's own, for the catalogue."""
+        raise NotImplementedError

@@ -1,0 +1,235 @@
+"""The axis formula: which stored entries carry which logical elements.
+
+Every stored axis says which logical dimension of its layer it follows, and that each `logical`
+elements of it are stored as `stored` entries. Sharding, packing, fusing and validating are this one
+formula. Integers only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import gcd, prod
+
+from qload.errors import LayoutError
+
+
+class Dim(StrEnum):
+    """The logical dimensions that a stored axis can follow."""
+
+    OUT = "out"
+    IN = "in"
+    EXPERT = "expert"
+    PART = "part"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The entries start, start + step, ... below stop, of one axis."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    @property
+    def size(self) -> int:
+        return max(0, -(-(self.stop - self.start) // self.step))
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop, self.step)
+
+
+Region = tuple[Interval, ...]
+"""One interval for each axis of a tensor."""
+
+
+def volume(region: Region) -> int:
+    """The number of entries in `region`."""
+    return prod(interval.size for interval in region)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The logical elements [start, stop) of one segment that a rank owns.
+
+    `padding` elements follow them on the rank and are stored nowhere.
+    """
+
+    start: int
+    stop: int
+    padding: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def padded_size(self) -> int:
+        return self.stop - self.start + self.padding
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The lengths of a dimension's segments: a fused layer's parts lie one after another.
+
+    Interleaved segments (row 0 of each part, then row 1 of each) have equal lengths.
+    """
+
+    sizes: tuple[int, ...]
+    interleaved: bool = False
+
+
+Extents = Mapping[Dim, Extent]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
+
+    A `whole` axis is kept whole on every rank. An axis that follows no dimension has a fixed `size`.
+    """
+
+    dim: Dim | None
+    logical: int = 1
+    stored: int = 1
+    whole: bool = False
+    size: int = 1
+
+    def entries(self, count: int) -> int:
+        """Stored entries of `count` elements that begin at a unit's start; the last unit may be short."""
+        units, rest = divmod(count, self.logical)
+        return units * self.stored + -(-rest * self.stored // self.logical)
+
+    def counts(self, entries: int) -> range:
+        """The element counts that are stored as `entries` entries: the inverse of `entries`."""
+        first = (entries - 1) * self.logical // self.stored + 1
+        return range(max(0, first), entries * self.logical // self.stored + 1)
+
+    def admits(self, cut: Cut, length: int) -> bool:
+        """Whether `cut` splits no unit of a segment of `length` elements."""
+        if self.whole or self.dim is None or cut.size == 0:
+            return True
+        begins = cut.start % self.logical == 0
+        ends = cut.stop % self.logical == 0 or length in (cut.stop, cut.stop + cut.padding)
+        return begins and ends
+
+    def length(self, extents: Extents) -> int:
+        """Stored entries of the whole axis: parts round one by one."""
+        if self.dim is None:
+            return self.size
+        return sum(self.entries(size) for size in extents[self.dim].sizes)
+
+    def run(self, extent: Extent, segment: int, cut: Cut) -> Interval:
+        """The stored entries of `cut`, inside the segment with that index.
+
+        Raises LayoutError if the cut splits a unit, or if interleaved segments are packed.
+        """
+        length = extent.sizes[segment]
+        if not self.admits(cut, length):
+            raise LayoutError(
+                f"elements {cut.start} to {cut.stop} of {length} split a unit of the axis {self.dim}",
+                expected=f"multiples of {self.logical}",
+                found=f"{cut.start} and {cut.stop}",
+            )
+        if extent.interleaved:
+            return self._interleaved_run(len(extent.sizes), segment, cut)
+        offset = sum(self.entries(size) for size in extent.sizes[:segment])
+        start = offset + cut.start // self.logical * self.stored
+        return Interval(start, start + self.entries(cut.size))
+
+    def _interleaved_run(self, segments: int, segment: int, cut: Cut) -> Interval:
+        if self.logical != 1 or self.stored != 1:
+            raise LayoutError(
+                f"interleaved parts cannot be packed along the axis {self.dim}",
+                expected="one entry for each row",
+                found=f"{self.stored} for every {self.logical}",
+            )
+        start = cut.start * segments + segment
+        return Interval(start, start + cut.size * segments - (segments - 1 if cut.size else 0), segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a piece lies: the segment of each dimension, and the cut inside it.
+
+    A dimension without an entry means its first segment, whole.
+    """
+
+    segments: Mapping[Dim, int] = field(default_factory=dict)
+    cuts: Mapping[Dim, Cut] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The axes of one stored tensor, in the order of its shape."""
+
+    axes: tuple[Axis, ...]
+
+    def shape(self, extents: Extents) -> tuple[int, ...]:
+        """The whole tensor's shape in a layer with those extents."""
+        return tuple(axis.length(extents) for axis in self.axes)
+
+    def local_shape(self, extents: Extents, local: Extents) -> tuple[int, ...]:
+        """A rank's shape: whole axes follow the layer's `extents`, the others the rank's `local` ones."""
+        return tuple(axis.length(extents if axis.whole else local) for axis in self.axes)
+
+    def region(self, extents: Extents, place: Place, whole: Extents | None = None) -> Region:
+        """The entries of a tensor with those extents that hold the piece at `place`.
+
+        `whole` are the extents that whole axes follow, where they are not `extents`: those of the layer
+        while `extents` are a rank's. Raises LayoutError where the piece splits a unit.
+        """
+        return tuple(
+            _interval(axis, whole if whole is not None and axis.whole else extents, place) for axis in self.axes
+        )
+
+    def follows(self, dim: Dim) -> bool:
+        """Whether any axis follows `dim`."""
+        return any(axis.dim is dim for axis in self.axes)
+
+    def unit(self, dim: Dim) -> int:
+        """The number of elements of `dim` that must stay together on a rank."""
+        return max((axis.logical for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
+
+
+def _interval(axis: Axis, extents: Extents, place: Place) -> Interval:
+    if axis.dim is None:
+        return Interval(0, axis.size)
+    extent = extents[axis.dim]
+    segment = place.segments.get(axis.dim, 0)
+    whole = Cut(0, extent.sizes[segment])
+    return axis.run(extent, segment, whole if axis.whole else place.cuts.get(axis.dim, whole))
+
+
+def out(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:
+    """An axis along the output features."""
+    return Axis(Dim.OUT, logical, stored, whole)
+
+
+def in_(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:
+    """An axis along the input features."""
+    return Axis(Dim.IN, logical, stored, whole)
+
+
+def part() -> Axis:
+    """An axis with one entry for each fused part; a layer that is not fused has one part."""
+    return Axis(Dim.PART)
+
+
+def expert() -> Axis:
+    """An axis with one entry for each expert."""
+    return Axis(Dim.EXPERT)
+
+
+def fixed(size: int) -> Axis:
+    """An axis that follows no dimension, whole on every rank."""
+    return Axis(None, size=size)
+
+
+def packing(bits: int, word: int = 32) -> tuple[int, int]:
+    """(logical, stored) of values of `bits` bits packed without gaps into words of `word` bits.
+
+    4 bits in 32 give (8, 1); 3 bits give (32, 3), where values straddle words.
+    """
+    common = gcd(bits, word)
+    return word // common, bits // common

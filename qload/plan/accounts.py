@@ -1,0 +1,183 @@
+"""What is wrong between declarations and stored tensors, and the tensors that nobody took."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from qload.checkpoint import TensorEntry
+from qload.checkpoint.names import split_name
+from qload.declare import ParameterKind, ParameterSpec
+from qload.dtypes import FLOATS
+from qload.findings import Finding, report
+from qload.plan.copies import Copy, Slot
+from qload.plan.targets import PlainTarget, Source, Target
+from qload.quantization import Quantization
+
+_SHAPE_RULES = {
+    ParameterKind.GROUP_SCALE: "QL301",
+    ParameterKind.PACKED: "QL302",
+    ParameterKind.BLOCK_SCALE: "QL303",
+    ParameterKind.ZERO_POINT: "QL305",
+}
+
+
+def check_entry(stored: ParameterSpec, entry: TensorEntry, source: Source, target: Target) -> Iterator[Finding]:
+    """Compare a stored tensor with its declaration: dtype, then shape."""
+    if entry.dtype not in stored.dtypes:
+        yield report(
+            _dtype_rule(stored),
+            f"the {stored.kind.value} has the wrong dtype",
+            where=entry.name,
+            file=entry.file,
+            expected=" or ".join(stored.dtypes),
+            found=entry.dtype,
+        )
+    declared = stored.layout.shape(source.geometry(target.geometry).extents)
+    fused = stored.layout.shape(source.fused_extents(target.geometry))
+    if not stored.matches(entry.shape, declared) and not stored.matches(entry.shape, fused):
+        yield report(
+            _SHAPE_RULES.get(stored.kind, "QL307"),
+            f"the {stored.kind.value} has the wrong shape",
+            where=entry.name,
+            file=entry.file,
+            expected=list(declared),
+            found=list(entry.shape),
+            remedy=f"{source.prefix} is {_size(target, source)} and {target.treatment.label}",
+        )
+
+
+def missing(name: str, spec: ParameterSpec, target: Target) -> Finding:
+    """A tensor that a layer needs and the checkpoint lacks."""
+    return report(
+        "QL201",
+        f"the {spec.kind.value} is not stored",
+        where=name,
+        expected=f"a tensor of a module that is {target.treatment.label}",
+        remedy="the checkpoint is incomplete, or its config names the wrong modules",
+    )
+
+
+def mixed_dtypes(spec: ParameterSpec, target: Target, dtypes: Iterable[str]) -> Finding:
+    return report(
+        "QL204",
+        f"the parts of one layer store their {spec.kind.value} in different dtypes",
+        where=f"{target.name}.{spec.name}",
+        expected="one dtype",
+        found=", ".join(sorted(dtypes)),
+    )
+
+
+def missing_plain(tensor: PlainTarget) -> Finding:
+    return report(
+        "QL201",
+        "a tensor of the model is not stored",
+        where=tensor.stored_as,
+        expected=f"shape {list(tensor.shape)}",
+        remedy="the checkpoint is incomplete, or was made for another architecture",
+    )
+
+
+def check_plain(tensor: PlainTarget, entry: TensorEntry) -> Iterator[Finding]:
+    """Compare a tensor that is loaded as it is with what the model has."""
+    if tensor.dtype in FLOATS and entry.dtype not in FLOATS:
+        yield report(
+            "QL308",
+            "the tensor has the wrong dtype",
+            where=entry.name,
+            file=entry.file,
+            expected=" or ".join(FLOATS),
+            found=entry.dtype,
+        )
+    if entry.shape != tensor.shape:
+        yield report(
+            "QL307",
+            "the tensor has the wrong shape",
+            where=entry.name,
+            file=entry.file,
+            expected=list(tensor.shape),
+            found=list(entry.shape),
+        )
+
+
+def plain_slot(tensor: PlainTarget, entry: TensorEntry, copies: tuple[Copy, ...]) -> Slot:
+    dtype = tensor.dtype or entry.dtype
+    fill = float("nan") if dtype in FLOATS else 0
+    return Slot(tensor.name.rpartition(".")[2], ParameterKind.WEIGHT, dtype, tensor.shape, fill, copies)
+
+
+def explain_leftovers(
+    left: Sequence[TensorEntry], targets: Sequence[Target], quantization: Quantization
+) -> Iterator[Finding]:
+    """Say of every tensor that nobody took what it most likely is."""
+    owners = {source.prefix: target for target in targets for source in target.sources}
+    foreign: dict[str, list[TensorEntry]] = defaultdict(list)
+    for entry in left:
+        prefix, leaf = split_name(entry.name)
+        owner = owners.get(prefix)
+        if owner is None:
+            yield _unexpected(entry)
+        elif leaf == "bias":
+            yield report(
+                "QL208",
+                "a bias is stored, and the model has none; it is not loaded",
+                where=entry.name,
+                file=entry.file,
+            )
+        elif owner.treatment.scheme is None:
+            foreign[prefix].append(entry)
+        else:
+            yield _unexpected(entry, f"{prefix} is {owner.treatment.label}")
+    for prefix, entries in foreign.items():
+        yield _stored_quantized(prefix, entries, quantization)
+
+
+def merge_unquantized(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Drop the missing tensors of modules for which a better reason was found."""
+    findings = list(findings)
+    explained = {finding.where for finding in findings if finding.code in ("QL101", "QL202")}
+    for finding in findings:
+        if finding.code != "QL201" or split_name(finding.where)[0] not in explained:
+            yield finding
+
+
+def _stored_quantized(prefix: str, entries: list[TensorEntry], quantization: Quantization) -> Finding:
+    names = ", ".join(split_name(entry.name)[1] for entry in entries)
+    if quantization.config is None:
+        return report(
+            "QL101",
+            "the module is stored quantized, and the checkpoint has no quantization config",
+            where=prefix,
+            file=entries[0].file,
+            found=names,
+            remedy="put the quantization_config into config.json",
+        )
+    return report(
+        "QL202",
+        "the config leaves the module unquantized, and it is stored quantized",
+        where=prefix,
+        file=entries[0].file,
+        expected="weight",
+        found=names,
+        remedy="correct the config's ignore list or targets",
+    )
+
+
+def _unexpected(entry: TensorEntry, remedy: str = "") -> Finding:
+    return report(
+        "QL210",
+        "nothing in the model reads this tensor",
+        where=entry.name,
+        file=entry.file,
+        found=f"{entry.dtype} {list(entry.shape)}",
+        remedy=remedy,
+    )
+
+
+def _dtype_rule(spec: ParameterSpec) -> str:
+    if spec.kind.is_scale:
+        return "QL304"
+    return "QL305" if spec.kind is ParameterKind.ZERO_POINT else "QL308"
+
+
+def _size(target: Target, source: Source) -> str:
+    geometry = source.geometry(target.geometry)
+    return f"{geometry.out_features} x {geometry.in_features}"

@@ -1,0 +1,60 @@
+"""What a model wants of a checkpoint: layers with their sources, and plain tensors."""
+
+from dataclasses import dataclass, replace
+
+from qload.geometry import Geometry, Part, Shard
+from qload.layout import Dim, Extent, Extents
+from qload.quantization import Treatment
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The tensors stored below `prefix`: `parts` consecutive parts of a layer from `part` on.
+
+    `expert` is the one that they belong to; None means that the layer has no experts, or that all lie in
+    one tensor. `before` and `after` are rows of other layers that are stored in the same tensors.
+    """
+
+    prefix: str
+    part: int = 0
+    parts: int = 1
+    expert: int | None = None
+    before: int = 0
+    after: int = 0
+
+    def geometry(self, layer: Geometry) -> Geometry:
+        """The geometry of the stored tensors. Parts that are fused on disk round as one."""
+        chosen = layer.select(self.part, self.parts)
+        if not chosen.interleaved:
+            rows = self.before + chosen.out_features + self.after
+            chosen = replace(chosen, parts=(Part("", rows),))
+        return chosen if self.expert is not None else replace(chosen, experts=layer.experts)
+
+    def fused_extents(self, layer: Geometry) -> Extents:
+        """As `geometry(layer).extents`, with an entry for each part along axes of parts."""
+        return {**self.geometry(layer).extents, Dim.PART: Extent((1,) * self.parts)}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A layer of the model: its name there, whole geometry, treatment, this rank's shard and the sources."""
+
+    name: str
+    geometry: Geometry
+    treatment: Treatment
+    shard: Shard
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTarget:
+    """A tensor that no layer of ours holds: its name in the model and on disk, shape, and dtype to cast to.
+
+    Without a dtype the stored one is kept.
+    """
+
+    name: str
+    stored_as: str
+    shape: tuple[int, ...]
+    dtype: str | None
+    required: bool = True

@@ -1,0 +1,166 @@
+"""Which method a checkpoint was made with, and what that method does to each module."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from qload.checkpoint import Checkpoint
+from qload.declare import ParameterSpec, complete
+from qload.errors import CheckpointError, MethodError, PluginError
+from qload.findings import Finding, report
+from qload.geometry import Geometry
+from qload.hookspecs import Claim, ModuleInfo, Scheme
+from qload.registry import UNQUANTIZED, Method, Registry
+
+_SECTIONS = ("quantization_config", "compression_config")
+_NESTED = ("text_config", "llm_config", "thinker_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """A method and what it does to one module; without a scheme the module is not quantized."""
+
+    method: Method
+    scheme: Scheme | None
+
+    @property
+    def label(self) -> str:
+        """The method and its scheme in words, the same for all modules treated alike."""
+        return self.method.name if self.scheme is None else f"{self.method.name} {self.scheme}"
+
+
+@dataclass(slots=True)
+class Quantization:
+    """A checkpoint's method with its config, and the method for everything that it leaves alone.
+
+    `modules` are the names of the tensors stored below each module.
+    """
+
+    method: Method
+    unquantized: Method
+    config: BaseModel | None = None
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def treat(self, module: ModuleInfo) -> Treatment:
+        """What is done to a module, given what the checkpoint stores below its name.
+
+        Raises ValueError where the config asks for what the method cannot do, PluginError where the
+        plugin itself fails.
+        """
+        module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
+        try:
+            scheme = self.method.declaration["qload_scheme_for"](self.config, module)
+        except ValueError:
+            raise
+        except Exception as error:
+            fault = f"qload_scheme_for raises {type(error).__name__}: {error}"
+            raise PluginError(self.method.name, [fault], module.name) from error
+        return Treatment(self.method if scheme is not None else self.unquantized, scheme)
+
+    def declare(self, treatment: Treatment, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+        """The tensors of a layer with that treatment, its bias and axis of experts included."""
+        key = (treatment.method.name, treatment.scheme, geometry)
+        if key not in self._declared:
+            create = treatment.method.declaration["qload_create_weights"]
+            self._declared[key] = complete(tuple(create(treatment.scheme, geometry)), geometry)
+        return self._declared[key]
+
+
+def unquantized(registry: Registry, modules: Mapping[str, tuple[str, ...]] | None = None) -> Quantization:
+    """What loads a checkpoint to which no method does anything."""
+    method = registry.method(UNQUANTIZED)
+    return Quantization(method, method, modules=modules or {})
+
+
+def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
+    """The quantization of a checkpoint, from its config, a side file, or a plugin that recognises it.
+
+    Raises MethodError if its method cannot be had, CheckpointError if its config breaks the schema.
+    """
+    section = find_section(checkpoint.config)
+    name = section.get("quant_method") if section is not None else None
+    if isinstance(name, str) and name in registry.names:
+        return _bind(registry.method(name), section, "config.json", checkpoint, registry)
+    claimed = _claim(checkpoint, registry)
+    if claimed is not None:
+        method, claim = claimed
+        return _bind(method, claim.config, claim.source, checkpoint, registry)
+    if section is None:
+        return unquantized(registry, checkpoint.modules)
+    raise _unknown(name, checkpoint, registry)
+
+
+def find_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The quantization config inside a model's config, also where a nested text config holds it."""
+    for holder in (config, *(config.get(key) for key in _NESTED)):
+        for key in _SECTIONS:
+            if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
+                section: Mapping[str, Any] = holder[key]
+                return section or None
+    return None
+
+
+def _unknown(name: object, checkpoint: Checkpoint, registry: Registry) -> CheckpointError:
+    finding = report(
+        "QL104",
+        "no installed plugin knows the quantization method",
+        where="quantization_config.quant_method",
+        file="config.json",
+        expected=f"one of {', '.join(registry.names)}",
+        found=repr(name),
+        remedy="install the plugin of that method, or correct the name",
+    )
+    return CheckpointError(str(checkpoint.path), [finding])
+
+
+def _claim(checkpoint: Checkpoint, registry: Registry) -> tuple[Method, Claim] | None:
+    claims = [
+        (method, claim) for method in registry.methods() if (claim := _ask(method, checkpoint)) is not None
+    ]
+    if not claims:
+        return None
+    claims.sort(key=lambda pair: -pair[1].specificity)
+    (method, best), *others = claims
+    if others and others[0][1].specificity == best.specificity:
+        raise MethodError(
+            f"{method.name} and {others[0][0].name} both claim the checkpoint, and neither more surely",
+            method=method.name,
+            where=str(checkpoint.path),
+            remedy="block one of them with QLOAD_DISABLE",
+        )
+    return method, best
+
+
+def _ask(method: Method, checkpoint: Checkpoint) -> Claim | None:
+    hook = method.declaration.get("qload_claim")
+    if hook is None:
+        return None
+    try:
+        claim: Claim | None = hook(checkpoint.config, checkpoint)
+    except Exception as error:
+        raise PluginError(method.name, [f"qload_claim raises {type(error).__name__}: {error}"]) from error
+    return claim
+
+
+def _bind(
+    method: Method, section: Mapping[str, Any] | None, source: str, checkpoint: Checkpoint, registry: Registry
+) -> Quantization:
+    plain = registry.method(UNQUANTIZED)
+    if method.info.config is None:
+        return Quantization(method, plain, modules=checkpoint.modules)
+    try:
+        config = method.info.config.model_validate(section or {})
+    except ValidationError as error:
+        raise CheckpointError(str(checkpoint.path), list(_schema_findings(error, source))) from error
+    return Quantization(method, plain, config, checkpoint.modules)
+
+
+def _schema_findings(error: ValidationError, source: str) -> Iterator[Finding]:
+    for fault in error.errors(include_url=False):
+        place = ".".join(map(str, fault["loc"])) or "the config"
+        yield report("QL105", fault["msg"], where=place, file=source, found=repr(fault.get("input"))[:80])

@@ -1,0 +1,31 @@
+"""The part of qload that imports torch: layers, reading, loading, and transformers models."""
+
+from qload.torch.layers import (
+    ColumnParallelLinear,
+    ExpertLinear,
+    Experts,
+    Layer,
+    MergedColumnParallelLinear,
+    ParallelLMHead,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    make_experts,
+)
+from qload.torch.sites import Site
+
+__all__ = [
+    "ColumnParallelLinear",
+    "ExpertLinear",
+    "Experts",
+    "Layer",
+    "MergedColumnParallelLinear",
+    "ParallelLMHead",
+    "QKVParallelLinear",
+    "ReplicatedLinear",
+    "RowParallelLinear",
+    "Site",
+    "VocabParallelEmbedding",
+    "make_experts",
+]

@@ -1,0 +1,76 @@
+"""What storage formats share: unpacking values, and scaling them by group, block, channel or tensor."""
+
+import torch
+from torch import Tensor
+
+
+def unpack(words: Tensor, bits: int, count: int) -> Tensor:
+    """Unsigned values of `bits` bits (1 to 8) packed along the last axis without gaps, low bits first.
+
+    words [..., n] of any integer dtype into uint8 [..., count]. A value may straddle words.
+    """
+    stream = words.contiguous().view(torch.uint8)
+    if bits == 8:
+        return stream[..., :count]
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)
+        return (torch.bitwise_right_shift(stream.unsqueeze(-1), shifts) & _mask(bits)).flatten(-2)[..., :count]
+    return take(words, bits, torch.arange(count, device=words.device))
+
+
+def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
+    """The values at positions `index` [k] of what `unpack` would give: uint8 [..., k]."""
+    stream = words.contiguous().view(torch.uint8)
+    first = index * bits // 8
+    second = (first + 1).clamp_max(stream.shape[-1] - 1)
+    window = stream[..., first].to(torch.int32) | (stream[..., second].to(torch.int32) << 8)
+    shifted = torch.bitwise_right_shift(window, (index * bits % 8).to(torch.int32))
+    return (shifted & _mask(bits)).to(torch.uint8)
+
+
+def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int) -> Tensor:
+    """(values - zero) * scale, computed in the scale's dtype, with a scale for every `group` columns.
+
+    values [rows, columns], scale and zero [rows, groups]; the last group may be short.
+    """
+    columns = values.shape[-1]
+    dense = values.to(scale.dtype)
+    if columns % group:
+        scale = _spread(scale, group, columns)
+        zero = _spread(zero, group, columns) if isinstance(zero, Tensor) else zero
+        return (dense - _as(zero, scale)) * scale
+    grouped = dense.unflatten(-1, (columns // group, group))
+    if isinstance(zero, Tensor):
+        zero = zero.unsqueeze(-1)
+    scaled: Tensor = (grouped - _as(zero, scale)) * scale.unsqueeze(-1)
+    return scaled.flatten(-2)
+
+
+def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Tensor) -> Tensor:
+    """As `scale_groups`, with the group of each column in `index` [columns]."""
+    order = index.long()
+    zero = zero[:, order] if isinstance(zero, Tensor) else zero
+    scale = scale[:, order]
+    return (values.to(scale.dtype) - _as(zero, scale)) * scale
+
+
+def scale_blocks(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+    """values * scale, computed in the scale's dtype, with a scale for every block of rows and columns.
+
+    values [rows, columns], scale [ceil(rows / block[0]), ceil(columns / block[1])].
+    """
+    rows, columns = values.shape
+    tall = scale.repeat_interleave(block[0], 0)[:rows]
+    return values.to(scale.dtype) * _spread(tall, block[1], columns)
+
+
+def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
+    return scale.repeat_interleave(group, -1)[..., :columns]
+
+
+def _as(zero: Tensor | int, scale: Tensor) -> Tensor | int:
+    return zero.to(scale.dtype) if isinstance(zero, Tensor) else zero
+
+
+def _mask(bits: int) -> int:
+    return (1 << bits) - 1

@@ -1,0 +1,157 @@
+"""Builds transformers models without weights, and finishes them once theirs are there."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as hf_init
+
+from qload.checkpoint import Checkpoint
+from qload.errors import ModelError
+from qload.torch.dtypes import dtype_code, make_filled, torch_dtype
+
+_SECTIONS = ("quantization_config", "compression_config")
+
+
+def build_model(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> PreTrainedModel:
+    """The checkpoint's architecture on the meta device, not initialised, not tied, not quantized.
+
+    Code that comes with a checkpoint is never run. Raises ModelError for an architecture that transformers
+    does not have.
+    """
+    config = read_config(checkpoint)
+    chosen = choose_dtype(dtype, getattr(config, "dtype", None), checkpoint)
+    try:
+        with torch.device("meta"), hf_init.no_init_weights(), hf_init.no_tie_weights():
+            model: PreTrainedModel = _model_class(config)._from_config(config, dtype=chosen)
+    except (ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"transformers cannot build the model: {_first_line(error)}",
+            where=str(checkpoint.path / "config.json"),
+            found=", ".join(config.architectures or [config.model_type]),
+        ) from error
+    model.eval()
+    return model
+
+
+def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The model's config, without the section on quantization, on which transformers would act."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            checkpoint.path, trust_remote_code=False, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"transformers cannot read the config: {_first_line(error)}",
+            where=str(checkpoint.path / "config.json"),
+            remedy="check model_type and architectures; code that comes with a checkpoint is never run",
+        ) from error
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for section in _SECTIONS:
+            if part is not None and hasattr(part, section):
+                delattr(part, section)
+    return config
+
+
+def choose_dtype(
+    asked: torch.dtype | str | None, written: torch.dtype | str | None, checkpoint: Checkpoint
+) -> torch.dtype:
+    """The dtype that is asked for, or written in the config, or that of the first plain tensor."""
+    for dtype in (asked, written):
+        if dtype is not None:
+            return torch_dtype(dtype_code(dtype))
+    stored = (entry.dtype for entry in checkpoint.tensors.values())
+    return torch_dtype(next((code for code in stored if code in ("F16", "BF16", "F32")), "F32"))
+
+
+def kept_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a module or tensor: some models keep a few of theirs in float32."""
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
+    for pattern, kept in plan.items():
+        if re.search(rf"(^|\.){pattern}($|\.)", name):
+            return kept
+    return dtype
+
+
+def finish_model(model: PreTrainedModel, path: Path, device: torch.device) -> None:
+    """Let the model compute what no checkpoint stores (rotary frequencies), and read its generation config.
+
+    Raises ModelError for whatever stays without a value.
+    """
+    waiting = {
+        name: missing
+        for name, module in model.named_modules()
+        if (missing := [leaf for leaf, tensor in _own_tensors(module) if tensor.is_meta])
+    }
+    for name, module in model.named_modules():
+        _prepare(module, waiting.get(name, []), device)
+    if waiting:
+        model.initialize_weights()
+    for name, leaves in waiting.items():
+        _check_written(name, model.get_submodule(name), leaves)
+    _read_generation_config(model, path)
+
+
+def _prepare(module: nn.Module, missing: list[str], device: torch.device) -> None:
+    """Give tensors without data some that cannot pass for it, and mark all others as not to be touched."""
+    for _, tensor in _own_tensors(module):
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    for leaf in missing:
+        _put_unwritten(module, leaf, device)
+    if not missing:
+        module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _read_generation_config(model: PreTrainedModel, path: Path) -> None:
+    if not (path / "generation_config.json").exists():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, TypeError) as error:
+        raise ModelError(
+            f"generation_config.json cannot be read: {_first_line(error)}", where=str(path)
+        ) from error
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+
+
+def _put_unwritten(module: nn.Module, leaf: str, device: torch.device) -> None:
+    old = getattr(module, leaf)
+    new = make_filled(tuple(old.shape), dtype_code(old.dtype), float("nan"), device)
+    if leaf in module._buffers:
+        module._buffers[leaf] = new
+    else:
+        module._parameters[leaf] = nn.Parameter(new, requires_grad=old.requires_grad)
+
+
+def _check_written(name: str, module: nn.Module, leaves: Iterable[str]) -> None:
+    for leaf in leaves:
+        tensor = getattr(module, leaf)
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise ModelError(
+                "the checkpoint does not store it, and the model does not compute it", where=f"{name}.{leaf}"
+            )
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that the config names, or the causal language model of its type."""
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise ValueError(f"there is no causal language model for {config.model_type}")
+    model_class: type[PreTrainedModel] = mapping[type(config)]
+    return model_class
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

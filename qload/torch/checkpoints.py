@@ -1,0 +1,74 @@
+"""Opens a checkpoint for loading, and picks what reads its data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qload.checkpoint import Checkpoint, TensorEntry
+from qload.dtypes import storage_bytes
+from qload.errors import CheckpointError, QloadError
+from qload.findings import report
+from qload.registry import Registry
+from qload.torch.dtypes import dtype_code
+from qload.torch.reading import FileReader, MemoryReader, Reader
+from qload.torch.staging import Staging
+from qload.validation.report import open_checkpoint
+
+
+def open_for_loading(
+    path: str | Path, registry: Registry, device: torch.device, *, allow_pickle: bool = False
+) -> tuple[Checkpoint, Reader]:
+    """The checkpoint in a folder, and the reader of its data.
+
+    Pickled weights are read only with `allow_pickle`, and then by torch's unpickler for weights, which runs
+    no code of theirs. Raises CheckpointError where they are not allowed.
+    """
+    checkpoint = open_checkpoint(Path(path), registry)
+    if not checkpoint.pickled:
+        return checkpoint, FileReader(checkpoint.path, Staging(device))
+    if not allow_pickle:
+        finding = report(
+            "QL001",
+            "the weights are pickled, and unpickling can run code",
+            file=", ".join(checkpoint.pickled),
+            remedy="convert them to safetensors, or load with allow_pickle=True",
+        )
+        raise CheckpointError(str(path), [finding])
+    return _unpickle(checkpoint)
+
+
+def list_entries(tensors: Mapping[str, Tensor], file: str = "memory") -> dict[str, TensorEntry]:
+    """What a header would say of tensors that are in memory."""
+    codes = {name: dtype_code(tensor.dtype) for name, tensor in tensors.items()}
+    return {
+        name: TensorEntry(
+            name, codes[name], tuple(tensor.shape), file, 0, storage_bytes(codes[name], tensor.numel())
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _unpickle(checkpoint: Checkpoint) -> tuple[Checkpoint, Reader]:
+    tensors: dict[str, Tensor] = {}
+    entries: dict[str, TensorEntry] = {}
+    for file in checkpoint.pickled:
+        loaded = _load_pickled(checkpoint.path / file, file)
+        found = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+        tensors |= found
+        entries |= list_entries(found, file)
+    opened = Checkpoint(checkpoint.path, checkpoint.config, entries, checkpoint.files, checkpoint.findings)
+    return opened, MemoryReader(tensors)
+
+
+def _load_pickled(path: Path, name: str) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise QloadError("the pickled weights cannot be read safely", where=name, found=reason) from error
+    if not isinstance(state, dict):
+        raise QloadError("the pickled file holds no weights", where=name, found=type(state).__name__)
+    return state

@@ -1,0 +1,121 @@
+"""Carries a plan out: makes each layer's parameters, copies into them, and runs its post-load hook."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qload.declare import ParameterKind
+from qload.errors import CheckpointError
+from qload.findings import Finding, report
+from qload.plan import LayerPlan, Plan, Slot
+from qload.torch.dtypes import make_filled
+from qload.torch.layers import Layer
+from qload.torch.progress import Progress, ProgressHook
+from qload.torch.reading import Reader
+
+
+@dataclass(slots=True)
+class _Tally:
+    total: int
+    hook: ProgressHook | None
+    read: int = 0
+    done: int = 0
+
+    def add(self, read: int, done: int, layer: str) -> None:
+        self.read += read
+        self.done += done
+        if self.hook is not None:
+            self.hook(Progress(self.done, self.total, layer))
+
+
+def fill(
+    plan: Plan,
+    find: Callable[[str], nn.Module],
+    reader: Reader,
+    device: torch.device,
+    *,
+    path: str,
+    progress: ProgressHook | None = None,
+) -> int:
+    """Load every layer of the plan, one after another; returns the bytes read.
+
+    `find` gives the module of a layer's name. Raises CheckpointError with every scale that is not a number
+    and every index out of range, once all are read.
+    """
+    tally = _Tally(plan.bytes_read, progress)
+    findings: list[Finding] = []
+    try:
+        for layer in plan.layers:
+            findings += _fill_layer(layer, find(layer.name), reader, device, tally)
+    finally:
+        reader.close()
+    if findings:
+        raise CheckpointError(path, findings)
+    return tally.read
+
+
+def _fill_layer(
+    layer: LayerPlan, module: nn.Module, reader: Reader, device: torch.device, tally: _Tally
+) -> Iterator[Finding]:
+    findings: list[Finding] = []
+    for slot in layer.slots:
+        tensor = make_filled(slot.shape, slot.dtype, slot.fill, device)
+        for copy in slot.copies:
+            region = tensor[tuple(interval.slice for interval in copy.destination)]
+            tally.add(reader.read(copy, region), copy.nbytes, layer.name)
+        _put(module, slot.name, tensor)
+        findings += _check_values(slot, tensor)
+    if isinstance(module, Layer):
+        _leave_out(module, layer)
+        if not findings and module.hooks.process is not None:
+            module.hooks.process(module)
+    return iter(findings)
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(module, Layer):
+        module.set_tensor(name, tensor)
+    elif name in module._buffers:
+        module._buffers[name] = tensor
+    else:
+        trains = tensor.is_floating_point() and module.get_parameter(name).requires_grad
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=trains)
+
+
+def _leave_out(module: Layer, layer: LayerPlan) -> None:
+    """Take away the optional parameters that the checkpoint does not have."""
+    present = {slot.name for slot in layer.slots}
+    for name in module.specs.keys() - present:
+        module.set_tensor(name, None)
+
+
+def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
+    if not slot.copies:
+        return
+    first = slot.copies[0].entry
+    if slot.kind.is_scale and tensor.is_floating_point() and not _is_finite(tensor):
+        yield report(
+            "QL501",
+            "the scale is not a finite number everywhere",
+            where=first.name,
+            file=first.file,
+            remedy="the checkpoint is damaged, or was quantized with overflowing statistics",
+        )
+    if slot.kind is ParameterKind.INDEX and slot.bounds is not None:
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < slot.bounds[0] or high >= slot.bounds[1]:
+            yield report(
+                "QL505",
+                "the index points outside of what there is",
+                where=first.name,
+                file=first.file,
+                expected=f"{slot.bounds[0]} to {slot.bounds[1] - 1}",
+                found=f"{low} to {high}",
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    wide = tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.float32)
+    return bool(torch.isfinite(wide).all())

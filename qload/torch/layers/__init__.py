@@ -1,0 +1,27 @@
+"""Layers whose tensors are declared by a method and cut by a shard."""
+
+from qload.torch.layers.base import Layer
+from qload.torch.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from qload.torch.layers.experts import ExpertLinear, Experts, Gate, make_experts
+from qload.torch.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+
+__all__ = [
+    "ColumnParallelLinear",
+    "ExpertLinear",
+    "Experts",
+    "Gate",
+    "Layer",
+    "MergedColumnParallelLinear",
+    "ParallelLMHead",
+    "QKVParallelLinear",
+    "ReplicatedLinear",
+    "RowParallelLinear",
+    "VocabParallelEmbedding",
+    "make_experts",
+]

@@ -1,0 +1,144 @@
+"""What every layer is: declared tensors of one rank's share, and a method's hooks to compute with them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qload.declare import ParameterKind, ParameterSpec
+from qload.geometry import Geometry, Sharding, replicated
+from qload.plan import Source
+from qload.quantization import Treatment
+from qload.sharding import cut_layer
+from qload.torch.dtypes import make_filled
+from qload.torch.hooks import bind
+from qload.torch.pieces import Piece, Selection, select_pieces
+from qload.torch.sites import Site
+
+
+class Layer(nn.Module):
+    """A layer of which this rank holds one shard, in whatever form its method stores it.
+
+    The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
+    the checkpoint that fill it. Raises ShardError where the site's rank and size split a unit.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        sources: Sequence[Source],
+        site: Site,
+        treatment: Treatment,
+        sharding: Sharding = replicated,
+    ) -> None:
+        super().__init__()
+        self.name = site.name
+        self.geometry = geometry
+        self.sources = tuple(sources)
+        self.treatment = treatment
+        self.hooks = bind(treatment.method.runtime)
+        self.quantize_activations = True
+        specs = [spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded]
+        self.specs = {spec.name: spec for spec in specs}
+        self.shard = cut_layer(geometry, sharding, specs, site.name, site.rank, site.size)
+        self.local = self.shard.local(geometry)
+        self._selections = select_pieces(specs, geometry, self.local)
+        self.allocate("meta")
+
+    @property
+    def scheme(self) -> Any:
+        """What the layer's method does to it, a value of the method's own; None where it is not quantized."""
+        return self.treatment.scheme
+
+    def allocate(self, device: torch.device | str) -> None:
+        """Make every parameter on `device`, in the first dtype that its declaration allows, unwritten."""
+        for spec in self.specs.values():
+            shape = spec.layout.local_shape(self.geometry.extents, self.local.extents)
+            dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
+            self.set_tensor(spec.name, make_filled(shape, dtype, spec.fill, torch.device(device)))
+
+    def set_tensor(self, name: str, tensor: Tensor | None) -> None:
+        """Put a tensor in a declared parameter's place; None for an optional one that is not there."""
+        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+        self.register_parameter(name, parameter)
+
+    def pieces(self, expert: int | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
+        """The layer's parts, of one expert, as the hooks see them.
+
+        With `dtype`, scales are cast to it first, so that the hooks compute in it.
+        """
+        return [self._piece(selection, expert, dtype) for selection in self._selections]
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight as the method means it, [out_features, in_features], or [experts, ...] of that.
+
+        Of this rank's share, padding included; in the dtype of the stored scales, or computed in `dtype`.
+        """
+        if self.local.experts is None:
+            return self._dequantize(None, dtype)
+        return torch.stack([self._dequantize(expert, dtype) for expert in range(self.local.experts)])
+
+    def compute(self, x: Tensor, expert: int | None = None) -> Tensor:
+        """x [..., in_features] into [..., out_features] with this rank's weight and bias."""
+        bias = getattr(self, "bias", None)
+        if bias is not None and expert is not None:
+            bias = bias[expert]
+        pieces = self.pieces(expert)
+        if len(pieces) == 1:
+            return self.hooks.apply(pieces[0], x, bias)
+        y = self._join([self.hooks.apply(piece, x, None).movedim(-1, 0) for piece in pieces]).movedim(0, -1)
+        return y if bias is None else y + bias
+
+    def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
+        return self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)])
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        """Put the rows of the parts together, as the layer has them."""
+        if len(parts) == 1:
+            return parts[0]
+        return torch.stack(parts, 1).flatten(0, 1) if self.geometry.interleaved else torch.cat(parts)
+
+    def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
+        tensors: dict[str, Tensor | None] = {}
+        for name, spec in self.specs.items():
+            tensor = getattr(self, name)
+            if tensor is not None:
+                index = selection.indices[name]
+                tensor = tensor[index if expert is None else (expert, *index)]
+                tensor = tensor if dtype is None else _cast_scale(tensor, spec, dtype)
+            tensors[name] = tensor
+        return Piece(
+            self.treatment.scheme,
+            selection.out_features,
+            self.local.in_features,
+            self.quantize_activations,
+            tensors,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
+        """Move without casting what a method stores: `.half()` must not turn scales into another dtype."""
+        kept = {id(getattr(self, name)) for name, spec in self.specs.items() if not spec.cast}
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            changed = id(tensor) in kept and moved.dtype != tensor.dtype
+            return tensor.to(moved.device) if changed else moved
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def extra_repr(self) -> str:
+        experts = f"experts={self.local.experts}, " if self.local.experts is not None else ""
+        shard = f", rank {self.shard.rank} of {self.shard.size}" if self.shard.size > 1 else ""
+        return (
+            f"{experts}in_features={self.local.in_features}, out_features={self.local.out_features}, "
+            f"{self.treatment.label}{shard}"
+        )
+
+
+def _cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:
+    """Scales, and what is computed with like them; 8-bit floats keep the dtype that gives them meaning."""
+    computed = spec.kind.is_scale or spec.kind in (ParameterKind.ZERO_POINT, ParameterKind.WEIGHT)
+    wide = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    return tensor.to(dtype) if computed and wide else tensor

@@ -1,0 +1,114 @@
+"""The vocabulary's layers: an embedding table and a head, divided by rows."""
+
+import torch
+from torch import Tensor
+
+from qload.errors import CapabilityError, ModelError
+from qload.geometry import Kind, single, vocabulary
+from qload.plan import Source
+from qload.quantization import Treatment
+from qload.torch.dtypes import dtype_code, torch_dtype
+from qload.torch.layers.base import Layer
+from qload.torch.sites import Site
+
+
+class _VocabularyLayer(Layer):
+    kind = Kind.EMBEDDING
+    class_name = "Embedding"
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        features: int,
+        site: Site,
+        *,
+        bias: bool = False,
+        multiple: int = 64,
+        source: Source | None = None,
+        treatment: Treatment | None = None,
+    ) -> None:
+        geometry = single(vocabulary_size, features, kind=self.kind, dtype=dtype_code(site.dtype), bias=bias)
+        source = source or Source(site.name)
+        treatment = treatment or site.treat((source,), self.kind, self.class_name)
+        super().__init__(geometry, (source,), site, treatment, vocabulary(multiple))
+        self.vocabulary_size = vocabulary_size
+
+
+class VocabParallelEmbedding(_VocabularyLayer):
+    """An embedding table of which this rank holds some rows, and the padding's share.
+
+    Raises CapabilityError, also for every subclass, where the table's method cannot look rows up.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        site: Site,
+        *,
+        multiple: int = 64,
+        source: Source | None = None,
+        treatment: Treatment | None = None,
+    ) -> None:
+        super().__init__(
+            num_embeddings, embedding_dim, site, multiple=multiple, source=source, treatment=treatment
+        )
+        if self.hooks.embedding is None:
+            raise CapabilityError(self.treatment.method.name, "qload_embedding", site.name)
+        self._look_up = self.hooks.embedding
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.vocabulary_size
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.local.in_features
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] into [..., embedding_dim]: zeros for the rows that other ranks hold."""
+        piece = self.pieces()[0]
+        if self.shard.size == 1:
+            rows = self._look_up(piece, ids.reshape(-1))
+        else:
+            rows = self._look_up_owned(ids.reshape(-1))
+        return rows.to(torch_dtype(self.geometry.dtype)).reshape(*ids.shape, self.embedding_dim)
+
+    def _look_up_owned(self, ids: Tensor) -> Tensor:
+        cut = self.shard.out[0]
+        owned = (ids >= cut.start) & (ids < cut.stop)
+        rows = self._look_up(self.pieces()[0], torch.where(owned, ids - cut.start, 0))
+        return torch.where(owned[:, None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+
+
+class ParallelLMHead(_VocabularyLayer):
+    """The head: logits of this rank's rows of the vocabulary. It needs no embedding hook."""
+
+    kind = Kind.LM_HEAD
+    class_name = "Linear"
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [..., features] into logits [..., rows of this rank, padding included]."""
+        return self.compute(hidden)
+
+    def tie(self, embedding: VocabParallelEmbedding) -> None:
+        """Share the table of an embedding, quantized or not, instead of having one.
+
+        Raises ModelError where the two are not alike.
+        """
+        if embedding.local.extents != self.local.extents:
+            raise ModelError(
+                "a head can only be tied to a table of its own shape",
+                where=self.name,
+                expected=f"{self.local.out_features} x {self.local.in_features}",
+                found=f"{embedding.local.out_features} x {embedding.local.in_features}",
+            )
+        bias = getattr(self, "bias", None)
+        for name in self.specs:
+            delattr(self, name)
+        self.treatment, self.hooks = embedding.treatment, embedding.hooks
+        self.specs, self._selections = dict(embedding.specs), embedding._selections
+        for name in embedding.specs:
+            self.register_parameter(name, getattr(embedding, name))
+        if bias is not None:
+            self.register_parameter("bias", bias)

@@ -1,0 +1,110 @@
+"""A mixture's experts: two stacks of linear layers with a gate between them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qload.geometry import Geometry, Kind, Part, Sharding, column, row
+from qload.plan import Source
+from qload.quantization import Treatment
+from qload.torch.dtypes import dtype_code
+from qload.torch.layers.base import Layer
+from qload.torch.sites import Site
+
+Gate = Callable[[Tensor], Tensor]
+
+
+class ExpertLinear(Layer):
+    """One linear layer for each expert, stored as a stack."""
+
+    def __init__(
+        self,
+        experts: int,
+        in_features: int,
+        parts: Sequence[Part],
+        site: Site,
+        *,
+        sources: Sequence[Source],
+        sharding: Sharding,
+        treatment: Treatment | None = None,
+    ) -> None:
+        geometry = Geometry(in_features, tuple(parts), experts, Kind.EXPERTS, dtype_code(site.dtype))
+        treatment = treatment or site.treat(sources, Kind.LINEAR, "Linear")
+        super().__init__(geometry, sources, site, treatment, sharding)
+
+
+class Experts(nn.Module):
+    """Experts of `hidden_size` with a fused gate and up projection of `intermediate_size` each.
+
+    `gate` turns the fused projections [..., 2 * intermediate_size] into [..., intermediate_size].
+    """
+
+    def __init__(self, gate_up_proj: ExpertLinear, down_proj: ExpertLinear, gate: Gate) -> None:
+        super().__init__()
+        self.gate_up_proj = gate_up_proj
+        self.down_proj = down_proj
+        self.gate = gate
+
+    def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """hidden [tokens, hidden_size], ids and weights [tokens, k] into [tokens, hidden_size]."""
+        apply = self.gate_up_proj.hooks.apply_experts
+        if apply is not None:
+            return apply(self, hidden, expert_ids, expert_weights)
+        return apply_one_by_one(self, hidden, expert_ids, expert_weights)
+
+
+def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+    """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype."""
+    output = torch.zeros_like(hidden)
+    first = experts.gate_up_proj.shard.experts.start
+    for expert in expert_ids.unique().tolist():
+        local = expert - first
+        if not 0 <= local < (experts.gate_up_proj.local.experts or 0):
+            continue
+        tokens, choices = torch.where(expert_ids == expert)
+        up = experts.gate_up_proj.compute(hidden[tokens], local)
+        down = experts.down_proj.compute(experts.gate(up), local)
+        output.index_add_(0, tokens, (down * expert_weights[tokens, choices, None]).to(output.dtype))
+    return output
+
+
+def make_experts(
+    experts: int,
+    hidden_size: int,
+    intermediate_size: int,
+    site: Site,
+    *,
+    gate: Gate,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> Experts:
+    """Experts that a checkpoint stores one by one: `<site>.<expert>.<name>` for each of the three names."""
+    fused = [Part(name, intermediate_size) for name in names[:2]]
+    return Experts(
+        ExpertLinear(
+            experts,
+            hidden_size,
+            fused,
+            site.at("gate_up_proj"),
+            sources=expert_sources(site, experts, names[:2]),
+            sharding=column,
+        ),
+        ExpertLinear(
+            experts,
+            intermediate_size,
+            [Part(names[2], hidden_size)],
+            site.at("down_proj"),
+            sources=expert_sources(site, experts, names[2:]),
+            sharding=row,
+        ),
+        gate,
+    )
+
+
+def expert_sources(site: Site, experts: int, names: Sequence[str]) -> tuple[Source, ...]:
+    """The modules of experts that are stored one by one."""
+    return tuple(
+        Source(site.at(f"{expert}.{name}").name, number, expert=expert)
+        for expert in range(experts)
+        for number, name in enumerate(names)
+    )

@@ -1,0 +1,118 @@
+"""Loads a checkpoint as the transformers model that it is of, with qload's layers in it."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from qload.errors import ModelError
+from qload.plan import PlainTarget
+from qload.registry import Registry
+from qload.torch.building import build_model, finish_model, kept_dtype
+from qload.torch.dtypes import dtype_code
+from qload.torch.loading import Load, target_of
+from qload.torch.naming import Names, match_names
+from qload.torch.progress import LoadReport, ProgressHook
+from qload.torch.replacing import make_replacements, put
+from qload.torch.tying import Ties, find_ties, settle_names, tie
+
+_REPORT = "_qload_report"
+# Buffers that older checkpoints store, and that models compute now.
+_ONCE_STORED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.attn\.masked_bias$", r"\.attn\.bias$")
+
+
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    quantize_activations: bool = True,
+    registry: Registry | None = None,
+    progress: ProgressHook | None = None,
+    allow_pickle: bool = False,
+    ignore: Sequence[str] = (),
+) -> PreTrainedModel:
+    """Load the checkpoint in the folder `path`, in Hugging Face layout, as a transformers model.
+
+    Linear layers, embeddings, experts and the head are qload's, with the weights as they lie on disk; the
+    model is ready for `model(...)` and `model.generate(...)`. It computes in `dtype`, by default the config's.
+    With `quantize_activations=False`, schemes that quantize activations compute with the weights only.
+    `ignore` lists the codes of waivable findings. `qload.report(model)` says what was loaded.
+
+    Raises CheckpointError, with all findings at once, before memory is taken for the weights, or, for faults
+    that only the data shows, after reading; MethodError where the method cannot be had; ModelError where
+    transformers lacks the architecture.
+    """
+    load = Load.begin(
+        path, device=device, registry=registry, progress=progress, allow_pickle=allow_pickle, ignore=ignore
+    )
+    model = build_model(load.checkpoint, dtype)
+    names = settle_names(model, match_names(model, load.checkpoint))
+    ties = find_ties(model, names)
+    made = make_replacements(model, names, load.quantization, model.dtype, frozenset(ties.shared))
+    for layer in made.layers.values():
+        layer.quantize_activations = quantize_activations
+    load.mark("model")
+    plan = load.plan(
+        [target_of(name, layer) for name, layer in made.layers.items()],
+        _plain_targets(model, names, (*made.modules, *made.refused, *ties.shared)),
+        findings=[*ties.findings, *made.findings],
+        is_expected=_expected(model, names, made.refused),
+    )
+    load.copy(plan, lambda name: made.layers.get(name) or model.get_submodule(name))
+    _finish(model, made.modules, ties, load)
+    setattr(model, _REPORT, load.report(plan, model.dtype))
+    return model
+
+
+def report(model: nn.Module) -> LoadReport:
+    """What `load` did to make this model. Raises ModelError for a model that it did not make."""
+    found = getattr(model, _REPORT, None)
+    if not isinstance(found, LoadReport):
+        raise ModelError("qload.load did not make this model", found=type(model).__name__)
+    return found
+
+
+def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties, load: Load) -> None:
+    for name, module in modules.items():
+        put(model, name, module)
+    tie(model, ties, load.quantization)
+    finish_model(model, load.checkpoint.path, load.device)
+    # transformers then refuses `.half()` and `.float()`, which would cast what a method stores.
+    setattr(model, "is_quantized", load.quantization.config is not None)  # noqa: B010
+    load.mark("finish")
+
+
+def _plain_targets(model: PreTrainedModel, names: Names, replaced: Iterable[str]) -> Iterator[PlainTarget]:
+    """Every tensor of the model that no layer of ours holds."""
+    below = tuple(f"{name}." for name in replaced)
+    optional = _pattern(model._keys_to_ignore_on_load_missing)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name.startswith(below):
+            continue
+        dtype = kept_dtype(model, name, tensor.dtype) if tensor.is_floating_point() else tensor.dtype
+        yield PlainTarget(
+            name,
+            names.tensors.get(name, name),
+            tuple(tensor.shape),
+            dtype_code(dtype),
+            required=not optional.search(name),
+        )
+
+
+def _expected(model: PreTrainedModel, names: Names, refused: Iterable[str]) -> Callable[[str], bool]:
+    """Which stored tensors may be left over without a finding of their own.
+
+    Those that the model's class says it does not read, and those of modules that were refused already.
+    """
+    pattern = _pattern((*_ONCE_STORED, *(model._keys_to_ignore_on_load_unexpected or ())))
+    below = tuple(f"{source.prefix}." for name in refused for source in names.below(name))
+    return lambda name: pattern.search(name) is not None or name.startswith(below)
+
+
+def _pattern(patterns: Iterable[str] | None) -> re.Pattern[str]:
+    """One regex for any of several; one that matches nothing for none."""
+    return re.compile("|".join(f"(?:{each})" for each in patterns or ()) or r"(?!)")

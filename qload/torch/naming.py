@@ -1,0 +1,143 @@
+"""Which modules of a checkpoint fill which modules of a transformers model.
+
+A checkpoint's names may be older than the model's, and store experts one by one that the model stacks. The
+model's own conversion mapping says how.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightTransform
+
+from qload.checkpoint import Checkpoint
+from qload.plan import Source
+
+_STACK = "MergeModulelist"
+_FUSE = "Concatenate"
+_SPLIT = "Chunk"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The correspondence, both ways.
+
+    `sources` are the modules of the checkpoint that fill a module of the model, or a stack of experts there.
+    `tensors` are the checkpoint's names of the model's tensors. `parts` are the names of a stack's parts.
+    `unsupported` are modules that would have to be converted in a way that only dense tensors can be.
+    """
+
+    sources: Mapping[str, tuple[Source, ...]]
+    tensors: Mapping[str, str]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unsupported: tuple[str, ...] = ()
+
+    def below(self, name: str) -> Iterator[Source]:
+        """The sources of a module of the model and of everything below it."""
+        for path, sources in self.sources.items():
+            if path == name or path.startswith(f"{name}."):
+                yield from sources
+
+
+def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
+    """Rename every module and tensor of the checkpoint as the model calls it."""
+    renamer = _Renamer(model)
+    sources: dict[str, list[Source]] = defaultdict(list)
+    tensors: dict[str, str] = {}
+    unsupported = []
+    for module, leaves in checkpoint.modules.items():
+        places = renamer.place(module)
+        for path, source in places:
+            sources[path].append(source)
+        if not places:
+            unsupported.append(module)
+        for leaf in leaves:
+            name = f"{module}.{leaf}" if module else leaf
+            tensors[renamer.rename(name)] = name
+    ordered = {path: tuple(sorted(found, key=_order)) for path, found in sources.items()}
+    return Names(ordered, tensors, renamer.parts, tuple(unsupported))
+
+
+def _order(source: Source) -> tuple[int, int]:
+    return (source.expert or 0, source.part)
+
+
+class _Renamer:
+    def __init__(self, model: PreTrainedModel) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
+        self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        self._base = model.base_model_prefix
+        self._shapes = _shapes(model)
+        self.parts: dict[str, tuple[str, ...]] = {}
+
+    def rename(self, name: str) -> str:
+        """A tensor's name in the model, stacks aside."""
+        return self._prefix(_apply(name, self._renamings))
+
+    def place(self, module: str) -> list[tuple[str, Source]]:
+        """The modules or stacks of the model that a stored module fills; none where only a dense one could."""
+        name = _apply(f"{module}.weight", self._renamings)
+        for converter in self._converters:
+            renamed, pattern = converter.rename_source_key(name)
+            if pattern is not None:
+                operations = [type(operation).__name__ for operation in converter.operations]
+                if operations[:1] == [_STACK] and operations[1:] in ([], [_FUSE]):
+                    return self._stack(converter, pattern, name, self._prefix(renamed), module)
+                return self._split(converter, renamed, module) if operations == [_SPLIT] else []
+        return [(self._prefix(name).removesuffix(".weight"), Source(module))]
+
+    def _stack(
+        self, converter: WeightConverter, pattern: str, name: str, stack: str, module: str
+    ) -> list[tuple[str, Source]]:
+        """One of the modules that a stack of experts is made of."""
+        number = re.search(pattern.replace("*.", r"(\d+)\."), name)
+        if number is None:
+            return []
+        self.parts[stack] = tuple(_part(each) for each in converter.source_patterns)
+        return [(stack, Source(module, converter.source_patterns.index(pattern), expert=int(number[1])))]
+
+    def _split(self, converter: WeightConverter, renamed: str, module: str) -> list[tuple[str, Source]]:
+        """A module whose rows are, in equal shares, those of several modules of the model."""
+        first, *others = converter.target_patterns
+        names = [self._prefix(renamed.replace(first, target)) for target in (first, *others)]
+        rows = [self._shapes.get(name, (0,))[0] for name in names]
+        return [
+            (
+                name.removesuffix(".weight"),
+                Source(module, before=sum(rows[:number]), after=sum(rows[number + 1 :])),
+            )
+            for number, name in enumerate(names)
+        ]
+
+    def _prefix(self, name: str) -> str:
+        """Add or drop the base model's prefix where the model has the other name."""
+        start = f"{self._base}."
+        if name in self._shapes:
+            return name
+        if name.startswith(start) and name.removeprefix(start) in self._shapes:
+            return name.removeprefix(start)
+        return start + name if start + name in self._shapes else name
+
+
+def _part(pattern: str) -> str:
+    """The module's name at the end of a pattern: `mlp.experts.*.gate_proj.weight` gives gate_proj."""
+    return pattern.removesuffix(".weight").rpartition(".")[2]
+
+
+def _apply(name: str, renamings: Iterable[WeightTransform]) -> str:
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and buffer, under each of its names."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in {**tensors, **dict(model.named_buffers(remove_duplicate=False))}.items()
+    }

@@ -1,0 +1,29 @@
+"""Columns that are assigned to groups by an index, as activation order leaves them."""
+
+import torch
+
+from qload.errors import ModelError
+from qload.torch.layers import Layer
+
+
+def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) -> None:
+    """Drop an index of groups [parts, columns] that says only what the columns' positions say.
+
+    `ordered` is whether the method keeps the scales whole, as an order by activation needs. An index below
+    zero means no order. Raises ModelError where the columns are reordered, and the scales have been cut.
+    """
+    index = getattr(layer, name)
+    if index is None:
+        return
+    start, columns = layer.shard.in_.start, layer.local.in_features
+    position = torch.arange(start, start + columns, device=index.device) // group
+    plain = bool((index < 0).all()) or torch.equal(index, position.to(index.dtype).expand_as(index))
+    cut = columns != layer.geometry.in_features
+    if plain and not (cut and ordered):
+        layer.set_tensor(name, None)
+    elif cut and not ordered:
+        raise ModelError(
+            "the columns are reordered, and the config says that they are not",
+            where=f"{layer.name}.{name}",
+            remedy="correct the config, or load without tensor parallelism",
+        )

@@ -1,0 +1,84 @@
+"""Pieces: one part of one expert of a layer, which is what a method's hooks compute with.
+
+A method never sees fused parts or stacks of experts. A layer whose parts are stored alike, each ending with
+a whole unit, is one piece; otherwise every part is one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from qload.declare import ParameterSpec
+from qload.geometry import Geometry
+from qload.layout import Axis, Cut, Dim
+
+Index = tuple[int | slice, ...]
+
+
+class Piece:
+    """The tensors of one part of one expert, under their declared names; see `qload.hookspecs.Layer`."""
+
+    __slots__ = ("_tensors", "in_features", "out_features", "quantize_activations", "scheme")
+
+    def __init__(
+        self,
+        scheme: Any,
+        out_features: int,
+        in_features: int,
+        quantize_activations: bool,
+        tensors: Mapping[str, Tensor | None],
+    ) -> None:
+        self.scheme = scheme
+        self.out_features = out_features
+        self.in_features = in_features
+        self.quantize_activations = quantize_activations
+        self._tensors = tensors
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "_tensors")[name]
+        except KeyError:
+            raise AttributeError(f"the method declares no tensor {name!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How many rows a piece has, and what to index each tensor with, the expert's axis aside."""
+
+    out_features: int
+    indices: Mapping[str, Index]
+
+
+def select_pieces(specs: Sequence[ParameterSpec], geometry: Geometry, local: Geometry) -> tuple[Selection, ...]:
+    """The pieces of a layer of which a rank holds `local`."""
+    if _is_uniform(specs, local):
+        return (Selection(local.out_features, {spec.name: () for spec in specs}),)
+    return tuple(
+        Selection(part.size, {spec.name: _index(spec, geometry, local, number) for spec in specs})
+        for number, part in enumerate(local.parts)
+    )
+
+
+def _is_uniform(specs: Sequence[ParameterSpec], local: Geometry) -> bool:
+    if any(spec.layout.follows(Dim.PART) for spec in specs):
+        return False
+    if len(local.parts) == 1:
+        return True
+    units = [spec.layout.unit(Dim.OUT) for spec in specs]
+    return not local.interleaved and all(part.size % unit == 0 for part in local.parts[:-1] for unit in units)
+
+
+def _index(spec: ParameterSpec, geometry: Geometry, local: Geometry, part: int) -> Index:
+    axes = [axis for axis in spec.layout.axes if axis.dim is not Dim.EXPERT]
+    return tuple(_axis_index(axis, geometry if axis.whole else local, part) for axis in axes)
+
+
+def _axis_index(axis: Axis, holder: Geometry, part: int) -> int | slice:
+    if axis.dim is Dim.PART:
+        return part
+    if axis.dim is not Dim.OUT:
+        return slice(None)
+    extent = holder.extents[Dim.OUT]
+    return axis.run(extent, part, Cut(0, extent.sizes[part])).slice

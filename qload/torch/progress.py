@@ -1,0 +1,40 @@
+"""How far a load has come, and what it was."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from qload.findings import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes landed of all bytes, and the layer that they belong to."""
+
+    done: int
+    total: int
+    layer: str
+
+
+ProgressHook = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did.
+
+    `tensors` is the number of stored tensors, `bytes_read` what was read of them, `bytes_in_memory` what the
+    model holds now, `bytes_dense` what its weights would be in the dtype it computes in. `seconds` are by
+    phase. `layers` counts layers by method and scheme.
+    """
+
+    path: str
+    method: str
+    device: str
+    dtype: str
+    tensors: int
+    bytes_read: int
+    bytes_in_memory: int
+    bytes_dense: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()

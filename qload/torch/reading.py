@@ -1,0 +1,161 @@
+"""Reads the regions that a plan names, straight from files into parameters.
+
+A region whose bytes lie together in the file and in the parameter is read in place. Everything else goes
+through a staging buffer of fixed size: strips, casts, and other devices.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qload.errors import QloadError
+from qload.layout import Interval, Region
+from qload.plan import Copy
+from qload.torch.dtypes import torch_dtype
+from qload.torch.staging import Staging
+
+
+class Reader(Protocol):
+    """Whatever can fill a region of a parameter with what a copy names."""
+
+    def read(self, copy: Copy, destination: Tensor) -> int:
+        """Fill `destination`, the copy's region of the parameter; returns the bytes read from storage."""
+
+    def close(self) -> None:
+        """Wait for what is under way, and give everything back."""
+
+
+class FileReader:
+    """Reads from the files of a folder with `preadv`.
+
+    Raises QloadError, with the tensor and the file, where a file is shorter than its header said.
+    """
+
+    def __init__(self, folder: Path, staging: Staging) -> None:
+        self._folder = folder
+        self._staging = staging
+        self._files: dict[str, int] = {}
+
+    def read(self, copy: Copy, destination: Tensor) -> int:
+        dtype = torch_dtype(copy.entry.dtype)
+        block = _Block(copy, dtype, copy.view or (1,), copy.source or (Interval(0, 1),), copy.entry.start)
+        destination = destination.view([interval.size for interval in block.region])
+        in_place = destination.device.type == "cpu" and destination.dtype == dtype
+        if in_place and destination.is_contiguous() and block.is_contiguous:
+            self._fill(copy, destination, block.start + block.offset)
+            return destination.nbytes
+        return self._read_rows(block, destination)
+
+    def close(self) -> None:
+        self._staging.finish()
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+    def _read_rows(self, block: "_Block", destination: Tensor) -> int:
+        """Read whole rows of the first axis, as many as fit the buffer; a longer one, by its own rows."""
+        if block.row_bytes > self._staging.size and len(block.shape) > 1:
+            rows = block.rows
+            return sum(self._read_rows(row, part) for row, part in zip(rows, destination, strict=True))
+        fit = max(1, self._staging.size // max(1, block.row_bytes))
+        return sum(
+            self._read_run(block, run, destination[done : done + run.size]) for done, run in block.runs(fit)
+        )
+
+    def _read_run(self, block: "_Block", run: Interval, destination: Tensor) -> int:
+        nbytes = (run.stop - run.start) * block.row_bytes
+        with self._staging.borrow(nbytes) as buffer:
+            self._fill(block.copy, buffer, block.start + run.start * block.row_bytes)
+            rows = buffer.view(block.dtype).view(-1, *block.shape[1:])
+            inner = (interval.slice for interval in block.region[1:])
+            destination.copy_(rows[(slice(None, None, run.step), *inner)], non_blocking=True)
+        return nbytes
+
+    def _fill(self, copy: Copy, target: Tensor, start: int) -> None:
+        memory = memoryview(target.reshape(-1).view(torch.uint8).numpy().data)
+        done = 0
+        while done < len(memory):
+            count = os.preadv(self._open(copy.entry.file), [memory[done:]], start + done)
+            if count == 0:
+                raise QloadError(
+                    "the file ends before the tensor does",
+                    where=f"{copy.entry.name} in {copy.entry.file}",
+                    expected=f"{len(memory)} bytes at {start}",
+                    found=str(done),
+                    remedy="the file changed while it was read: download it again",
+                )
+            done += count
+
+    def _open(self, name: str) -> int:
+        if name not in self._files:
+            self._files[name] = os.open(self._folder / name, os.O_RDONLY)
+        return self._files[name]
+
+
+class MemoryReader:
+    """Copies from tensors that are in memory already."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def read(self, copy: Copy, destination: Tensor) -> int:
+        stored = self._tensors[copy.entry.name].reshape(copy.view)
+        region = stored[tuple(interval.slice for interval in copy.source)]
+        destination.view(region.shape).copy_(region)
+        return region.nbytes
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A region of a stored tensor of `shape`, or of one of its rows; its bytes begin at `start` in the file."""
+
+    copy: Copy
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    region: Region
+    start: int
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> Iterator["_Block"]:
+        """The region's rows along its first axis."""
+        first = self.region[0]
+        for row in range(first.start, first.stop, first.step):
+            start = self.start + row * self.row_bytes
+            yield _Block(self.copy, self.dtype, self.shape[1:], self.region[1:], start)
+
+    def runs(self, rows: int) -> Iterator[tuple[int, Interval]]:
+        """Intervals of the first axis that span at most `rows` rows, with the number of rows before each."""
+        first = self.region[0]
+        count = max(1, (rows - 1) // first.step + 1)
+        for done in range(0, first.size, count):
+            start = first.start + done * first.step
+            size = min(count, first.size - done)
+            yield done, Interval(start, start + (size - 1) * first.step + 1, first.step)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the region's bytes lie together: before the last axis that is cut, it has one entry."""
+        cut = [axis for axis, interval in enumerate(self.region) if interval.size != self.shape[axis]]
+        single = all(self.region[axis].size == 1 for axis in range(cut[-1] if cut else 0))
+        return single and all(interval.step == 1 for interval in self.region)
+
+    @property
+    def offset(self) -> int:
+        """The bytes before the region's first entry."""
+        place = 0
+        for size, interval in zip(self.shape, self.region, strict=True):
+            place = place * size + interval.start
+        return place * self.dtype.itemsize

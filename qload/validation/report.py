@@ -1,0 +1,71 @@
+"""The verdict on a checkpoint: its plan's findings, without the copying."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qload.checkpoint import Checkpoint, open_folder
+from qload.errors import CheckpointError, MethodError
+from qload.findings import Finding, Severity, report
+from qload.outline import outline
+from qload.plan import make_plan
+from qload.quantization import Quantization, resolve
+from qload.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found in the checkpoint at `path`; `method` is None where it could not be had."""
+
+    path: Path
+    method: str | None
+    tensors: int
+    nbytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that stops a load."""
+        return not self.errors
+
+
+def validate(path: str | Path, *, registry: Registry | None = None) -> Report:
+    """Validate the checkpoint in the folder `path` from its config and headers alone.
+
+    Raises QloadError if there is no such folder; every other fault is a finding.
+    """
+    registry = registry if registry is not None else Registry.discover()
+    checkpoint = open_checkpoint(Path(path), registry)
+    method, findings = _find(checkpoint, registry)
+    return Report(checkpoint.path, method, len(checkpoint.tensors), checkpoint.nbytes, findings)
+
+
+def read_quantization(path: str | Path, *, registry: Registry | None = None) -> Quantization:
+    """What the checkpoint in the folder `path` is quantized with, for building layers before loading them.
+
+    Raises CheckpointError or MethodError where that cannot be told.
+    """
+    registry = registry if registry is not None else Registry.discover()
+    return resolve(open_checkpoint(Path(path), registry), registry)
+
+
+def open_checkpoint(path: Path, registry: Registry) -> Checkpoint:
+    """Open a checkpoint through the plugin that knows its format, or as a folder of safetensors."""
+    opened: Checkpoint | None = registry.call_plugins("qload_open_checkpoint", path=path)
+    return opened if opened is not None else open_folder(path)
+
+
+def _find(checkpoint: Checkpoint, registry: Registry) -> tuple[str | None, tuple[Finding, ...]]:
+    try:
+        quantization = resolve(checkpoint, registry)
+    except CheckpointError as error:
+        faults = [fault for fault in error.findings if isinstance(fault, Finding)]
+        return None, (*checkpoint.findings, *faults)
+    except MethodError as error:
+        return None, (*checkpoint.findings, report("QL104", str(error), file="config.json"))
+    drawn = outline(checkpoint, quantization)
+    plan = make_plan(checkpoint, quantization, drawn.targets, drawn.plain)
+    return quantization.method.name, (*plan.findings, *drawn.findings)
