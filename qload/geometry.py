@@ -22,12 +22,13 @@ class Kind(StrEnum):
 class Part:
     """One of a layer's fused parts: `size` output features, in `heads` heads that stay together.
 
-    A part of heads may be replicated: fewer heads than ranks. `heads=None` cuts anywhere.
+    `heads=None` cuts anywhere. A `replicable` part of fewer heads than ranks gives several ranks the same head.
     """
 
     name: str
     size: int
     heads: int | None = None
+    replicable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,7 @@ class Shard:
     def local(self, geometry: Geometry) -> Geometry:
         """The layer as this rank holds it, padding included."""
         parts = tuple(
-            replace(part, size=cut.padded_size, heads=None)
-            for part, cut in zip(geometry.parts, self.out, strict=True)
+            Part(part.name, cut.padded_size) for part, cut in zip(geometry.parts, self.out, strict=True)
         )
         experts = None if geometry.experts is None else self.experts.size
         return replace(geometry, parts=parts, in_features=self.in_.size, experts=experts)
@@ -122,7 +122,7 @@ def replicated(geometry: Geometry, rank: int = 0, size: int = 1) -> Shard:
 
 
 def column(geometry: Geometry, rank: int, size: int) -> Shard:
-    """Each part's output features are divided; heads are replicated where there are fewer than ranks."""
+    """Each part's output features are divided, by whole heads where it has some."""
     cuts = tuple(_part_cut(part, rank, size) for part in geometry.parts)
     return replace(replicated(geometry, rank, size), out=cuts)
 
@@ -170,11 +170,11 @@ def _part_cut(part: Part, rank: int, size: int) -> Cut:
     head = part.size // part.heads
     if part.heads % size == 0:
         cut = _even(part.heads, rank, size, "heads")
-    elif size % part.heads == 0:
+    elif part.replicable and size % part.heads == 0:
         owner = rank // (size // part.heads)
         cut = Cut(owner, owner + 1)
     else:
-        raise _uneven(part.heads, size, f"heads of {part.name}", replicable=True)
+        raise _uneven(part.heads, size, f"heads of {part.name}", part.replicable)
     return Cut(cut.start * head, cut.stop * head)
 
 

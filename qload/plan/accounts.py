@@ -1,6 +1,6 @@
 """What is wrong between declarations and stored tensors, and the tensors that nobody took."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from qload.checkpoint import TensorEntry
@@ -43,6 +43,32 @@ def check_entry(stored: ParameterSpec, entry: TensorEntry, source: Source, targe
             found=list(entry.shape),
             remedy=f"{source.prefix} is {_size(target, source)} and {target.treatment.label}",
         )
+
+
+def check_coverage(target: Target) -> Iterator[Finding]:
+    """Every part of every expert that the rank owns must come from exactly one source."""
+    owned = target.shard.experts
+    experts = range(owned.start, owned.stop) if target.geometry.experts is not None else (None,)
+    sources = Counter(
+        (part, expert)
+        for source in target.sources
+        for part in range(source.part, source.part + source.parts)
+        for expert in (experts if source.expert is None else (source.expert,))
+    )
+    for expert in experts:
+        for number, part in enumerate(target.geometry.parts):
+            if sources[number, expert] != 1:
+                yield _wrong_coverage(target, part.name, expert, sources[number, expert])
+
+
+def _wrong_coverage(target: Target, part: str, expert: int | None, count: int) -> Finding:
+    return report(
+        "QL205" if expert is not None else "QL201",
+        "an expert is not stored" if count == 0 else "a part of the layer is stored more than once",
+        where=target.name if expert is None else f"{target.name}.{expert}",
+        expected=f"one module for {part or 'it'}",
+        found=f"{count}",
+    )
 
 
 def missing(name: str, spec: ParameterSpec, target: Target) -> Finding:

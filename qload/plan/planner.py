@@ -55,6 +55,7 @@ class _Ledger:
 
     tensors: Mapping[str, TensorEntry]
     modules: Mapping[str, tuple[str, ...]]
+    lost: frozenset[str]
     used: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
@@ -75,7 +76,9 @@ def make_plan(
 
     `is_expected` says which stored tensors may be left over without a finding.
     """
-    ledger = _Ledger(checkpoint.tensors, checkpoint.modules, findings=list(checkpoint.findings))
+    ledger = _Ledger(
+        checkpoint.tensors, checkpoint.modules, checkpoint.lost, findings=list(checkpoint.findings)
+    )
     targets = tuple(targets)
     layers = [_plan_layer(target, quantization, ledger) for target in targets]
     layers += [layer for tensor in plain if (layer := _plan_plain(tensor, ledger)) is not None]
@@ -93,7 +96,7 @@ def _plan_layer(target: Target, quantization: Quantization, ledger: _Ledger) -> 
         slot = _plan_slot(spec, target, quantization, ledger)
         if slot is not None:
             slots.append(slot)
-    ledger.findings += _check_sources(target, ledger)
+    ledger.findings += (*accounts.check_coverage(target), *_check_sources(target, ledger))
     return LayerPlan(target.name, tuple(slots), target)
 
 
@@ -104,7 +107,8 @@ def _plan_slot(spec: ParameterSpec, target: Target, quantization: Quantization, 
         name = f"{source.prefix}.{spec.stored_as}"
         entry = ledger.take(name)
         if entry is None:
-            missing.append(name)
+            # A finding says already that its file cannot be read.
+            missing += [] if name in ledger.lost else [name]
             continue
         stored = _stored_spec(spec, target, source, quantization)
         faults = list(accounts.check_entry(stored, entry, source, target))
@@ -162,7 +166,7 @@ def _check_sources(target: Target, ledger: _Ledger) -> Iterator[Finding]:
 def _plan_plain(tensor: PlainTarget, ledger: _Ledger) -> LayerPlan | None:
     entry = ledger.take(tensor.stored_as)
     if entry is None:
-        if tensor.required:
+        if tensor.required and tensor.stored_as not in ledger.lost:
             ledger.findings.append(accounts.missing_plain(tensor))
         return None
     faults = list(accounts.check_plain(tensor, entry))

@@ -1,6 +1,7 @@
 """Builds transformers models without weights, and finishes them once theirs are there."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,15 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 def choose_dtype(
     asked: torch.dtype | str | None, written: torch.dtype | str | None, checkpoint: Checkpoint
 ) -> torch.dtype:
-    """The dtype that is asked for, or written in the config, or that of the first plain tensor."""
+    """The dtype that is asked for, or written in the config, or that in which most values are stored."""
     for dtype in (asked, written):
         if dtype is not None:
             return torch_dtype(dtype_code(dtype))
-    stored = (entry.dtype for entry in checkpoint.tensors.values())
-    return torch_dtype(next((code for code in stored if code in ("F16", "BF16", "F32")), "F32"))
+    stored: Counter[str] = Counter()
+    for entry in checkpoint.tensors.values():
+        if entry.dtype in ("F32", "BF16", "F16"):
+            stored[entry.dtype] += entry.nbytes
+    return torch_dtype(max(stored, key=lambda code: stored[code], default="F32"))
 
 
 def kept_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:

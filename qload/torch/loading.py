@@ -108,9 +108,9 @@ class Load:
 
 
 def raise_errors(checkpoint: Checkpoint, ignore: Sequence[str]) -> None:
-    """Raise CheckpointError for the faults that the headers show before anybody asks for a tensor."""
+    """Raise CheckpointError where there is nothing to plan with: no config, or no tensor that can be read."""
     stopping = errors(checkpoint.findings, ignore)
-    if stopping:
+    if stopping and not checkpoint.is_readable:
         raise CheckpointError(str(checkpoint.path), collapse(stopping))
 
 

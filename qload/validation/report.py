@@ -59,6 +59,8 @@ def open_checkpoint(path: Path, registry: Registry) -> Checkpoint:
 
 
 def _find(checkpoint: Checkpoint, registry: Registry) -> tuple[str | None, tuple[Finding, ...]]:
+    if not checkpoint.is_readable and checkpoint.findings:
+        return None, checkpoint.findings
     try:
         quantization = resolve(checkpoint, registry)
     except CheckpointError as error:

@@ -110,8 +110,12 @@ class QKVParallelLinear(Linear):
         bias: bool = False,
         names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
     ) -> None:
-        counts = zip(names, (heads, kv_heads, kv_heads), strict=True)
-        parts = [Part(name, count * head_size, count) for name, count in counts]
+        query, key, value = names
+        parts = [
+            Part(query, heads * head_size, heads),
+            Part(key, kv_heads * head_size, kv_heads, replicable=True),
+            Part(value, kv_heads * head_size, kv_heads, replicable=True),
+        ]
         super().__init__(in_features, parts, site, bias=bias)
 
 

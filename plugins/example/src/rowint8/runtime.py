@@ -1,0 +1,21 @@
+"""int8 weights with a scale for each row: the torch hooks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qload.hookspecs import Layer
+
+
+def qload_dequantize(layer: Layer) -> Tensor:
+    return layer.values * layer.row_scale[:, None]
+
+
+def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
+    return layer.values[ids] * layer.row_scale[ids, None]
+
+
+def qload_quantize(weight: Tensor) -> Mapping[str, Tensor]:
+    scale = weight.float().abs().amax(dim=1).clamp_min(1e-12) / 127
+    return {"values": (weight / scale[:, None]).round().to(torch.int8), "row_scale": scale}

@@ -1,0 +1,62 @@
+"""The modules that a checkpoint stores tensors of, with what their names and shapes say that they are."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from qload.checkpoint import Checkpoint, TensorEntry
+from qload.geometry import Kind
+from qload.hookspecs import ModuleInfo
+from qload.quantization import Quantization, Treatment
+
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
+_HEADS = ("lm_head", "embed_out")
+_ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModule:
+    """A module's tensors by their names below it, and what its method does to it; a refused one is left alone."""
+
+    info: ModuleInfo
+    tensors: Mapping[str, TensorEntry]
+    treatment: Treatment
+    refused: bool = False
+
+    @property
+    def last_name(self) -> str:
+        return last_name(self.info.name)
+
+
+def list_modules(
+    checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]
+) -> Iterator[StoredModule]:
+    """Every module of the headers; why a method refuses one is put into `refused`."""
+    for name, leaves in checkpoint.modules.items():
+        prefix = f"{name}." if name else ""
+        tensors = {leaf: checkpoint.tensors[prefix + leaf] for leaf in leaves}
+        info = _describe(name, tensors)
+        try:
+            yield StoredModule(info, tensors, quantization.treat(info))
+        except ValueError as error:
+            refused[name] = str(error)
+            yield StoredModule(info, tensors, Treatment(quantization.unquantized, None), refused=True)
+
+
+def last_name(name: str) -> str:
+    """A module's own name, without its parents'."""
+    return name.rpartition(".")[2]
+
+
+def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
+    last = last_name(name)
+    kind = Kind.LINEAR
+    classes: tuple[str, ...] = ("Linear",)
+    if last in _EMBEDDINGS:
+        kind, classes = Kind.EMBEDDING, ("Embedding",)
+    elif last in _HEADS:
+        kind = Kind.LM_HEAD
+    elif last in _ATTENTIONS:
+        kind, classes = Kind.KV_CACHE, ()
+    elif all(len(entry.shape) != 2 for entry in tensors.values()):
+        classes = ()
+    return ModuleInfo((name,), kind, classes)

@@ -1,0 +1,91 @@
+"""The sizes of quantized modules, solved from the shapes of their tensors: the axis formula, read backwards."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qload.checkpoint import TensorEntry
+from qload.declare import ParameterKind
+from qload.dtypes import FLOATS
+from qload.geometry import Geometry, single
+from qload.layout import Dim
+from qload.outline.modules import StoredModule
+from qload.quantization import Quantization
+
+PROBE = single(1, 1)
+"""Any geometry: the axes of a method's declaration do not depend on it."""
+
+
+@dataclass(slots=True)
+class Solver:
+    """Solves for sizes, module by module.
+
+    Where a module's tensors disagree, modules of the same name in other layers decide which of them is wrong, and
+    else the weight's own word is taken.
+    """
+
+    quantization: Quantization
+    known: frozenset[int]
+    solved: dict[tuple[str, Dim], set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def learn(self, module: StoredModule) -> None:
+        """Remember the size of a module whose tensors agree."""
+        for dim, ranges in self._said(module).items():
+            common = _intersect(ranges)
+            if common:
+                self.solved[module.last_name, dim].add(self._choose(common))
+
+    def solve(self, module: StoredModule) -> Geometry:
+        said = self._said(module)
+        return single(
+            self._settle(module, Dim.OUT, said[Dim.OUT]),
+            self._settle(module, Dim.IN, said[Dim.IN]),
+            kind=module.info.kind,
+            dtype=_dtype(module.tensors.values()),
+            bias="bias" in module.tensors,
+        )
+
+    def _settle(self, module: StoredModule, dim: Dim, ranges: Sequence[range]) -> int:
+        if not ranges:
+            return 1
+        common = _intersect(ranges)
+        if common:
+            return self._choose(common)
+        others = self.solved[module.last_name, dim]
+        claimed = [count for count in sorted(others) if any(count in each for each in ranges)]
+        return claimed[0] if claimed else self._choose(ranges[0])
+
+    def _choose(self, counts: range) -> int:
+        """A size that the config knows, or the greatest: whole units are the rule."""
+        return max((count for count in counts if count in self.known), default=counts[-1])
+
+    def _said(self, module: StoredModule) -> dict[Dim, list[range]]:
+        """What each tensor's shape says of the module's sizes, the weight's first."""
+        specs = self.quantization.declare(module.treatment, PROBE)
+        order = sorted(specs, key=lambda spec: spec.kind not in (ParameterKind.PACKED, ParameterKind.WEIGHT))
+        said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: []}
+        for spec in order:
+            entry = module.tensors.get(spec.stored_as)
+            if entry is None or len(entry.shape) != len(spec.layout.axes):
+                continue
+            for axis, size in zip(spec.layout.axes, entry.shape, strict=True):
+                if axis.dim in said and (counts := axis.counts(size)):
+                    said[axis.dim].append(counts)
+        return said
+
+
+def _intersect(ranges: Sequence[range]) -> range:
+    if not ranges:
+        return range(0)
+    return range(max(each.start for each in ranges), min(each.stop for each in ranges))
+
+
+def find_known_sizes(config: Mapping[str, Any]) -> frozenset[int]:
+    """Every number in a model's config, which its layers' sizes are likely to be among."""
+    sections = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    return frozenset(value for section in sections for value in section.values() if type(value) is int)
+
+
+def _dtype(entries: Iterable[TensorEntry]) -> str:
+    return next((entry.dtype for entry in entries if entry.dtype in FLOATS), "F32")

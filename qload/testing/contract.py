@@ -1,0 +1,153 @@
+"""Laws that hold for every method, checked on random tensors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qload.declare import ParameterSpec
+from qload.errors import QloadError
+from qload.geometry import Geometry, Kind, Part, Sharding, column, row, single
+from qload.hookspecs import ModuleInfo
+from qload.layout import Dim
+from qload.plan import Source
+from qload.quantization import Quantization, Treatment
+from qload.sharding import fitting_sizes
+from qload.testing.tensors import make_tensors
+from qload.torch.layers import Layer, VocabParallelEmbedding
+from qload.torch.loading import load_tensors
+from qload.torch.sites import Site
+
+GEOMETRIES = (single(256, 512), single(192, 384))
+SIZES = (1, 2, 3, 4)
+
+
+class ContractError(QloadError):
+    """A method that breaks the contract; `faults` says how, each with the law."""
+
+    def __init__(self, method: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(f"{method} breaks the contract: {'; '.join(self.faults)}")
+
+
+def check_method(
+    quantization: Quantization,
+    *,
+    module: ModuleInfo | None = None,
+    geometries: Sequence[Geometry] = GEOMETRIES,
+    sizes: Sequence[int] = SIZES,
+) -> None:
+    """Check the laws for what the method does to `module`. Raises ContractError with every fault at once.
+
+    The declaration is a frozen value and always the same; the shards of every size that fits make the whole;
+    fused parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing.
+    """
+    module = module or ModuleInfo(("layer",))
+    treatment = quantization.treat(module)
+    faults = [*_check_declaration(quantization, treatment, geometries[0])]
+    for geometry in geometries:
+        for law in (_check_whole, _check_shards, _check_fused, _check_embedding):
+            faults += law(_Case(quantization, treatment, geometry, sizes))
+    if faults:
+        raise ContractError(treatment.label, faults)
+
+
+class _Case:
+    """One geometry of one scheme, with random tensors for it."""
+
+    def __init__(
+        self, quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
+    ) -> None:
+        self.quantization = quantization
+        self.treatment = treatment
+        self.geometry = geometry
+        self.sizes = sizes
+        self.site = Site(quantization, "layer")
+        self.tensors = make_tensors(quantization, treatment, geometry, (Source("layer"),))
+
+    @property
+    def label(self) -> str:
+        return f"{self.geometry.out_features} x {self.geometry.in_features}"
+
+    @property
+    def specs(self) -> list[ParameterSpec]:
+        return [spec for spec in self.quantization.declare(self.treatment, self.geometry) if spec.loaded]
+
+    def load(self, sharding: Sharding, rank: int = 0, size: int = 1, parts: Sequence[Part] = ()) -> Layer:
+        """The layer of one rank, loaded."""
+        geometry = replace(self.geometry, parts=tuple(parts)) if parts else self.geometry
+        source = Source("layer", parts=len(geometry.parts))
+        site = replace(self.site, rank=rank, size=size)
+        layer = Layer(geometry, (source,), site, self.treatment, sharding)
+        load_tensors(layer, self.tensors, self.quantization)
+        return layer
+
+
+def _check_declaration(quantization: Quantization, treatment: Treatment, geometry: Geometry) -> Iterator[str]:
+    create: Callable[..., Any] = treatment.method.declaration["qload_create_weights"]
+    first, second = tuple(create(treatment.scheme, geometry)), tuple(create(treatment.scheme, geometry))
+    if first != second:
+        yield "the declaration differs from call to call"
+    names = [spec.name for spec in first]
+    if len(set(names)) < len(names):
+        yield f"the declaration names a tensor twice: {', '.join(names)}"
+    if quantization.treat(ModuleInfo(("layer",))) != quantization.treat(ModuleInfo(("layer",))):
+        yield "the scheme of one module differs from call to call"
+
+
+def _check_whole(case: _Case) -> Iterator[str]:
+    layer = case.load(column)
+    weight = layer.dequantize()
+    expected = (case.geometry.out_features, case.geometry.in_features)
+    if tuple(weight.shape) != expected:
+        yield f"{case.label}: dequantize gives {list(weight.shape)}, not {list(expected)}"
+    elif not bool(torch.isfinite(weight).all()):
+        yield f"{case.label}: dequantize gives values that are not finite"
+    else:
+        yield from _check_apply(case, layer, weight)
+
+
+def _check_apply(case: _Case, layer: Layer, weight: Tensor) -> Iterator[str]:
+    layer.quantize_activations = False
+    x = torch.randn(3, case.geometry.in_features, generator=torch.Generator().manual_seed(1))
+    expected = F.linear(x, weight.to(x.dtype))
+    if not torch.allclose(layer.compute(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        yield f"{case.label}: computing differs from dequantizing"
+
+
+def _check_shards(case: _Case) -> Iterator[str]:
+    whole = case.load(column).dequantize()
+    for sharding, dim in ((column, 0), (row, 1)):
+        fitting = fitting_sizes(case.geometry, sharding, case.specs)
+        for size in (size for size in case.sizes if size in fitting):
+            shards = [case.load(sharding, rank, size).dequantize() for rank in range(size)]
+            if not torch.equal(torch.cat(shards, dim), whole):
+                yield f"{case.label}: the {size} shards of {sharding.__name__} are not the whole"
+
+
+def _check_fused(case: _Case) -> Iterator[str]:
+    """A layer of two parts, stored as one tensor, is the layer of one part."""
+    rows = case.geometry.out_features
+    unit = max(spec.layout.unit(Dim.OUT) for spec in case.specs)
+    first = rows // 2 // unit * unit
+    if not 0 < first < rows:
+        return
+    fused = case.load(column, parts=(Part("a", first), Part("b", rows - first)))
+    if not torch.equal(fused.dequantize(), case.load(column).dequantize()):
+        yield f"{case.label}: two parts in one tensor are not the tensor"
+
+
+def _check_embedding(case: _Case) -> Iterator[str]:
+    if "qload_embedding" not in case.treatment.method.runtime or case.geometry.kind is not Kind.LINEAR:
+        return
+    table = VocabParallelEmbedding(
+        case.geometry.out_features, case.geometry.in_features, case.site, multiple=1, treatment=case.treatment
+    )
+    load_tensors(table, case.tensors, case.quantization)
+    weight = table.dequantize()
+    ids = torch.tensor([[0, 1, case.geometry.out_features - 1], [7, 7, 3]])
+    if not torch.equal(table(ids), weight[ids].to(torch.float32)):
+        yield f"{case.label}: the rows that are looked up are not the weight's"

@@ -1,0 +1,57 @@
+"""Tensors that a checkpoint could store for a layer: random, and valid by their declarations alone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qload.declare import ParameterKind, ParameterSpec
+from qload.geometry import Geometry
+from qload.plan import Source
+from qload.quantization import Quantization, Treatment
+from qload.torch.dtypes import torch_dtype
+
+
+def make_tensors(
+    quantization: Quantization,
+    treatment: Treatment,
+    geometry: Geometry,
+    sources: Sequence[Source],
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Every required tensor of a layer's sources, under its name on disk, with random values.
+
+    Scales lie between 1/128 and 1/64; packed values and zero-points take all bit patterns; indices assign
+    columns to groups at random, but in equal shares.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for source in sources:
+        stored = source.geometry(geometry)
+        for spec in quantization.declare(treatment, stored):
+            if not spec.required:
+                continue
+            shape = spec.layout.shape(stored.extents)
+            tensors[f"{source.prefix}.{spec.stored_as}"] = _make(spec, shape, generator)
+    return tensors
+
+
+def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    dtype = torch_dtype(spec.dtypes[0])
+    if spec.kind.is_scale:
+        return ((torch.rand(shape, generator=generator) + 1) / 128).to(dtype)
+    if spec.kind is ParameterKind.INDEX:
+        return _make_index(spec, shape, generator).to(dtype)
+    if spec.cast:
+        return torch.randn(shape, generator=generator).to(dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    bits = torch.iinfo(dtype)
+    return torch.randint(bits.min, bits.max, shape, generator=generator, dtype=torch.int64).to(dtype)
+
+
+def _make_index(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    count = spec.bounds[1] if spec.bounds is not None else 1
+    columns = shape[-1]
+    order = torch.randperm(columns, generator=generator)
+    return (order // -(-columns // count)).expand(shape)

@@ -1,0 +1,156 @@
+"""Folders: one file or an index of several, and everything that can be wrong between them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from edits import INDEX, WEIGHTS, split_files, write_index
+from samples import DEMO
+
+from qload.checkpoint import open_folder
+from qload.checkpoint.names import group_names, split_name
+from qload.errors import QloadError
+
+NAME = DEMO.name
+
+
+def codes(path: Path) -> list[str]:
+    return [finding.code for finding in open_folder(path).findings]
+
+
+def test_several_files_are_the_one_that_they_were(broken: Callable[[str], Path]) -> None:
+    whole, folder = open_folder(DEMO), broken(NAME)
+    split_files(folder, 3)
+    parts = open_folder(folder)
+    assert parts.findings == ()
+    assert {n: (e.dtype, e.shape) for n, e in parts.tensors.items()} == {
+        n: (e.dtype, e.shape) for n, e in whole.tensors.items()
+    }
+    assert parts.nbytes == whole.nbytes
+
+
+def test_there_is_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(QloadError, match="there is no such folder"):
+        open_folder(tmp_path / "nothing")
+    with pytest.raises(QloadError, match="there is no such folder"):
+        open_folder(DEMO / "config.json")
+
+
+def test_the_index_names_a_file_that_is_not_there(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    placed = split_files(folder)
+    gone = next(iter(sorted(set(placed.values()))))
+    (folder / gone).unlink()
+    (finding,) = open_folder(folder).findings
+    assert (finding.code, finding.file) == ("QL005", gone)
+    assert str(sum(file == gone for file in placed.values())) in finding.expected
+
+
+def test_the_index_leads_out_of_the_folder(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    placed = split_files(folder)
+    write_index(folder, {**placed, "a.b": "../elsewhere.safetensors"})
+    (finding,) = open_folder(folder).findings
+    assert finding.code == "QL005"
+    assert "not inside the folder" in finding.message
+
+
+def test_the_index_places_a_tensor_wrongly(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    placed = split_files(folder)
+    write_index(folder, {**placed, "model.extra.weight": next(iter(placed.values()))})
+    (finding,) = open_folder(folder).findings
+    assert (finding.code, finding.where) == ("QL006", "model.extra.weight")
+
+
+def test_the_index_forgets_a_tensor(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    placed = split_files(folder)
+    forgotten = placed.popitem()[0]
+    write_index(folder, placed)
+    checkpoint = open_folder(folder)
+    assert [(finding.code, finding.where) for finding in checkpoint.findings] == [("QL007", forgotten)]
+    assert forgotten in checkpoint.tensors
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_an_index_that_is_none(broken: Callable[[str], Path], content: str) -> None:
+    folder = broken(NAME)
+    split_files(folder)
+    (folder / INDEX).write_text(content)
+    assert set(codes(folder)) == {"QL105", "QL011"}
+
+
+def test_files_without_an_index(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    split_files(folder)
+    (folder / INDEX).unlink()
+    checkpoint = open_folder(folder)
+    assert [finding.code for finding in checkpoint.findings] == ["QL007"]
+    assert checkpoint.tensors.keys() == open_folder(DEMO).tensors.keys()
+
+
+def test_one_tensor_in_two_files_that_no_index_places(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    split_files(folder)
+    (folder / INDEX).unlink()
+    shard = folder / "model-00001-of-00002.safetensors"
+    (folder / "model-00003-of-00002.safetensors").write_bytes(shard.read_bytes())
+    assert set(codes(folder)) == {"QL007", "QL008"}
+
+
+def test_a_stale_copy_that_the_index_does_not_name(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    placed = split_files(folder)
+    (folder / "model-00009-of-00009.safetensors").write_bytes(b"stale")
+    checkpoint = open_folder(folder)
+    assert checkpoint.findings == ()
+    assert {entry.file for entry in checkpoint.tensors.values()} == set(placed.values())
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "3", "[" * 100_000])
+def test_a_config_that_is_none(broken: Callable[[str], Path], content: str | None) -> None:
+    folder = broken(NAME)
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    assert codes(folder) == ["QL105"]
+
+
+def test_pickled_weights_are_named_and_not_read(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    checkpoint = open_folder(folder)
+    assert checkpoint.pickled == ("pytorch_model.bin",)
+    assert [finding.code for finding in checkpoint.findings] == ["QL001"]
+
+
+def test_no_weights_at_all(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    (folder / WEIGHTS).unlink()
+    assert codes(folder) == ["QL011"]
+
+
+def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    (folder / "side.json").write_text(json.dumps({"bits": 4}))
+    (folder / "list.json").write_text("[]")
+    checkpoint = open_folder(folder)
+    assert checkpoint.read_json("side.json") == {"bits": 4}
+    assert checkpoint.read_json("list.json") is None
+    assert checkpoint.read_json("nothing.json") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "leaf"),
+    [
+        ("model.norm.weight", "model.norm", "weight"),
+        ("a.q_proj.weight.absmax", "a.q_proj", "weight.absmax"),
+        ("a.q_proj.weight.quant_state.nf4", "a.q_proj", "weight.quant_state.nf4"),
+        ("scale", "", "scale"),
+    ],
+)
+def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None:
+    assert split_name(name) == (module, leaf)
+    assert group_names([name]) == {module: (leaf,)}

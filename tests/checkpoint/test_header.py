@@ -1,0 +1,125 @@
+"""Headers: real ones read as safetensors itself reads them, and bad ones are findings, never exceptions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from samples import samples
+
+from qload.checkpoint import read_header
+from qload.checkpoint.header import MAX_HEADER_BYTES
+
+GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+
+
+def write(path: Path, header: object, data: bytes = b"") -> Path:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    return path
+
+
+def codes(path: Path) -> list[str]:
+    return [finding.code for finding in read_header(path, "f").findings]
+
+
+@pytest.mark.parametrize("path", samples(), ids=lambda path: path.name)
+def test_real_files_read_as_safetensors_reads_them(path: Path) -> None:
+    files = sorted(path.glob("model*.safetensors"))
+    for file in files:
+        header = read_header(file, file.name)
+        assert header.findings == ()
+        with safe_open(file, framework="np") as theirs:
+            assert set(theirs.keys()) == set(header.tensors)
+            for name in theirs.keys():  # noqa: SIM118
+                entry, stored = header.tensors[name], theirs.get_slice(name)
+                assert (entry.dtype, list(entry.shape)) == (stored.get_dtype(), stored.get_shape())
+
+
+def test_a_good_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "f", {**GOOD, "__metadata__": {"format": "pt"}}, bytes(24))
+    header = read_header(path, "f")
+    assert (header.findings, header.metadata) == ((), {"format": "pt"})
+    entry = header.tensors["a"]
+    assert (entry.shape, entry.nbytes, entry.stop) == ((2, 3), 24, path.stat().st_size)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"a": {**GOOD["a"], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "code", "words"),
+    [
+        (b"{", b"", "QL003", "not JSON"),
+        (b"[" * 100_000, b"", "QL003", "not JSON"),
+        (b"\xff\xfe", b"", "QL003", "not JSON"),
+        ([], b"", "QL003", "not a JSON object"),
+        ({**GOOD, "__metadata__": 3}, bytes(24), "QL003", "metadata"),
+        ({"a": 3}, b"", "QL003", "dtype, shape and range"),
+        ({"a": {"dtype": "F32"}}, b"", "QL003", "dtype, shape and range"),
+        (entry(dtype="F33"), bytes(24), "QL003", "dtype, shape and range"),
+        (entry(shape="ab"), bytes(24), "QL003", "dtype, shape and range"),
+        (entry(shape=[2, None]), bytes(24), "QL003", "dtype, shape and range"),
+        (entry(shape=[2, 4]), bytes(24), "QL003", "32 bytes for F32"),
+        (entry(shape=[-2, -3]), bytes(24), "QL003", "range does not hold"),
+        (entry(shape=[2.0, 3]), bytes(24), "QL003", "range does not hold"),
+        (entry(data_offsets=[4, 28]), bytes(28), "QL003", "hole before"),
+        (entry(data_offsets=[0, 2**63]), bytes(24), "QL003", "range does not hold"),
+        (entry(), bytes(20), "QL004", "truncated"),
+        (entry(), bytes(30), "QL003", "bytes after"),
+        (b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+         bytes(1), "QL003", "one tensor twice"),
+        ({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+          "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}, bytes(6), "QL003", "overlaps a"),
+        ({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+          "b": {"dtype": "U8", "shape": [4], "data_offsets": [6, 10]}}, bytes(10), "QL003", "hole after a"),
+    ],
+)  # fmt: skip
+def test_a_bad_header_is_a_finding(tmp_path: Path, header: object, data: bytes, code: str, words: str) -> None:
+    found = read_header(write(tmp_path / "f", header, data), "f").findings
+    assert [finding.code for finding in found] == [code]
+    assert words in str(found[0])
+
+
+def test_a_pointer_in_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    (finding,) = read_header(tmp_path / "f", "f").findings
+    assert (finding.code, finding.remedy) == ("QL002", "run `git lfs pull`, or download it")
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, MAX_HEADER_BYTES + 1])
+def test_a_header_that_claims_to_be_huge_is_not_read(tmp_path: Path, length: int) -> None:
+    (tmp_path / "f").write_bytes(length.to_bytes(8, "little") + b"{}")
+    assert codes(tmp_path / "f") == ["QL003"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x00", (100).to_bytes(8, "little") + b"{}"])
+def test_a_file_that_ends_in_its_header_is_truncated(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "f").write_bytes(content)
+    assert codes(tmp_path / "f") == ["QL004"]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert codes(tmp_path / "f") == ["QL003"]
+    assert codes(tmp_path) == ["QL003"]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_change_of_a_header_raises(tmp_path: Path, data: st.DataObject) -> None:
+    raw = bytearray(
+        write(
+            tmp_path / "g", {**GOOD, "b": {"dtype": "U8", "shape": [3], "data_offsets": [24, 27]}}, bytes(27)
+        ).read_bytes()
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "h").write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
+    header = read_header(tmp_path / "h", "h")
+    assert header.findings or all(
+        entry.stop <= (tmp_path / "h").stat().st_size for entry in header.tensors.values()
+    )

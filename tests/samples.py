@@ -1,0 +1,101 @@
+"""The real checkpoints that the tests run on, and the references of their producers."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qload import Quantization, Registry
+from qload.checkpoint import Checkpoint
+from qload.quantization import resolve
+
+DATA = Path(__file__).parent / "data"
+WIDER = os.environ.get("QLOAD_CHECKPOINTS")
+"""A folder of further checkpoints, each in a folder of its own."""
+
+DEMO = DATA / "ct-w4a16-g128-asym"
+
+NOT_SUPPORTED = (
+    "autoawq-gemv",
+    "autoround-fp8",
+    "autoround-gguf",
+    "autoround-mxfp4",
+    "autoround-w4g128-asym-autoround-awq",
+    "autoround-w4g128-sym",
+    "bnb-",
+    "ct-mxfp",
+    "ct-nvfp4",
+    "ct-qwen3moe-nvfp4",
+    "ct-sparse",
+    "ct-w4a16-24-marlin",
+    "gguf-",
+    "gptqmodel-",
+    "hf-",
+    "hqq-",
+    "modelopt-",
+    "quanto-",
+    "quark-",
+    "torchao-",
+)
+"""Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
+
+SUPPORTED_ANYWAY = ("autoround-w4g128-sym-autogptq",)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a producer's own decoder made of a checkpoint: logits, and weights, some cut to 64 rows."""
+
+    input_ids: Tensor
+    logits: Tensor
+    weights: dict[str, Tensor]
+
+
+def samples() -> list[Path]:
+    """The checkpoints in tests/data, and those in the folder that QLOAD_CHECKPOINTS names."""
+    folders = [DATA, *([Path(WIDER)] if WIDER else [])]
+    found = {path.name: path for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()}
+    return list(found.values())
+
+
+def is_supported(path: Path) -> bool:
+    return path.name in SUPPORTED_ANYWAY or not path.name.startswith(NOT_SUPPORTED)
+
+
+def supported() -> list[Path]:
+    return [path for path in samples() if is_supported(path)]
+
+
+def read_reference(path: Path) -> Reference:
+    """The reference of a checkpoint; logits are those of a plain fp32 model with the dequantized weights."""
+    tensors = load_file(path / "reference.safetensors")
+    weights = {
+        name.removeprefix("dequant.").removesuffix("[:64]").removesuffix(".weight"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("dequant.")
+    }
+    logits = tensors.get("logits_dequant_fp32", tensors.get("logits_fp32"))
+    assert logits is not None
+    return Reference(tensors["input_ids"], logits, weights)
+
+
+def make_quantization(section: dict[str, Any], registry: Registry | None = None) -> Quantization:
+    """The quantization of a checkpoint that has this section in its config, and no tensors yet."""
+    checkpoint = Checkpoint(Path("none"), {"quantization_config": section}, {})
+    return resolve(checkpoint, registry or Registry.discover())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return config
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The Frobenius norm of the difference, over the expected one's."""
+    difference = torch.linalg.vector_norm(found.double() - expected.double())
+    return float(difference / torch.linalg.vector_norm(expected.double()))

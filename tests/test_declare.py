@@ -1,0 +1,62 @@
+"""Declarations: what a spec says of a stored tensor."""
+
+import math
+
+import pytest
+
+from qload.declare import (
+    ParameterSpec,
+    View,
+    bias,
+    channel_scale,
+    complete,
+    group_scale,
+    index,
+    packed,
+    tensor_scale,
+    weight,
+)
+from qload.geometry import Geometry, Part, single
+from qload.layout import Dim, in_, out, part
+
+
+@pytest.mark.parametrize(
+    ("spec", "stored", "declared", "expected"),
+    [
+        (packed("p", out(), in_(8), dtypes=("I32",)), (4, 2), (4, 2), True),
+        (packed("p", out(), in_(8), dtypes=("I32",)), (8,), (4, 2), False),
+        (packed("p", out(), in_(2), dtypes=("U8",), view=View.FLAT), (8, 1), (4, 2), True),
+        (packed("p", out(), in_(2), dtypes=("U8",), view=View.FLAT), (9, 1), (4, 2), False),
+        (tensor_scale("s"), (), (1,), True),
+        (tensor_scale("s"), (1, 1), (1,), True),
+        (tensor_scale("s"), (2,), (1,), False),
+        (channel_scale("s", out()), (4, 1), (4,), True),
+        (group_scale("s", out(), in_(2)), (2,), (1, 2), False),
+    ],
+)
+def test_shapes_on_disk_and_views_of_them(
+    spec: ParameterSpec, stored: tuple[int, ...], declared: tuple[int, ...], expected: bool
+) -> None:
+    assert spec.matches(stored, declared) is expected
+
+
+def test_what_is_not_written_cannot_pass_for_data() -> None:
+    assert math.isnan(tensor_scale("s").fill)
+    assert math.isnan(weight("w", out(), in_()).fill)
+    assert packed("p", out(), in_(8), dtypes=("I32",)).fill == 0
+
+
+def test_the_core_adds_the_bias_and_the_experts() -> None:
+    specs = (weight("weight", out(), in_()),)
+    assert complete(specs, single(4, 2)) == specs
+    assert complete(specs, single(4, 2, bias=True)) == (*specs, bias())
+    (stacked,) = complete(specs, single(4, 2, experts=3))
+    assert stacked.layout.axes[0].dim is Dim.EXPERT
+    assert stacked.layout.shape(single(4, 2, experts=3).extents) == (3, 4, 2)
+
+
+def test_an_index_has_one_row_for_each_part() -> None:
+    spec = index("g_idx", part(), in_(), bounds=(0, 4))
+    geometry = Geometry(8, (Part("a", 2), Part("b", 2)))
+    assert spec.layout.shape(geometry.extents) == (2, 8)
+    assert spec.matches((8,), spec.layout.shape(geometry.select(0).extents))

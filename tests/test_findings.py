@@ -1,0 +1,69 @@
+"""Findings: one line each, collapsed where they differ only in numbers, and the catalogue behind them."""
+
+import re
+
+import pytest
+
+from qload.errors import CheckpointError
+from qload.findings import RULES, Finding, Severity, collapse, errors, refusals, report
+
+
+def test_a_finding_is_one_line_with_all_that_it_knows() -> None:
+    finding = report("QL301", "wrong", where="a.b", file="f", expected=[2, 4], found=[2, 3], remedy="mend it")
+    assert str(finding) == "a.b in f: wrong (expected [2, 4], found [2, 3]); mend it"
+    assert finding.severity is Severity.ERROR
+
+
+def test_codes_are_unique_and_titled() -> None:
+    assert all(re.fullmatch(r"QL\d{3}", code) and rule.title for code, rule in RULES.items())
+
+
+def test_those_that_differ_only_in_numbers_are_one() -> None:
+    findings = [report("QL201", "gone", where=f"layers.{n}.q_proj.scale", file=f"f{n % 2}") for n in range(4)]
+    (merged,) = collapse([*findings])
+    assert merged.where == "layers.{0..3}.q_proj.scale (4)"
+    assert merged.file == "2 files"
+
+
+def test_gaps_in_the_numbers_are_listed() -> None:
+    findings = [report("QL201", "gone", where=f"layers.{n}.experts.{e}.up") for n in (0, 2, 5) for e in (0, 1)]
+    (merged,) = collapse(findings)
+    assert merged.where == "layers.{0,2,5}.experts.{0..1}.up (6)"
+
+
+def test_those_that_differ_otherwise_stay_apart() -> None:
+    findings = [
+        report("QL301", "wrong", where="layers.0.a", found=1),
+        report("QL301", "wrong", where="layers.1.a", found=2),
+        report("QL301", "wrong", where="layers.1.b", found=1),
+        report("QL302", "wrong", where="layers.1.a", found=1),
+    ]
+    assert collapse(findings) == findings
+
+
+def test_only_waivable_errors_can_be_ignored() -> None:
+    unexpected, missing = report("QL210", "extra"), report("QL201", "gone")
+    warning = report("QL206", "tied")
+    assert errors([unexpected, missing, warning]) == [unexpected, missing]
+    assert errors([unexpected, missing, warning], ignore=["QL210", "QL201"]) == [missing]
+
+
+def test_one_reason_for_many_modules_is_one_finding() -> None:
+    findings = list(refusals({"a.0": "no", "a.1": "no", "b": "never"}))
+    assert [(finding.where, finding.message, finding.found) for finding in findings] == [
+        ("a.0", "no", "2 such modules"),
+        ("b", "never", ""),
+    ]
+
+
+def test_an_error_carries_its_findings() -> None:
+    findings = [Finding("QL201", "gone", "a"), Finding("QL210", "extra", "b")]
+    error = CheckpointError("folder", findings)
+    assert error.findings == tuple(findings)
+    assert str(error) == "folder: 2 faults in the checkpoint: QL201 a: gone; QL210 b: extra"
+    assert "\n" not in str(error)
+
+
+def test_an_unknown_code_is_a_mistake() -> None:
+    with pytest.raises(KeyError):
+        report("QL000", "nothing")

@@ -1,0 +1,153 @@
+"""The axis formula: packing, groups, blocks, parts, and the cuts that do not fit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qload.errors import LayoutError
+from qload.layout import (
+    Axis,
+    Cut,
+    Dim,
+    Extent,
+    Interval,
+    Layout,
+    Place,
+    expert,
+    fixed,
+    in_,
+    out,
+    packing,
+    part,
+    volume,
+)
+
+UNITS = st.sampled_from([(1, 1), (8, 1), (16, 1), (4, 1), (2, 1), (32, 3), (32, 5), (128, 1), (32, 18)])
+
+
+@pytest.mark.parametrize(
+    ("bits", "word", "expected"),
+    [(4, 32, (8, 1)), (8, 32, (4, 1)), (2, 32, (16, 1)), (3, 32, (32, 3)), (4, 8, (2, 1)), (6, 32, (16, 3))],
+)
+def test_packing_is_a_fraction_in_lowest_terms(bits: int, word: int, expected: tuple[int, int]) -> None:
+    assert packing(bits, word) == expected
+
+
+def test_a_fraction_of_a_word_packs_exactly() -> None:
+    assert Layout((in_(8, 3), out())).shape(extents(8192, 4096)) == (1536, 8192)
+
+
+@given(UNITS, st.integers(0, 5000))
+def test_entries_are_enough_and_no_more(unit: tuple[int, int], count: int) -> None:
+    axis = Axis(Dim.IN, *unit)
+    entries = axis.entries(count)
+    assert entries * axis.logical >= count * axis.stored
+    assert (entries - 1) * axis.logical < count * axis.stored or entries == 0
+
+
+@given(UNITS, st.integers(1, 5000))
+def test_counts_is_the_inverse_of_entries(unit: tuple[int, int], count: int) -> None:
+    axis = Axis(Dim.IN, *unit)
+    assert count in axis.counts(axis.entries(count))
+    assert all(axis.entries(each) == axis.entries(count) for each in axis.counts(axis.entries(count)))
+
+
+def test_parts_round_one_by_one() -> None:
+    layout = Layout((out(128), in_(128)))
+    assert layout.shape(extents(0, 512, parts=(320, 320))) == (6, 4)
+    second = layout.region(extents(0, 512, parts=(320, 320)), Place({Dim.OUT: 1}))
+    assert second == (Interval(3, 6), Interval(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (Layout((out(), in_())), (256, 512)),
+        (Layout((in_(8), out())), (64, 256)),
+        (Layout((in_(128), out(8))), (4, 32)),
+        (Layout((out(), in_(32, 3))), (256, 48)),
+        (Layout((out(128), in_(128))), (2, 4)),
+        (Layout((part(),)), (1,)),
+        (Layout((out(), fixed(1))), (256, 1)),
+        (Layout((expert(), out(), in_(2))), (4, 256, 256)),
+        (Layout((out(), in_(32, 18))), (256, 288)),
+    ],
+)
+def test_shapes_of_the_formats(layout: Layout, expected: tuple[int, ...]) -> None:
+    assert layout.shape(extents(256, 512, experts=4)) == expected
+
+
+@given(UNITS, st.data())
+def test_a_cut_at_units_is_exact(unit: tuple[int, int], data: st.DataObject) -> None:
+    axis = Axis(Dim.IN, *unit)
+    length = data.draw(st.integers(1, 2000))
+    first = data.draw(st.integers(0, (length - 1) // axis.logical)) * axis.logical
+    head = axis.run(Extent((length,)), 0, Cut(0, first))
+    tail = axis.run(Extent((length,)), 0, Cut(first, length))
+    assert (head.start, head.stop, tail.stop) == (0, tail.start, axis.entries(length))
+
+
+@given(UNITS, st.data())
+def test_a_cut_inside_a_unit_raises(unit: tuple[int, int], data: st.DataObject) -> None:
+    axis = Axis(Dim.IN, *unit)
+    length = data.draw(st.integers(2, 2000))
+    place = data.draw(st.integers(1, length - 1))
+    if place % axis.logical == 0:
+        assert axis.run(Extent((length,)), 0, Cut(0, place)).size == axis.entries(place)
+    else:
+        with pytest.raises(LayoutError, match=f"multiples of {axis.logical}"):
+            axis.run(Extent((length,)), 0, Cut(0, place))
+        with pytest.raises(LayoutError):
+            axis.run(Extent((length,)), 0, Cut(place, length))
+
+
+def test_a_packing_that_does_not_fit_raises() -> None:
+    with pytest.raises(LayoutError, match="multiples of 8"):
+        out(8).run(Extent((100,)), 0, Cut(0, 50))
+
+
+def test_the_last_unit_may_be_short() -> None:
+    axis = in_(128)
+    assert axis.run(Extent((320,)), 0, Cut(256, 320)) == Interval(2, 3)
+
+
+def test_a_whole_axis_is_not_cut() -> None:
+    layout = Layout((in_(128, whole=True), out()))
+    place = Place(cuts={Dim.IN: Cut(0, 64), Dim.OUT: Cut(0, 128)})
+    assert layout.region(extents(256, 512), place) == (Interval(0, 4), Interval(0, 128))
+    assert layout.local_shape(extents(256, 512), extents(128, 64)) == (4, 128)
+
+
+def test_interleaved_parts_have_a_step() -> None:
+    both = {Dim.OUT: Extent((4, 4), interleaved=True), Dim.IN: Extent((2,))}
+    layout = Layout((out(), in_()))
+    rows = [layout.region(both, Place({Dim.OUT: part}, {Dim.OUT: Cut(1, 3)}))[0] for part in (0, 1)]
+    assert [list(range(8))[row.slice] for row in rows] == [[2, 4], [3, 5]]
+    assert [row.size for row in rows] == [2, 2]
+
+
+def test_interleaved_parts_cannot_be_packed_along_their_rows() -> None:
+    with pytest.raises(LayoutError, match="interleaved"):
+        out(8).run(Extent((16, 16), interleaved=True), 0, Cut(0, 8))
+
+
+def test_padding_belongs_to_the_rank_alone() -> None:
+    run = out(8).run(Extent((1001,)), 0, Cut(0, 1001, padding=23))
+    assert run == Interval(0, 126)
+    assert out(8).entries(Cut(0, 1001, padding=23).padded_size) == 128
+
+
+def test_volume_counts_steps() -> None:
+    assert volume((Interval(0, 7, 2), Interval(3, 5))) == 8
+
+
+def extents(
+    rows: int, columns: int, *, parts: tuple[int, ...] | None = None, experts: int = 1
+) -> dict[Dim, Extent]:
+    parts = parts or (rows,)
+    return {
+        Dim.OUT: Extent(parts),
+        Dim.IN: Extent((columns,)),
+        Dim.EXPERT: Extent((experts,)),
+        Dim.PART: Extent((1,) * len(parts)),
+    }

@@ -1,0 +1,42 @@
+"""One matcher for the dialects of ignore lists."""
+
+import pytest
+
+from qload.patterns import Dialect, Patterns
+
+NAME = "model.layers.1.mlp.gate"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "entry", "matches", "misses"),
+    [
+        (Dialect.EXACT, NAME, NAME, "model.layers.10.mlp.gate"),
+        (Dialect.SUFFIX, "mlp.gate", NAME, "model.layers.1.mlp.gate_proj"),
+        (Dialect.SUFFIX, "gate", NAME, "model.layers.1.aggregate"),
+        (Dialect.SUBSTRING, "layers.1", "model.layers.10.mlp", "model.layers.2.mlp"),
+        (Dialect.REGEX, r"model\.layers\.1\.", NAME, "x.model.layers.1.mlp"),
+    ],
+)
+def test_each_dialect_means_what_it_says(dialect: Dialect, entry: str, matches: str, misses: str) -> None:
+    patterns = Patterns((entry,), dialect)
+    assert patterns.match([matches])
+    assert not patterns.match([misses])
+
+
+def test_a_prefixed_entry_is_a_regex_beside_plain_ones() -> None:
+    patterns = Patterns(("lm_head", "re:.*mlp\\.gate$"), prefixed=True)
+    assert patterns.match(["lm_head"])
+    assert patterns.match([NAME])
+    assert not patterns.match(["model.layers.1.mlp.gate_proj"])
+    assert not patterns.match(["model.lm_head"])
+
+
+def test_any_of_several_names_matches() -> None:
+    assert Patterns(("b",)).match(["a", "b"])
+    assert not Patterns(()).match(["a"])
+
+
+@pytest.mark.parametrize("patterns", [(("re:(",), Dialect.EXACT, True), (("(",), Dialect.REGEX, False)])
+def test_a_bad_regex_is_refused_when_it_is_read(patterns: tuple[tuple[str, ...], Dialect, bool]) -> None:
+    with pytest.raises(ValueError, match="not a regular expression"):
+        Patterns(*patterns)

@@ -1,0 +1,131 @@
+"""Which method a checkpoint is of: named, claimed, unknown, or none."""
+
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import DATA, make_quantization, read_config
+
+from qload import Registry
+from qload.checkpoint import Checkpoint, open_folder
+from qload.errors import CheckpointError, MethodError, PluginError
+from qload.geometry import Kind, single
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
+from qload.quantization import find_section, resolve
+from qload.registry import METHODS_GROUP, UNQUANTIZED, Origin
+
+
+def with_claims(registry: Registry, **claims: Claim | None) -> Registry:
+    """The installed methods, and some that claim every checkpoint."""
+
+    def plugin(claim: Claim | None) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            qload_method_info=lambda: MethodInfo("claims", None, Capabilities()),
+            qload_scheme_for=lambda: None,
+            qload_create_weights=lambda: (),
+            qload_dequantize=lambda: None,
+            qload_claim=lambda: claim,
+        )
+
+    more = [
+        Origin(name, name, "dist", "1", lambda claim=claim: plugin(claim))  # type: ignore[misc]
+        for name, claim in claims.items()
+    ]
+    return Registry([*(origin for name in registry.names for origin in registry.origins(name)), *more])
+
+
+def bare(config: dict[str, Any], files: tuple[str, ...] = ()) -> Checkpoint:
+    return Checkpoint(Path("none"), config, {}, files)
+
+
+def test_the_config_names_the_method(registry: Registry) -> None:
+    for path in sorted(DATA.iterdir()):
+        name = read_config(path)["quantization_config"]["quant_method"]
+        assert resolve(open_folder(path), registry).method.name == name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": {"quant_method": "x"}},
+        {"compression_config": {"quant_method": "x"}},
+        {"text_config": {"quantization_config": {"quant_method": "x"}}},
+        {"text_config": None, "llm_config": {"quantization_config": {"quant_method": "x"}}},
+    ],
+)
+def test_the_section_is_found_where_tools_put_it(config: dict[str, Any]) -> None:
+    assert find_section(config) == {"quant_method": "x"}
+
+
+@pytest.mark.parametrize("config", [{}, {"quantization_config": None}, {"quantization_config": {}}])
+def test_no_section_means_not_quantized(registry: Registry, config: dict[str, Any]) -> None:
+    quantization = resolve(bare(config), registry)
+    assert quantization.method.name == UNQUANTIZED
+    assert quantization.treat(ModuleInfo(("a",))).scheme is None
+
+
+def test_an_unknown_method_is_a_finding_with_the_known_ones(registry: Registry) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        resolve(bare({"quantization_config": {"quant_method": "wishful"}}), registry)
+    (finding,) = caught.value.findings
+    assert finding.code == "QL104"
+    assert "'wishful'" in str(finding)
+    assert all(name in str(finding) for name in registry.names)
+
+
+def test_a_config_that_breaks_the_schema_gives_every_fault(registry: Registry) -> None:
+    section = {"quant_method": "gptq", "bits": "four", "group_size": 0, "dynamic": {"+:(": {}}}
+    with pytest.raises(CheckpointError) as caught:
+        make_quantization(section, registry)
+    assert [finding.code for finding in caught.value.findings] == ["QL105"] * 3
+    text = str(caught.value)
+    assert all(word in text for word in ("bits", "group_size", "not a regular expression"))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_side_file_alone_is_claimed(registry: Registry, tmp_path: Path, method: str) -> None:
+    name, section = {
+        "gptq": ("quantize_config.json", '{"bits": 4, "group_size": 128, "desc_act": false}'),
+        "awq": ("quant_config.json", '{"w_bit": 4, "q_group_size": 64, "zero_point": true}'),
+    }[method]
+    (tmp_path / name).write_text(section)
+    quantization = resolve(Checkpoint(tmp_path, {}, {}, (name,)), registry)
+    assert quantization.method.name == method
+    treatment = quantization.treat(ModuleInfo(("model.layers.0.mlp.up_proj",)))
+    assert str(treatment.scheme) == {"gptq": "int4 group 128", "awq": "int4 group 64"}[method]
+
+
+def test_the_most_specific_claim_wins(registry: Registry) -> None:
+    claiming = with_claims(registry, one=Claim(5), two=Claim(7), three=None)
+    assert resolve(bare({}), claiming).method.name == "two"
+
+
+def test_a_tie_of_claims_names_both(registry: Registry) -> None:
+    claiming = with_claims(registry, one=Claim(5), two=Claim(5))
+    with pytest.raises(MethodError, match="one and two both claim"):
+        resolve(bare({}), claiming)
+
+
+def test_a_plugin_that_fails_is_named(registry: Registry) -> None:
+    plugin = types.SimpleNamespace(
+        qload_method_info=lambda: MethodInfo("fails", None, Capabilities()),
+        qload_scheme_for=lambda: 1 / 0,
+        qload_create_weights=lambda: (),
+        qload_dequantize=lambda: None,
+    )
+    failing = Registry([*registry.origins(UNQUANTIZED), Origin("fails", "fails", "dist", "1", lambda: plugin)])
+    quantization = resolve(bare({"quantization_config": {"quant_method": "fails"}}), failing)
+    with pytest.raises(PluginError, match="qload_scheme_for raises ZeroDivisionError"):
+        quantization.treat(ModuleInfo(("a",)))
+
+
+def test_a_declaration_is_asked_for_once(registry: Registry) -> None:
+    quantization = make_quantization({"quant_method": "gptq", "bits": 4}, registry)
+    treatment = quantization.treat(ModuleInfo(("a",)))
+    geometry = single(256, 512, kind=Kind.LINEAR)
+    assert quantization.declare(treatment, geometry) is quantization.declare(treatment, geometry)
+
+
+def test_every_method_is_an_entry_point(registry: Registry) -> None:
+    assert registry.names == ("awq", "compressed-tensors", "gptq", UNQUANTIZED), METHODS_GROUP

@@ -1,0 +1,67 @@
+"""Quantized activations, held against the compressed-tensors package's own forward."""
+
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize as their_fake_quantize
+from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic, value_range
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def theirs(x: torch.Tensor, **args: Any) -> torch.Tensor:
+    parsed = QuantizationArgs(dynamic=True, **args)
+    scale, zero = compute_dynamic_scales_and_zp(x, parsed, torch.nn.Module())
+    return their_fake_quantize(x, scale, zero, parsed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("strategy", ["token", "tensor", "group"])
+def test_dynamic_is_what_the_package_computes(
+    dtype: torch.dtype, kind: str, symmetric: bool, strategy: str
+) -> None:
+    if kind == "float" and not symmetric:
+        return
+    torch.manual_seed(0)
+    x = (torch.randn(2, 5, 64) * 3).to(dtype)
+    x[0, 0] = 0
+    group = 16 if strategy == "group" else None
+    expected = theirs(x, num_bits=8, type=kind, symmetric=symmetric, strategy=strategy, group_size=group)
+    found = fake_quantize_dynamic(
+        x, 8, kind == "float", symmetric=symmetric, group=group, by_tensor=strategy == "tensor"
+    )
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("zero", [None, 3])
+def test_static_is_what_the_package_computes(dtype: torch.dtype, kind: str, zero: int | None) -> None:
+    if kind == "float" and zero is not None:
+        return
+    torch.manual_seed(0)
+    x = (torch.randn(2, 5, 64) * 3).to(dtype)
+    scale = torch.tensor([0.02], dtype=torch.bfloat16)
+    point = None if zero is None else torch.tensor([zero], dtype=torch.int8)
+    args = QuantizationArgs(num_bits=8, type=kind, strategy="tensor", symmetric=zero is None)
+    expected = their_fake_quantize(x, scale, point, args)
+    assert torch.equal(fake_quantize(x, scale, point, 8, kind == "float"), expected.to(dtype))
+
+
+def test_two_dimensional_inputs_are_tokens_too() -> None:
+    x = torch.randn(5, 64)
+    assert torch.equal(fake_quantize_dynamic(x, 8, False), fake_quantize_dynamic(x[None], 8, False)[0])
+
+
+@pytest.mark.parametrize(
+    ("bits", "is_float", "expected"), [(8, False, (-128, 127)), (4, False, (-8, 7)), (8, True, (-448, 448))]
+)
+def test_ranges(bits: int, is_float: bool, expected: tuple[float, float]) -> None:
+    assert value_range(bits, is_float) == expected

@@ -1,0 +1,170 @@
+"""A user's own model with merged and QKV layers, whole and by rank, from the same checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edits import edit_tensors
+from llama import Llama, compute
+from samples import DATA, DEMO, read_config, read_reference, relative_error, supported
+from torch import Tensor, nn
+
+import qload
+from qload.errors import CheckpointError, QloadError, ShardError
+from qload.findings import errors
+from qload.torch import QKVParallelLinear, RowParallelLinear, Site
+
+LLAMAS = [path for path in supported() if read_config(path)["model_type"] == "llama"]
+names = pytest.mark.parametrize("path", LLAMAS, ids=lambda path: path.name)
+
+SMALLEST_ROW_LAYER = 256
+"""The input features of o_proj, which row-parallel ranks divide."""
+
+
+def can_be_cut(path: Path, size: int) -> bool:
+    """By the config alone: a rank takes whole groups of inputs, and one KV head is half a block of 128 rows."""
+    section = read_config(path).get("quantization_config", {})
+    if "config_groups" not in section:
+        groups = [(section.get("group_size", 1), section.get("desc_act", False))]
+    else:
+        weights = [group["weights"] for group in section["config_groups"].values()]
+        groups = [(each["group_size"] or 1, each["actorder"] == "group") for each in weights]
+        if any(each["block_structure"] for each in weights):
+            return size == 1
+    return all(ordered or SMALLEST_ROW_LAYER // size % group == 0 for group, ordered in groups)
+
+
+def build(path: Path, size: int = 1) -> list[Llama]:
+    quantization = qload.read_quantization(path)
+    ranks = [Llama(path, quantization, rank, size) for rank in range(size)]
+    for rank in ranks:
+        qload.load_weights(rank, path, quantize_activations=False, ignore=["QL210"])
+    return ranks
+
+
+def separate(path: Path) -> Any:
+    return qload.load(path, dtype=torch.float32, quantize_activations=False)
+
+
+FUSABLE = [path for path in LLAMAS if path.name not in ("ct-mixed-fp8-w4", "gptq-dynamic-mixed")]
+
+
+@pytest.mark.parametrize("path", FUSABLE, ids=lambda path: path.name)
+def test_fused_layers_hold_the_separate_ones_weights(path: Path) -> None:
+    (model,), other = build(path), separate(path)
+    for number, block in enumerate(model.model.layers):
+        theirs = other.model.layers[number]
+        attention, mlp = theirs.self_attn, theirs.mlp
+        qkv = [qload.dequantize(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        assert torch.equal(qload.dequantize(block.self_attn.qkv_proj), torch.cat(qkv))
+        gate_up = [qload.dequantize(each) for each in (mlp.gate_proj, mlp.up_proj)]
+        assert torch.equal(qload.dequantize(block.mlp.gate_up_proj), torch.cat(gate_up))
+
+
+@pytest.mark.parametrize("path", FUSABLE, ids=lambda path: path.name)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_all_ranks_together_compute_the_whole(path: Path, size: int) -> None:
+    if not can_be_cut(path, size):
+        with pytest.raises(ShardError) as caught:
+            build(path, size)
+        assert caught.value.sizes in ((1,), (1, 2))
+        return
+    ids = read_reference(path).input_ids
+    with torch.inference_mode():
+        expected = separate(path)(ids).logits
+        found = compute(build(path, size), ids)
+    assert found.shape == expected.shape
+    assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("path", FUSABLE, ids=lambda path: path.name)
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_ranks_shards_make_the_whole(path: Path, size: int) -> None:
+    if not can_be_cut(path, size):
+        return
+    (whole,), ranks = build(path), build(path, size)
+    for number, block in enumerate(whole.model.layers):
+        blocks = [rank.model.layers[number] for rank in ranks]
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            shards = [qload.dequantize(each.get_submodule(name)) for each in blocks]
+            assert torch.equal(torch.cat(shards, 1), qload.dequantize(block.get_submodule(name)))
+        assert torch.equal(
+            join([each.mlp.gate_up_proj for each in blocks]), qload.dequantize(block.mlp.gate_up_proj)
+        )
+    for name in ("model.embed_tokens", "lm_head"):
+        shards = [qload.dequantize(rank.get_submodule(name)) for rank in ranks]
+        assert torch.equal(torch.cat(shards), qload.dequantize(whole.get_submodule(name)))
+
+
+def join(layers: list[nn.Module]) -> Tensor:
+    """The whole weight of a merged layer, from its ranks' shards."""
+    parts = [qload.dequantize(each).split([part.size for part in each.local.parts]) for each in layers]
+    return torch.cat([torch.cat(shards) for shards in zip(*parts, strict=True)])
+
+
+@names
+def test_ranks_read_what_they_own(path: Path) -> None:
+    if path not in FUSABLE or not can_be_cut(path, 2):
+        return
+    quantization = qload.read_quantization(path)
+    reports = [qload.load_weights(Llama(path, quantization, n, 2), path, ignore=["QL210"]) for n in range(2)]
+    whole = qload.load_weights(Llama(path, quantization), path, ignore=["QL210"])
+    assert all(report.bytes_in_memory < 0.62 * whole.bytes_in_memory for report in reports)
+
+
+def test_parts_that_are_quantized_differently_cannot_be_fused() -> None:
+    with pytest.raises(CheckpointError, match="QL204") as caught:
+        build(DATA / "gptq-dynamic-mixed")
+    assert "int8 group 32" in str(caught.value)
+
+
+def test_a_cut_that_does_not_fit_names_layer_tensor_unit_and_sizes() -> None:
+    quantization = qload.read_quantization(DATA / "gptq-4bit-g128-asym")
+    site = Site(quantization, "model.layers.0.mlp.down_proj", rank=0, size=8)
+    with pytest.raises(ShardError) as caught:
+        RowParallelLinear(512, 256, site)
+    error = caught.value
+    assert (error.unit, error.sizes) == (128, (1, 2, 4))
+    assert error.where.startswith("model.layers.0.mlp.down_proj.")
+    assert "tensor-parallel sizes that fit: 1, 2, 4" in str(error)
+
+
+def test_rows_that_do_not_divide_raise() -> None:
+    site = Site(qload.read_quantization(DEMO), "model.layers.0.self_attn.qkv_proj", rank=0, size=3)
+    with pytest.raises(ShardError, match="4 heads of q_proj cannot be divided by 3") as caught:
+        QKVParallelLinear(256, 64, 4, 2, site)
+    assert caught.value.sizes == (1, 2, 4)
+
+
+def test_what_the_model_does_not_read_is_an_error_unless_waived(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    edit_tensors(folder, lambda tensors: tensors.update(surplus=torch.zeros(3)))
+    quantization = qload.read_quantization(folder)
+    with pytest.raises(CheckpointError, match="QL210 surplus"):
+        qload.load_weights(Llama(folder, quantization), folder)
+    report = qload.load_weights(Llama(folder, quantization), folder, ignore=["QL210"])
+    assert [finding.where for finding in errors(report.findings)] == ["surplus"]
+
+
+def test_a_prefix_for_models_inside_models() -> None:
+    (model,) = build(DEMO)
+    inner = nn.ModuleDict({"norm": nn.Module()})
+    inner["norm"].weight = nn.Parameter(torch.empty(256))
+    qload.load_weights(inner, DEMO, prefix="model.", ignore=["QL210"])
+    assert torch.equal(inner["norm"].weight, model.model.norm.weight)
+
+
+def test_loading_again_gives_the_same() -> None:
+    path = DATA / "gptq-4bit-g32-sym-descact"
+    (model,) = build(path)
+    before = qload.dequantize(model.model.layers[0].mlp.down_proj).clone()
+    qload.load_weights(model, path, ignore=["QL210"])
+    assert torch.equal(qload.dequantize(model.model.layers[0].mlp.down_proj), before)
+
+
+def test_a_layer_without_a_name_for_its_parts() -> None:
+    site = Site(qload.read_quantization(DEMO), "a.qkv_proj")
+    with pytest.raises(QloadError, match="parts of a fused layer need names"):
+        QKVParallelLinear(256, 64, 4, 2, site, names=("q_proj", "k_proj", ""))

@@ -1,0 +1,134 @@
+"""Readers: any region of any tensor, through a buffer of any size, is what slicing gives."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qload.checkpoint import read_header
+from qload.errors import QloadError
+from qload.layout import Interval, Region
+from qload.plan import Copy
+from qload.torch.reading import FileReader, MemoryReader, Reader
+from qload.torch.staging import Staging
+
+CPU = torch.device("cpu")
+TENSORS = {
+    "matrix": torch.arange(48 * 40, dtype=torch.int32).reshape(48, 40),
+    "stack": torch.randn(4, 24, 16).to(torch.bfloat16),
+    "vector": torch.arange(1000, dtype=torch.int64),
+    "scalar": torch.tensor(3.5),
+    "small": torch.randn(8, 16).to(torch.float8_e4m3fn),
+    "empty": torch.zeros(0, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reading")
+    save_file(TENSORS, path / "f")
+    return path
+
+
+def readers(folder: Path) -> Iterator[Reader]:
+    yield MemoryReader(TENSORS)
+    for nbytes in (1 << 20, 300, 16):
+        yield FileReader(folder, Staging(CPU, nbytes))
+
+
+def copy_of(folder: Path, name: str, region: Region) -> Copy:
+    entry = read_header(folder / "f", "f").tensors[name]
+    return Copy(entry, entry.shape, region, region)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    return (
+        torch.empty_strided((tensor.numel(),), (1,), dtype=tensor.dtype)
+        .copy_(tensor.reshape(-1))
+        .view(torch.uint8)
+    )
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_any_region_is_the_slice(folder: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(TENSORS)))
+    region = tuple(draw_interval(data, size) for size in TENSORS[name].shape)
+    expected = TENSORS[name][tuple(interval.slice for interval in region)]
+    for reader in readers(folder):
+        destination = torch.zeros(expected.shape, dtype=expected.dtype)
+        reader.read(copy_of(folder, name, region), destination)
+        reader.close()
+        assert torch.equal(as_bytes(destination), as_bytes(expected))
+
+
+def draw_interval(data: st.DataObject, size: int) -> Interval:
+    if not size:
+        return Interval(0, 0)
+    start = data.draw(st.integers(0, size - 1))
+    return Interval(start, data.draw(st.integers(start + 1, size)), data.draw(st.sampled_from([1, 1, 1, 2, 3])))
+
+
+def test_casts_and_strided_destinations(folder: Path) -> None:
+    region = (Interval(0, 48), Interval(8, 24))
+    for reader in readers(folder):
+        wide = torch.full((48, 64), -1.0)
+        reader.read(copy_of(folder, "matrix", region), wide[:, 10:26])
+        reader.close()
+        assert torch.equal(wide[:, 10:26], TENSORS["matrix"][:, 8:24].float())
+        assert (wide[:, :10] == -1).all()
+        assert (wide[:, 26:] == -1).all()
+
+
+def test_a_view_of_the_same_bytes(folder: Path) -> None:
+    entry = read_header(folder / "f", "f").tensors["vector"]
+    region = (Interval(0, 100), Interval(2, 5))
+    for reader in readers(folder):
+        destination = torch.zeros(100, 3, dtype=torch.int64)
+        reader.read(Copy(entry, (100, 10), region, region), destination)
+        reader.close()
+        assert torch.equal(destination, TENSORS["vector"].view(100, 10)[:, 2:5])
+
+
+def test_an_expert_of_a_stack(folder: Path) -> None:
+    entry = read_header(folder / "f", "f").tensors["matrix"]
+    region = (Interval(0, 48), Interval(0, 40))
+    for reader in readers(folder):
+        stack = torch.zeros(3, 48, 40, dtype=torch.int32)
+        reader.read(Copy(entry, entry.shape, region, region), stack[1:2])
+        reader.close()
+        assert torch.equal(stack[1], TENSORS["matrix"])
+        assert not stack[0].any()
+
+
+def test_contiguous_bytes_are_read_once_and_strips_by_rows(folder: Path) -> None:
+    reader = FileReader(folder, Staging(CPU, 1 << 20))
+    rows = copy_of(folder, "matrix", (Interval(8, 16), Interval(0, 40)))
+    strip = copy_of(folder, "matrix", (Interval(0, 48), Interval(0, 8)))
+    assert reader.read(rows, torch.empty(8, 40, dtype=torch.int32)) == 8 * 40 * 4
+    assert reader.read(strip, torch.empty(48, 8, dtype=torch.int32)) == 48 * 40 * 4
+    reader.close()
+
+
+def test_the_buffer_has_a_fixed_size(folder: Path) -> None:
+    staging = Staging(CPU, 64)
+    reader = FileReader(folder, staging)
+    reader.read(copy_of(folder, "matrix", (Interval(0, 48), Interval(0, 8))), torch.empty(48, 8))
+    reader.close()
+    assert [len(slab.buffer) for slab in staging._slabs] == [32, 32]
+
+
+def test_a_file_that_shrinks_is_an_error_with_the_tensor(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "f").read_bytes()
+    (tmp_path / "f").write_bytes(whole[: len(whole) // 2])
+    last = max(read_header(folder / "f", "f").tensors.values(), key=lambda entry: entry.stop)
+    region = tuple(Interval(0, size) for size in last.shape)
+    reader = FileReader(tmp_path, Staging(CPU))
+    with pytest.raises(QloadError, match=f"{last.name} in f: the file ends before"):
+        reader.read(Copy(last, last.shape, region, region), torch.empty(last.shape))
+    reader.close()
