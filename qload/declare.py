@@ -94,9 +94,7 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def weight(
-    name: str, *axes: Axis, dtypes: tuple[str, ...] = FLOATS, stored_as: str | None = None
-) -> ParameterSpec:
+def weight(name: str, *axes: Axis, dtypes: tuple[str, ...] = FLOATS, stored_as: str | None = None) -> ParameterSpec:
     """A weight that is stored as values and cast into the layer's dtype."""
     return _spec(name, ParameterKind.WEIGHT, axes, dtypes, stored_as, cast=True)
 
@@ -145,9 +143,7 @@ def tensor_scale(
     name: str, *, dtypes: tuple[str, ...] = _SCALE_DTYPES, stored_as: str | None = None, required: bool = True
 ) -> ParameterSpec:
     """One scale for each fused part; on disk a scalar or a one-element tensor for each."""
-    return _spec(
-        name, ParameterKind.TENSOR_SCALE, (part(),), dtypes, stored_as, required=required, view=View.SQUEEZED
-    )
+    return _spec(name, ParameterKind.TENSOR_SCALE, (part(),), dtypes, stored_as, required=required, view=View.SQUEEZED)
 
 
 def index(

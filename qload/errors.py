@@ -23,9 +23,7 @@ class QloadError(Exception):
     the `remedy`. Empty fields are left out of the text.
     """
 
-    def __init__(
-        self, what: str, *, where: str = "", expected: str = "", found: str = "", remedy: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, where: str = "", expected: str = "", found: str = "", remedy: str = "") -> None:
         self.what = what
         self.where = where
         self.expected = expected
@@ -45,10 +43,13 @@ def describe(what: str, where: str, expected: str, found: str, remedy: str) -> s
 
 
 class Fault(Protocol):
-    """What an error needs of a finding: its code, and its text as `str`."""
+    """What an error needs of a finding: its code, its place, and its text as `str`."""
 
     @property
     def code(self) -> str: ...
+
+    @property
+    def where(self) -> str: ...
 
 
 class CheckpointError(QloadError):

@@ -1,12 +1,12 @@
 """Numbered faults of a checkpoint, and the catalogue of the rules that find them."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qload.errors import describe
+from qload.patterns import NUMBER, generalise
 
 
 class Severity(StrEnum):
@@ -37,8 +37,7 @@ class Rule:
 def _rules(*rows: tuple[str, str, str, str]) -> dict[str, Rule]:
     severities = {"E": Severity.ERROR, "W": Severity.WARNING}
     rules = (
-        Rule(code, severities[flags[0]], Tier(tier), title, "waivable" in flags)
-        for code, flags, tier, title in rows
+        Rule(code, severities[flags[0]], Tier(tier), title, "waivable" in flags) for code, flags, tier, title in rows
     )
     return {rule.code: rule for rule in rules}
 
@@ -114,9 +113,7 @@ def report(
 def errors(findings: Iterable[Finding], ignore: Iterable[str] = ()) -> list[Finding]:
     """The findings that stop a load: errors, without the waivable ones whose code is ignored."""
     waived = {code for code in ignore if code in RULES and RULES[code].waivable}
-    return [
-        finding for finding in findings if finding.severity is Severity.ERROR and finding.code not in waived
-    ]
+    return [finding for finding in findings if finding.severity is Severity.ERROR and finding.code not in waived]
 
 
 def refusals(reasons: Mapping[str, str]) -> Iterator[Finding]:
@@ -129,9 +126,6 @@ def refusals(reasons: Mapping[str, str]) -> Iterator[Finding]:
         yield report("QL104", reason, where=modules[0], file="config.json", found=count)
 
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-
-
 def collapse(findings: Iterable[Finding]) -> list[Finding]:
     """One finding for those that differ only in the numbers of their modules.
 
@@ -139,7 +133,7 @@ def collapse(findings: Iterable[Finding]) -> list[Finding]:
     """
     alike: dict[Finding, list[Finding]] = defaultdict(list)
     for finding in findings:
-        pattern = _NUMBER.sub("*", finding.where)
+        pattern = generalise(finding.where)
         alike[replace(finding, where=pattern, file="", found=finding.found, remedy="")].append(finding)
     return [_merge(group) for group in alike.values()]
 
@@ -148,9 +142,9 @@ def _merge(group: list[Finding]) -> Finding:
     first = group[0]
     if len(group) == 1:
         return first
-    numbers = [[int(number) for number in _NUMBER.findall(finding.where)] for finding in group]
+    numbers = [[int(number) for number in NUMBER.findall(finding.where)] for finding in group]
     columns = iter([_span(column) for column in zip(*numbers, strict=True)])
-    where = _NUMBER.sub(lambda _: next(columns), first.where)
+    where = NUMBER.sub(lambda _: next(columns), first.where)
     files = {finding.file for finding in group}
     file = first.file if len(files) == 1 else f"{len(files)} files"
     return replace(first, where=f"{where} ({len(group)})", file=file)

@@ -99,9 +99,7 @@ class Shard:
 
     def local(self, geometry: Geometry) -> Geometry:
         """The layer as this rank holds it, padding included."""
-        parts = tuple(
-            Part(part.name, cut.padded_size) for part, cut in zip(geometry.parts, self.out, strict=True)
-        )
+        parts = tuple(Part(part.name, cut.padded_size) for part, cut in zip(geometry.parts, self.out, strict=True))
         experts = None if geometry.experts is None else self.experts.size
         return replace(geometry, parts=parts, in_features=self.in_.size, experts=experts)
 
@@ -129,9 +127,7 @@ def column(geometry: Geometry, rank: int, size: int) -> Shard:
 
 def row(geometry: Geometry, rank: int, size: int) -> Shard:
     """The input features are divided."""
-    return replace(
-        replicated(geometry, rank, size), in_=_even(geometry.in_features, rank, size, "input features")
-    )
+    return replace(replicated(geometry, rank, size), in_=_even(geometry.in_features, rank, size, "input features"))
 
 
 def expert_parallel(geometry: Geometry, rank: int, size: int) -> Shard:

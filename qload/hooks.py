@@ -87,7 +87,12 @@ def _wrong_signatures(plugin: object, roles: tuple[str, ...]) -> Iterator[str]:
         if not callable(hook):
             yield f"{name} is not a function"
             continue
-        for parameter in inspect.signature(hook).parameters.values():
+        try:
+            parameters = inspect.signature(hook).parameters.values()
+        except (TypeError, ValueError):
+            yield f"{name} is a function whose arguments cannot be read"
+            continue
+        for parameter in parameters:
             yield from _wrong_parameter(name, parameter)
 
 

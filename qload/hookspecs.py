@@ -197,9 +197,7 @@ class RuntimeSpecs:
         raise NotImplementedError
 
     @hookspec
-    def qload_apply_experts(
-        self, layer: nn.Module, x: Tensor, expert_ids: Tensor, expert_weights: Tensor
-    ) -> Tensor:
+    def qload_apply_experts(self, layer: nn.Module, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k]; without it, one by one."""
         raise NotImplementedError
 

@@ -7,6 +7,13 @@ from enum import StrEnum
 from functools import cached_property
 
 REGEX_PREFIX = "re:"
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+"""A number in a module's name: of a layer, of an expert."""
+
+
+def generalise(name: str) -> str:
+    """A name with a star for each number: what modules of the same place in other layers share."""
+    return NUMBER.sub("*", name)
 
 
 class Dialect(StrEnum):

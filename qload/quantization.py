@@ -119,9 +119,7 @@ def _unknown(name: object, checkpoint: Checkpoint, registry: Registry) -> Checkp
 
 
 def _claim(checkpoint: Checkpoint, registry: Registry) -> tuple[Method, Claim] | None:
-    claims = [
-        (method, claim) for method in registry.methods() if (claim := _ask(method, checkpoint)) is not None
-    ]
+    claims = [(method, claim) for method in registry.methods() if (claim := _ask(method, checkpoint)) is not None]
     if not claims:
         return None
     claims.sort(key=lambda pair: -pair[1].specificity)

@@ -1,6 +1,7 @@
 """A Llama that a user could have written: fused projections, of one rank, without collectives."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from samples import read_config
@@ -46,14 +47,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = [part.size for part in self.qkv_proj.local.parts]
         q, k, v = (self.split(part) for part in self.qkv_proj(x).split(sizes, -1))
-        attended = F.scaled_dot_product_attention(
-            self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True
-        )
+        attended = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True)
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_size).transpose(1, 2)
 
     def rotate(self, x: Tensor) -> Tensor:
         size = self.head_size
@@ -61,7 +60,8 @@ class Attention(nn.Module):
         angles = torch.arange(x.shape[2])[:, None] * frequencies
         cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
         first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
+        rotated: Tensor = x * cos + torch.cat((-second, first), -1) * sin
+        return rotated
 
 
 class MLP(nn.Module):
@@ -106,7 +106,7 @@ class Llama(nn.Module):
         self.lm_head = ParallelLMHead(config["vocab_size"], config["hidden_size"], site.at("lm_head"))
 
 
-def compute(ranks: list[Llama], ids: Tensor) -> Tensor:
+def compute(ranks: list[Any], ids: Tensor) -> Tensor:
     """Logits of all ranks' models together, summing and joining what collectives would."""
     x = sum_of([each.model.embed_tokens(ids) for each in ranks])
     for number in range(len(ranks[0].model.layers)):

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from qload.errors import LayoutError, ShardError
 from qload.geometry import (
-    Cut,
     Geometry,
     Part,
     column,
@@ -17,6 +16,7 @@ from qload.geometry import (
     vocabulary,
     vocabulary_cut,
 )
+from qload.layout import Cut
 
 
 @given(st.integers(1, 64), st.integers(1, 8))
@@ -46,9 +46,7 @@ def test_what_cannot_be_divided_raises_with_the_sizes_that_can() -> None:
     ("size", "expected"),
     [(1, [(0, 128)]), (2, [(0, 64), (64, 128)]), (4, [(0, 64), (0, 64), (64, 128), (64, 128)])],
 )
-def test_heads_are_replicated_where_there_are_fewer_than_ranks(
-    size: int, expected: list[tuple[int, int]]
-) -> None:
+def test_heads_are_replicated_where_there_are_fewer_than_ranks(size: int, expected: list[tuple[int, int]]) -> None:
     geometry = Geometry(16, (Part("k", 128, heads=2, replicable=True),))
     cuts = [column(geometry, rank, size).out[0] for rank in range(size)]
     assert [(cut.start, cut.stop) for cut in cuts] == expected
@@ -89,9 +87,7 @@ def test_experts_are_divided_whole() -> None:
         (1000, 1, [(0, 1000, 24)]),
     ],
 )
-def test_the_vocabulary_is_padded_and_divided(
-    rows: int, size: int, expected: list[tuple[int, int, int]]
-) -> None:
+def test_the_vocabulary_is_padded_and_divided(rows: int, size: int, expected: list[tuple[int, int, int]]) -> None:
     cuts = [vocabulary_cut(rows, rank, size) for rank in range(size)]
     assert [(cut.start, cut.stop, cut.padding) for cut in cuts] == expected
 

@@ -141,9 +141,7 @@ def test_volume_counts_steps() -> None:
     assert volume((Interval(0, 7, 2), Interval(3, 5))) == 8
 
 
-def extents(
-    rows: int, columns: int, *, parts: tuple[int, ...] | None = None, experts: int = 1
-) -> dict[Dim, Extent]:
+def extents(rows: int, columns: int, *, parts: tuple[int, ...] | None = None, experts: int = 1) -> dict[Dim, Extent]:
     parts = parts or (rows,)
     return {
         Dim.OUT: Extent(parts),

@@ -35,9 +35,7 @@ def make_plugin(**hooks: Any) -> types.SimpleNamespace:
         "qload_create_weights": qload_create_weights,
         "qload_dequantize": qload_dequantize,
     }
-    return types.SimpleNamespace(
-        **{name: hook for name, hook in {**found, **hooks}.items() if hook is not None}
-    )
+    return types.SimpleNamespace(**{name: hook for name, hook in {**found, **hooks}.items() if hook is not None})
 
 
 def origin(name: str, plugin: object, distribution: str = "dist") -> Origin:
@@ -108,7 +106,15 @@ def test_another_version_of_the_hooks_is_refused() -> None:
 
 
 def test_something_else_than_an_info_is_refused() -> None:
-    assert faults_of(make_plugin(qload_method_info=dict)) == ("qload_method_info returns dict, not MethodInfo",)
+    def qload_method_info() -> dict[str, str]:
+        return {}
+
+    plugin = make_plugin(qload_method_info=qload_method_info)
+    assert faults_of(plugin) == ("qload_method_info returns dict, not MethodInfo",)
+
+
+def test_a_builtin_is_no_hook() -> None:
+    assert faults_of(make_plugin(qload_claim=dict)) == ("qload_claim is a function whose arguments cannot be read",)
 
 
 def test_a_plugin_that_does_not_import_is_quarantined_loudly() -> None:

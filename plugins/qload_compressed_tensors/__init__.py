@@ -45,9 +45,7 @@ def qload_method_info() -> MethodInfo:
     )
 
 
-def qload_scheme_for(
-    config: CompressedTensorsConfig, module: ModuleInfo
-) -> CompressedScheme | CacheScheme | None:
+def qload_scheme_for(config: CompressedTensorsConfig, module: ModuleInfo) -> CompressedScheme | CacheScheme | None:
     _check(config)
     if module.kind is Kind.KV_CACHE:
         return make_cache_scheme(config.kv_cache_scheme) if config.kv_cache_scheme is not None else None
@@ -57,9 +55,7 @@ def qload_scheme_for(
     return None if group is None else make_scheme(group, config.format)
 
 
-def qload_create_weights(
-    scheme: CompressedScheme | CacheScheme, geometry: Geometry
-) -> tuple[ParameterSpec, ...]:
+def qload_create_weights(scheme: CompressedScheme | CacheScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     if isinstance(scheme, CacheScheme):
         return tensor_scale("k_scale"), tensor_scale("v_scale")
     weights = scheme.weights

@@ -45,9 +45,7 @@ def find_weights(path: Path, files: tuple[str, ...]) -> Weights:
     shards = tuple(name for name in files if name.startswith("model-") and name.endswith(".safetensors"))
     if not shards:
         return Weights()
-    finding = report(
-        "QL007", "there are several weight files and no index", file=INDEX, found=f"{len(shards)} files"
-    )
+    finding = report("QL007", "there are several weight files and no index", file=INDEX, found=f"{len(shards)} files")
     return Weights(shards, None, (finding,))
 
 
@@ -87,9 +85,7 @@ def read_headers(path: Path, weights: Weights) -> Stored:
         placed = weights.placed or {}
         stored.findings.extend(_duplicates(stored.tensors, header.tensors, placed))
         # A copy that the index takes from another file is stale.
-        stored.tensors.update(
-            {key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name}
-        )
+        stored.tensors.update({key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name})
     if weights.placed is not None:
         stored.findings.extend(_check_index(weights.placed, stored))
     return stored
@@ -120,6 +116,4 @@ def _check_index(placed: Mapping[str, str], stored: Stored) -> Iterator[Finding]
                 remedy="rebuild the index, or download the file again",
             )
     for key in sorted(stored.tensors.keys() - placed.keys()):
-        yield report(
-            "QL007", "is stored, and the index does not name it", where=key, file=stored.tensors[key].file
-        )
+        yield report("QL007", "is stored, and the index does not name it", where=key, file=stored.tensors[key].file)

@@ -60,9 +60,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_row(row["method"], *_cells(row["capabilities"], row["status"]))
     console.print(table)
     for row in rows:
-        console.print(
-            f"\n[bold]{row['method']}[/bold]  {', '.join(row['from'])}", highlight=False, soft_wrap=True
-        )
+        console.print(f"\n[bold]{row['method']}[/bold]  {', '.join(row['from'])}", highlight=False, soft_wrap=True)
         console.print(f"  {row['summary']}", highlight=False, soft_wrap=True)
         if row["capabilities"] is not None:
             limits = row["capabilities"]["tensor_parallel"]

@@ -34,12 +34,8 @@ from qload.errors import ModelError
 @checkpoint_argument
 @click.option("--prompt", required=True, help="The text to go on from.")
 @click.option("--device", default="cpu", show_default=True, help="Where to load it: cpu, cuda, cuda:1.")
-@click.option(
-    "--dtype", default=None, help="What to compute in: float32, bfloat16, float16. [default: the config's]"
-)
-@click.option(
-    "--max-new-tokens", default=40, show_default=True, type=click.IntRange(min=1), help="How far to go on."
-)
+@click.option("--dtype", default=None, help="What to compute in: float32, bfloat16, float16. [default: the config's]")
+@click.option("--max-new-tokens", default=40, show_default=True, type=click.IntRange(min=1), help="How far to go on.")
 @click.option("--weights-only", is_flag=True, help="Do not quantize activations, where the scheme does.")
 @format_option
 def command(
@@ -82,9 +78,7 @@ def _load(path: Path, device: str, dtype: str | None, weights_only: bool, consol
         def show(progress: qload.Progress) -> None:
             bar.update(task, completed=progress.done, total=progress.total)
 
-        return qload.load(
-            path, device=device, dtype=dtype, quantize_activations=not weights_only, progress=show
-        )
+        return qload.load(path, device=device, dtype=dtype, quantize_activations=not weights_only, progress=show)
 
 
 def _read_tokenizer(path: Path) -> Any:

@@ -27,7 +27,7 @@ def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
     """Read a model's outline off the headers; what a method refuses is a finding."""
     refused: dict[str, str] = {}
     modules = list(list_modules(checkpoint, quantization, refused))
-    quantized = {module.last_name for module in modules if _is_quantized(module, quantization)}
+    quantized = {module.pattern for module in modules if _is_quantized(module, quantization)}
     marks = _marks(modules, quantization)
     solver = Solver(quantization, find_known_sizes(checkpoint.config))
     layers: list[StoredModule] = []
@@ -73,10 +73,10 @@ def _is_layer(module: StoredModule, quantized: set[str], marks: set[str], quanti
     """Whether to hold a module against a declaration, or to take its tensors as they are.
 
     A class name in a config cannot be matched without the model. So a module that stores nothing but a plain
-    weight counts as quantized only where a module of the same name elsewhere is.
+    weight counts as quantized only where a module of the same place in another layer is.
     """
     if module.treatment.scheme is not None:
-        return _is_quantized(module, quantization) or module.last_name in quantized
+        return _is_quantized(module, quantization) or module.pattern in quantized
     if quantization.config is not None:
         return any(leaf in marks for leaf in module.tensors)
     return any(entry.dtype in _QUANTIZED_DTYPES and len(entry.shape) == 2 for entry in module.tensors.values())

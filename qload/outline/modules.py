@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
+from qload.patterns import generalise
 from qload.quantization import Quantization, Treatment
 
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
@@ -15,7 +16,7 @@ _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 
 @dataclass(frozen=True, slots=True)
 class StoredModule:
-    """A module's tensors by their names below it, and what its method does to it; a refused one is left alone."""
+    """A module's tensors by their names below it, and what its method does to it, if it does not refuse."""
 
     info: ModuleInfo
     tensors: Mapping[str, TensorEntry]
@@ -23,13 +24,12 @@ class StoredModule:
     refused: bool = False
 
     @property
-    def last_name(self) -> str:
-        return last_name(self.info.name)
+    def pattern(self) -> str:
+        """What the module's name shares with those of the same place in other layers."""
+        return generalise(self.info.name)
 
 
-def list_modules(
-    checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]
-) -> Iterator[StoredModule]:
+def list_modules(checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]) -> Iterator[StoredModule]:
     """Every module of the headers; why a method refuses one is put into `refused`."""
     for name, leaves in checkpoint.modules.items():
         prefix = f"{name}." if name else ""
@@ -42,13 +42,8 @@ def list_modules(
             yield StoredModule(info, tensors, Treatment(quantization.unquantized, None), refused=True)
 
 
-def last_name(name: str) -> str:
-    """A module's own name, without its parents'."""
-    return name.rpartition(".")[2]
-
-
 def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
-    last = last_name(name)
+    last = name.rpartition(".")[2]
     kind = Kind.LINEAR
     classes: tuple[str, ...] = ("Linear",)
     if last in _EMBEDDINGS:

@@ -21,8 +21,8 @@ PROBE = single(1, 1)
 class Solver:
     """Solves for sizes, module by module.
 
-    Where a module's tensors disagree, modules of the same name in other layers decide which of them is wrong, and
-    else the weight's own word is taken.
+    Where a module's tensors disagree, modules of the same name in other layers decide which of them is wrong,
+    and else the weight's own word is taken.
     """
 
     quantization: Quantization
@@ -34,7 +34,7 @@ class Solver:
         for dim, ranges in self._said(module).items():
             common = _intersect(ranges)
             if common:
-                self.solved[module.last_name, dim].add(self._choose(common))
+                self.solved[module.pattern, dim].add(self._choose(common))
 
     def solve(self, module: StoredModule) -> Geometry:
         said = self._said(module)
@@ -52,7 +52,7 @@ class Solver:
         common = _intersect(ranges)
         if common:
             return self._choose(common)
-        others = self.solved[module.last_name, dim]
+        others = self.solved[module.pattern, dim]
         claimed = [count for count in sorted(others) if any(count in each for each in ranges)]
         return claimed[0] if claimed else self._choose(ranges[0])
 

@@ -75,9 +75,7 @@ def make_copies(
             continue
         region = stored.layout.region(extents, origin)
         if volume(region):
-            yield Copy(
-                entry, stored.layout.shape(extents), region, spec.layout.region(local, goal, whole=layer)
-            )
+            yield Copy(entry, stored.layout.shape(extents), region, spec.layout.region(local, goal, whole=layer))
 
 
 def _source_place(target: Target, source: Source, part: int, stored_parts: int) -> Place | None:

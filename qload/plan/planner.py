@@ -76,9 +76,7 @@ def make_plan(
 
     `is_expected` says which stored tensors may be left over without a finding.
     """
-    ledger = _Ledger(
-        checkpoint.tensors, checkpoint.modules, checkpoint.lost, findings=list(checkpoint.findings)
-    )
+    ledger = _Ledger(checkpoint.tensors, checkpoint.modules, checkpoint.lost, findings=list(checkpoint.findings))
     targets = tuple(targets)
     layers = [_plan_layer(target, quantization, ledger) for target in targets]
     layers += [layer for tensor in plain if (layer := _plan_plain(tensor, ledger)) is not None]
@@ -122,9 +120,7 @@ def _plan_slot(spec: ParameterSpec, target: Target, quantization: Quantization, 
     return _fill_slot(spec, target, found, ledger)
 
 
-def _stored_spec(
-    spec: ParameterSpec, target: Target, source: Source, quantization: Quantization
-) -> ParameterSpec:
+def _stored_spec(spec: ParameterSpec, target: Target, source: Source, quantization: Quantization) -> ParameterSpec:
     specs = quantization.declare(target.treatment, source.geometry(target.geometry))
     return next(each for each in specs if each.name == spec.name)
 

@@ -49,8 +49,7 @@ def check_method(
     treatment = quantization.treat(module)
     faults = [*_check_declaration(quantization, treatment, geometries[0])]
     for geometry in geometries:
-        for law in (_check_whole, _check_shards, _check_fused, _check_embedding):
-            faults += law(_Case(quantization, treatment, geometry, sizes))
+        faults += _check_laws(quantization, treatment, geometry, sizes)
     if faults:
         raise ContractError(treatment.label, faults)
 
@@ -84,6 +83,17 @@ class _Case:
         layer = Layer(geometry, (source,), site, self.treatment, sharding)
         load_tensors(layer, self.tensors, self.quantization)
         return layer
+
+
+def _check_laws(
+    quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
+) -> Iterator[str]:
+    try:
+        case = _Case(quantization, treatment, geometry, sizes)
+        for law in (_check_whole, _check_shards, _check_fused, _check_embedding):
+            yield from law(case)
+    except QloadError as error:
+        yield f"{geometry.out_features} x {geometry.in_features}: {error}"
 
 
 def _check_declaration(quantization: Quantization, treatment: Treatment, geometry: Geometry) -> Iterator[str]:

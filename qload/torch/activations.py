@@ -51,9 +51,7 @@ def fake_quantize_dynamic(
     return rounded if group is None else rounded.flatten(-2)
 
 
-def choose_scale(
-    low: Tensor, high: Tensor, bits: int, is_float: bool, symmetric: bool
-) -> tuple[Tensor, Tensor | None]:
+def choose_scale(low: Tensor, high: Tensor, bits: int, is_float: bool, symmetric: bool) -> tuple[Tensor, Tensor | None]:
     """Scale and zero-point that cover [low, high]; a scale of zero becomes the dtype's epsilon."""
     least, greatest = value_range(bits, is_float)
     if symmetric:

@@ -117,9 +117,7 @@ def _read_generation_config(model: PreTrainedModel, path: Path) -> None:
     try:
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError, TypeError) as error:
-        raise ModelError(
-            f"generation_config.json cannot be read: {_first_line(error)}", where=str(path)
-        ) from error
+        raise ModelError(f"generation_config.json cannot be read: {_first_line(error)}", where=str(path)) from error
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

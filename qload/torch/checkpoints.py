@@ -44,9 +44,7 @@ def list_entries(tensors: Mapping[str, Tensor], file: str = "memory") -> dict[st
     """What a header would say of tensors that are in memory."""
     codes = {name: dtype_code(tensor.dtype) for name, tensor in tensors.items()}
     return {
-        name: TensorEntry(
-            name, codes[name], tuple(tensor.shape), file, 0, storage_bytes(codes[name], tensor.numel())
-        )
+        name: TensorEntry(name, codes[name], tuple(tensor.shape), file, 0, storage_bytes(codes[name], tensor.numel()))
         for name, tensor in tensors.items()
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qload.checkpoint import Checkpoint
 from qload.dtypes import storage_bytes
-from qload.errors import CheckpointError
+from qload.errors import CheckpointError, QloadError
 from qload.findings import Finding, collapse, errors
 from qload.plan import PlainTarget, Plan, Target, make_plan
 from qload.quantization import Quantization, resolve
@@ -51,7 +51,7 @@ class Load:
     ) -> "Load":
         """Read headers and config. Raises CheckpointError or MethodError before anything else is done."""
         started = time.perf_counter()
-        device = torch.device(device)
+        device = choose_device(device)
         registry = registry if registry is not None else Registry.discover()
         checkpoint, reader = open_for_loading(path, registry, device, allow_pickle=allow_pickle)
         raise_errors(checkpoint, ignore)
@@ -102,9 +102,19 @@ class Load:
             bytes_in_memory=plan.nbytes,
             bytes_dense=sum(_dense_bytes(layer.target, layer.nbytes, dtype) for layer in plan.layers),
             seconds=self.seconds,
-            layers=Counter(target.treatment.label for target in targets),
+            layers=dict(Counter(target.treatment.label for target in targets)),
             findings=plan.findings,
         )
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises QloadError for one that is not there."""
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QloadError("the device cannot be used", where=str(device), found=reason) from error
 
 
 def raise_errors(checkpoint: Checkpoint, ignore: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightTransform
 
 from qload.checkpoint import Checkpoint
+from qload.dtypes import FLOATS
 from qload.plan import Source
 
 _STACK = "MergeModulelist"
@@ -28,12 +29,14 @@ class Names:
     `sources` are the modules of the checkpoint that fill a module of the model, or a stack of experts there.
     `tensors` are the checkpoint's names of the model's tensors. `parts` are the names of a stack's parts.
     `unsupported` are modules that would have to be converted in a way that only dense tensors can be.
+    `plain` are the checkpoint's modules that store nothing but a plain weight and bias.
     """
 
     sources: Mapping[str, tuple[Source, ...]]
     tensors: Mapping[str, str]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
+    plain: frozenset[str] = frozenset()
 
     def below(self, name: str) -> Iterator[Source]:
         """The sources of a module of the model and of everything below it."""
@@ -58,7 +61,16 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
             name = f"{module}.{leaf}" if module else leaf
             tensors[renamer.rename(name)] = name
     ordered = {path: tuple(sorted(found, key=_order)) for path, found in sources.items()}
-    return Names(ordered, tensors, renamer.parts, tuple(unsupported))
+    return Names(ordered, tensors, renamer.parts, tuple(unsupported), _plain_modules(checkpoint))
+
+
+def _plain_modules(checkpoint: Checkpoint) -> frozenset[str]:
+    return frozenset(
+        module
+        for module, leaves in checkpoint.modules.items()
+        if set(leaves) <= {"weight", "bias"}
+        and all(checkpoint.tensors[f"{module}.{leaf}"].dtype in FLOATS for leaf in leaves)
+    )
 
 
 def _order(source: Source) -> tuple[int, int]:

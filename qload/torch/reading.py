@@ -64,9 +64,7 @@ class FileReader:
             rows = block.rows
             return sum(self._read_rows(row, part) for row, part in zip(rows, destination, strict=True))
         fit = max(1, self._staging.size // max(1, block.row_bytes))
-        return sum(
-            self._read_run(block, run, destination[done : done + run.size]) for done, run in block.runs(fit)
-        )
+        return sum(self._read_run(block, run, destination[done : done + run.size]) for done, run in block.runs(fit))
 
     def _read_run(self, block: "_Block", run: Interval, destination: Tensor) -> int:
         nbytes = (run.stop - run.start) * block.row_bytes

@@ -58,9 +58,7 @@ class _Context:
         found = self.names.sources.get(name, (Source(name),))
         if len(found) > 1:
             prefixes = ", ".join(source.prefix for source in found)
-            raise ModelError(
-                "several modules of the checkpoint fill one of the model", where=name, found=prefixes
-            )
+            raise ModelError("several modules of the checkpoint fill one of the model", where=name, found=prefixes)
         return found[0]
 
     def site(self, name: str, checkpoint_name: str) -> Site:
@@ -186,9 +184,7 @@ def _class_names(module: nn.Module) -> tuple[str, ...]:
     return ("Linear", *names) if isinstance(module, Conv1D) else names
 
 
-def _can_replace(
-    name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment
-) -> bool:
+def _can_replace(name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment) -> bool:
     """A module that computes more than its class's base does is left alone, unless it is quantized."""
     computes_more = not any(type(module).forward is base.forward for base in plain)
     if treatment.scheme is None:
@@ -210,14 +206,22 @@ def _is_stack(module: nn.Module) -> bool:
 def _make_experts(name: str, module: nn.Module, context: _Context) -> Experts | None:
     """Experts that the checkpoint stores one by one; other stacks stay as they are, unless quantized."""
     fused, down = f"{name}.gate_up_proj", f"{name}.down_proj"
-    if not {fused, down} <= context.names.sources.keys():
+    if not {fused, down} <= context.names.parts.keys():
         return None
     count, hidden, inner = module.get_parameter("down_proj").shape
     if not _is_plain_stack(module):
         raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
-    halves = [Part(part, inner) for part in context.names.parts[fused]]
-    gate_up_proj = _make_stack(fused, count, hidden, halves, context, column)
-    down_proj = _make_stack(down, count, inner, [Part("", hidden)], context, row)
+    # A method's config speaks of experts as of linear layers, which they are where they are stored quantized.
+    stored = {source.prefix for stack in (fused, down) for source in context.names.sources[stack]}
+    classes = _class_names(module) if context.names.plain >= stored else ("Linear",)
+
+    def stack(place: str, inputs: int, parts: Sequence[Part], sharding: Sharding) -> ExpertLinear:
+        sources, site = context.names.sources[place], context.site(place, place)
+        treatment = site.treat(sources, Kind.LINEAR, classes)
+        return ExpertLinear(count, inputs, parts, site, sources=sources, sharding=sharding, treatment=treatment)
+
+    gate_up_proj = stack(fused, hidden, [Part(name, inner) for name in context.names.parts[fused]], column)
+    down_proj = stack(down, inner, [Part("", hidden)], row)
     # What is left of the original module is its gate.
     del module.gate_up_proj, module.down_proj
     gate: Gate = module._apply_gate  # type: ignore[assignment]
@@ -229,17 +233,8 @@ def _is_plain_stack(module: nn.Module) -> bool:
     return bool(module.has_gate and module.is_concatenated) and not more
 
 
-def _make_stack(
-    name: str, experts: int, inputs: int, parts: Sequence[Part], context: _Context, sharding: Sharding
-) -> ExpertLinear:
-    sources = context.names.sources[name]
-    return ExpertLinear(experts, inputs, parts, context.site(name, name), sources=sources, sharding=sharding)
-
-
 def _unsupported(module: str) -> Finding:
-    return report(
-        "QL211", "its tensors would have to be converted in a way that only dense ones can be", where=module
-    )
+    return report("QL211", "its tensors would have to be converted in a way that only dense ones can be", where=module)
 
 
 def _head_names(model: PreTrainedModel) -> frozenset[str]:

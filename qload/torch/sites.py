@@ -34,11 +34,9 @@ class Site:
     def parent(self) -> "Site":
         return replace(self, name=self.name.rpartition(".")[0])
 
-    def treat(self, sources: Sequence[Source], kind: Kind, class_name: str) -> Treatment:
+    def treat(self, sources: Sequence[Source], kind: Kind, classes: tuple[str, ...]) -> Treatment:
         """What is done to all of a layer's sources. Raises CheckpointError where they differ."""
-        treatments = [
-            self.quantization.treat(ModuleInfo((source.prefix,), kind, (class_name,))) for source in sources
-        ]
+        treatments = [self.quantization.treat(ModuleInfo((source.prefix,), kind, classes)) for source in sources]
         if any(each.scheme != treatments[0].scheme for each in treatments):
             raise CheckpointError(self.name, [_mixed(self.name, sources, treatments)])
         return treatments[0]

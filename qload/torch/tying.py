@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qload.findings import Finding, report
-from qload.quantization import Quantization
+from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
 from qload.torch.layers import Layer, ParallelLMHead, VocabParallelEmbedding
 from qload.torch.naming import Names
@@ -54,8 +54,7 @@ def find_ties(model: PreTrainedModel, names: Names) -> Ties:
 def _tied_modules(model: PreTrainedModel) -> dict[str, str]:
     """Transformers keeps ties by parameter; the owner of each tied module."""
     return {
-        target.rpartition(".")[0]: owner.rpartition(".")[0]
-        for target, owner in model.all_tied_weights_keys.items()
+        target.rpartition(".")[0]: owner.rpartition(".")[0] for target, owner in model.all_tied_weights_keys.items()
     }
 
 
@@ -74,19 +73,27 @@ def _share(model: PreTrainedModel, name: str, source: str, quantization: Quantiz
     owner, tied = model.get_submodule(source), model.get_submodule(name)
     if isinstance(tied, nn.Embedding | VocabParallelEmbedding):
         put(model, name, owner)
-    elif isinstance(owner, VocabParallelEmbedding):
-        put(model, name, _make_head(tied, owner, quantization))
+    elif isinstance(owner, VocabParallelEmbedding | nn.Embedding):
+        put(model, name, _make_head(name, tied, owner, quantization))
     else:
         tied.weight = owner.weight
 
 
 def _make_head(
-    head: nn.Module, embedding: VocabParallelEmbedding, quantization: Quantization
+    name: str, head: nn.Module, table: VocabParallelEmbedding | nn.Embedding, quantization: Quantization
 ) -> ParallelLMHead:
-    site = Site(quantization, embedding.name, dtype=torch_dtype(embedding.geometry.dtype))
-    rows, features = embedding.num_embeddings, embedding.embedding_dim
-    tied = ParallelLMHead(rows, features, site, multiple=1, treatment=embedding.treatment)
-    tied.tie(embedding)
+    """A head on a table of ours, or on one that transformers computes more with, which is never quantized."""
+    if isinstance(table, VocabParallelEmbedding):
+        site = Site(quantization, name, dtype=torch_dtype(table.geometry.dtype))
+        treatment = table.treatment
+    else:
+        site = Site(quantization, name, dtype=table.weight.dtype)
+        treatment = Treatment(quantization.unquantized, None)
+    tied = ParallelLMHead(table.num_embeddings, table.embedding_dim, site, multiple=1, treatment=treatment)
+    if isinstance(table, VocabParallelEmbedding):
+        tied.tie(table)
+    else:
+        tied.weight = table.weight
     tied.register_parameter("bias", getattr(head, "bias", None))
     return tied
 

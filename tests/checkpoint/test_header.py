@@ -120,6 +120,4 @@ def test_no_change_of_a_header_raises(tmp_path: Path, data: st.DataObject) -> No
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "h").write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
     header = read_header(tmp_path / "h", "h")
-    assert header.findings or all(
-        entry.stop <= (tmp_path / "h").stat().st_size for entry in header.tensors.values()
-    )
+    assert header.findings or all(entry.stop <= (tmp_path / "h").stat().st_size for entry in header.tensors.values())

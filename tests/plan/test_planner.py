@@ -1,6 +1,6 @@
 """The plan: every slot covered exactly once, every tensor accounted for, and what is wrong named."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,7 @@ SECTIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def entries(
-    quantization: Quantization, geometry: Geometry, sources: Sequence[Source]
-) -> dict[str, TensorEntry]:
+def entries(quantization: Quantization, geometry: Geometry, sources: Sequence[Source]) -> dict[str, TensorEntry]:
     """What a whole checkpoint would store for a layer, byte after byte."""
     found: dict[str, TensorEntry] = {}
     offset = 0
@@ -76,12 +74,11 @@ def plan_layer(
     sharding: Sharding = replicated,
     rank: int = 0,
     size: int = 1,
-    **changes: TensorEntry | None,
+    changes: Mapping[str, TensorEntry | None] | None = None,
 ) -> Plan:
     stored = entries(quantization, geometry, sources)
-    stored |= {name: entry for name, entry in changes.items() if entry is not None}
-    for name in (name for name, entry in changes.items() if entry is None):
-        del stored[name]
+    changed = {**stored, **(changes or {})}
+    stored = {name: entry for name, entry in changed.items() if entry is not None}
     treatment = quantization.treat(ModuleInfo((sources[0].prefix,)))
     target = Target("layer", geometry, treatment, sharding(geometry, rank, size), tuple(sources))
     return make_plan(Checkpoint(Path("x"), {}, stored), quantization, [target])
@@ -155,10 +152,10 @@ def test_the_ranks_read_the_tensor_once_and_nothing_floors(registry: Registry, d
         return
     for slot in plans[0].layers[0].slots:
         read = [copy for plan in plans for copy in plan.copies if copy.entry.name.endswith(_stored(slot.name))]
-        count = np.zeros(read[0].view, dtype=np.int64)
+        times = np.zeros(read[0].view, dtype=np.int64)
         for copy in read:
-            count[tuple(interval.slice for interval in copy.source)] += 1
-        assert (count == 1).all() or (count == size).all()
+            times[tuple(interval.slice for interval in copy.source)] += 1
+        assert (times == 1).all() or (times == size).all()
 
 
 def _stored(name: str) -> str:
@@ -209,24 +206,24 @@ def test_what_is_wrong_is_named(
     registry: Registry, changes: dict[str, TensorEntry | None], code: str, where: str
 ) -> None:
     quantization = make_quantization(GPTQ, registry)
-    plan = plan_layer(quantization, single(256, 256), (Source("a"),), **changes)
+    plan = plan_layer(quantization, single(256, 256), (Source("a"),), changes=changes)
     assert [(finding.code, finding.where) for finding in plan.findings] == [(code, where)]
 
 
 def test_an_optional_tensor_may_be_absent_everywhere_but_not_somewhere(registry: Registry) -> None:
     quantization = make_quantization(GPTQ, registry)
     geometry, sources = Geometry(256, (Part("a", 128), Part("b", 128))), (Source("a"), Source("b", 1))
-    both = plan_layer(quantization, geometry, sources, **{"a.g_idx": None, "b.g_idx": None})
+    both = plan_layer(quantization, geometry, sources, changes={"a.g_idx": None, "b.g_idx": None})
     assert both.findings == ()
     assert "g_idx" not in [slot.name for slot in both.layers[0].slots]
-    one = plan_layer(quantization, geometry, sources, **{"b.g_idx": None})
+    one = plan_layer(quantization, geometry, sources, changes={"b.g_idx": None})
     assert [(finding.code, finding.where) for finding in one.findings] == [("QL201", "b.g_idx")]
 
 
 def test_parts_of_different_dtypes_are_not_fused(registry: Registry) -> None:
     quantization = make_quantization(GPTQ, registry)
     geometry, sources = Geometry(256, (Part("a", 128), Part("b", 128))), (Source("a"), Source("b", 1))
-    plan = plan_layer(quantization, geometry, sources, **wrong("b.scales", "BF16", (8, 128)))
+    plan = plan_layer(quantization, geometry, sources, changes=wrong("b.scales", "BF16", (8, 128)))
     assert [finding.code for finding in plan.findings] == ["QL204"]
 
 
@@ -246,7 +243,7 @@ def test_a_scalar_on_disk_fills_every_part(registry: Registry) -> None:
     geometry = Geometry(256, (Part("a", 128), Part("b", 128)))
     sources = (Source("a", parts=2),)
     for shape in ((), (1,), (2,)):
-        plan = plan_layer(quantization, geometry, sources, **wrong("a.weight_scale", "F32", shape))
+        plan = plan_layer(quantization, geometry, sources, changes=wrong("a.weight_scale", "F32", shape))
         assert plan.findings == ()
         (slot,) = [slot for slot in plan.layers[0].slots if slot.name == "weight_scale"]
         assert slot.shape == (2,)

@@ -16,16 +16,15 @@ DTYPES = [torch.float32, torch.bfloat16]
 def theirs(x: torch.Tensor, **args: Any) -> torch.Tensor:
     parsed = QuantizationArgs(dynamic=True, **args)
     scale, zero = compute_dynamic_scales_and_zp(x, parsed, torch.nn.Module())
-    return their_fake_quantize(x, scale, zero, parsed)
+    quantized: torch.Tensor = their_fake_quantize(x, scale, zero, parsed)
+    return quantized
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["int", "float"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("strategy", ["token", "tensor", "group"])
-def test_dynamic_is_what_the_package_computes(
-    dtype: torch.dtype, kind: str, symmetric: bool, strategy: str
-) -> None:
+def test_dynamic_is_what_the_package_computes(dtype: torch.dtype, kind: str, symmetric: bool, strategy: str) -> None:
     if kind == "float" and not symmetric:
         return
     torch.manual_seed(0)

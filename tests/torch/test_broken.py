@@ -262,9 +262,7 @@ def test_a_whole_expert_that_is_missing(broken: Callable[[str], Path]) -> None:
             del stored[name]
 
     edit_tensors(folder, change)
-    with pytest.raises(
-        CheckpointError, match=r"layers\.0\.mlp\.experts\.gate_up_proj\.3.* is not stored"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts\.gate_up_proj\.3.* is not stored") as caught:
         qload.load(folder)
     assert {finding.code for finding in caught.value.findings} == {"QL205"}
 

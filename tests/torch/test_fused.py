@@ -36,7 +36,7 @@ def can_be_cut(path: Path, size: int) -> bool:
     return all(ordered or SMALLEST_ROW_LAYER // size % group == 0 for group, ordered in groups)
 
 
-def build(path: Path, size: int = 1) -> list[Llama]:
+def build(path: Path, size: int = 1) -> list[Any]:
     quantization = qload.read_quantization(path)
     ranks = [Llama(path, quantization, rank, size) for rank in range(size)]
     for rank in ranks:
@@ -90,15 +90,13 @@ def test_every_ranks_shards_make_the_whole(path: Path, size: int) -> None:
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             shards = [qload.dequantize(each.get_submodule(name)) for each in blocks]
             assert torch.equal(torch.cat(shards, 1), qload.dequantize(block.get_submodule(name)))
-        assert torch.equal(
-            join([each.mlp.gate_up_proj for each in blocks]), qload.dequantize(block.mlp.gate_up_proj)
-        )
+        assert torch.equal(join([each.mlp.gate_up_proj for each in blocks]), qload.dequantize(block.mlp.gate_up_proj))
     for name in ("model.embed_tokens", "lm_head"):
         shards = [qload.dequantize(rank.get_submodule(name)) for rank in ranks]
         assert torch.equal(torch.cat(shards), qload.dequantize(whole.get_submodule(name)))
 
 
-def join(layers: list[nn.Module]) -> Tensor:
+def join(layers: list[Any]) -> Tensor:
     """The whole weight of a merged layer, from its ranks' shards."""
     parts = [qload.dequantize(each).split([part.size for part in each.local.parts]) for each in layers]
     return torch.cat([torch.cat(shards) for shards in zip(*parts, strict=True)])
@@ -150,7 +148,7 @@ def test_what_the_model_does_not_read_is_an_error_unless_waived(broken: Callable
 
 def test_a_prefix_for_models_inside_models() -> None:
     (model,) = build(DEMO)
-    inner = nn.ModuleDict({"norm": nn.Module()})
+    inner: Any = nn.ModuleDict({"norm": nn.Module()})
     inner["norm"].weight = nn.Parameter(torch.empty(256))
     qload.load_weights(inner, DEMO, prefix="model.", ignore=["QL210"])
     assert torch.equal(inner["norm"].weight, model.model.norm.weight)

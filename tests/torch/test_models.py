@@ -61,9 +61,7 @@ def test_logits_are_the_dequantized_models(path: Path) -> None:
     assert relative_error(compute(model, reference.input_ids), reference.logits) < tolerance
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in samples() if not is_supported(path)], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [path for path in samples() if not is_supported(path)], ids=lambda path: path.name)
 def test_formats_that_are_not_there_are_refused_with_a_reason(path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(path)
@@ -122,7 +120,7 @@ def tied(model: Any) -> bool:
 
 @names
 def test_it_generates(path: Path) -> None:
-    model = qload.load(path)
+    model: Any = qload.load(path)
     ids = torch.tensor([[5, 6, 7, 8]])
     options: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)

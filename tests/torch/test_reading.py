@@ -47,11 +47,7 @@ def copy_of(folder: Path, name: str, region: Region) -> Copy:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    return (
-        torch.empty_strided((tensor.numel(),), (1,), dtype=tensor.dtype)
-        .copy_(tensor.reshape(-1))
-        .view(torch.uint8)
-    )
+    return torch.empty_strided((tensor.numel(),), (1,), dtype=tensor.dtype).copy_(tensor.reshape(-1)).view(torch.uint8)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

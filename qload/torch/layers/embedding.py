@@ -29,7 +29,7 @@ class _VocabularyLayer(Layer):
     ) -> None:
         geometry = single(vocabulary_size, features, kind=self.kind, dtype=dtype_code(site.dtype), bias=bias)
         source = source or Source(site.name)
-        treatment = treatment or site.treat((source,), self.kind, self.class_name)
+        treatment = treatment or site.treat((source,), self.kind, (self.class_name,))
         super().__init__(geometry, (source,), site, treatment, vocabulary(multiple))
         self.vocabulary_size = vocabulary_size
 
@@ -50,9 +50,7 @@ class VocabParallelEmbedding(_VocabularyLayer):
         source: Source | None = None,
         treatment: Treatment | None = None,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, site, multiple=multiple, source=source, treatment=treatment
-        )
+        super().__init__(num_embeddings, embedding_dim, site, multiple=multiple, source=source, treatment=treatment)
         if self.hooks.embedding is None:
             raise CapabilityError(self.treatment.method.name, "qload_embedding", site.name)
         self._look_up = self.hooks.embedding

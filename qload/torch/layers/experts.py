@@ -30,7 +30,7 @@ class ExpertLinear(Layer):
         treatment: Treatment | None = None,
     ) -> None:
         geometry = Geometry(in_features, tuple(parts), experts, Kind.EXPERTS, dtype_code(site.dtype))
-        treatment = treatment or site.treat(sources, Kind.LINEAR, "Linear")
+        treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
         super().__init__(geometry, sources, site, treatment, sharding)
 
 

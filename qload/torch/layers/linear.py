@@ -35,7 +35,7 @@ class Linear(Layer):
     ) -> None:
         sources = sources or fused_sources(site, parts)
         geometry = Geometry(in_features, tuple(parts), None, Kind.LINEAR, dtype_code(site.dtype), bias)
-        treatment = treatment or site.treat(sources, Kind.LINEAR, "Linear")
+        treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
         super().__init__(geometry, sources, site, treatment, self.sharding)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,9 +88,7 @@ class MergedColumnParallelLinear(Linear):
 
     sharding = staticmethod(column)
 
-    def __init__(
-        self, in_features: int, parts: Sequence[tuple[str, int]], site: Site, *, bias: bool = False
-    ) -> None:
+    def __init__(self, in_features: int, parts: Sequence[tuple[str, int]], site: Site, *, bias: bool = False) -> None:
         super().__init__(in_features, [Part(name, count) for name, count in parts], site, bias=bias)
 
 

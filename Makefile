@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up all that they need in $(VENV), on a machine with Python 3.11 and make.
+#
+# TORCH is what pip installs torch from. The default is PyPI's build, which on Linux is made for CUDA.
+#   a smaller one without CUDA:  make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   another CUDA:                make demo TORCH="torch --index-url https://download.pytorch.org/whl/cu130"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DEVICE ?= cpu
+CHECKPOINT ?= tests/data/ct-w4a16-g128-asym
+PROMPT ?= The memory of a computer
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check coverage clean
+
+help:
+	@echo "make demo      load a 4-bit checkpoint that ships with the repository, and generate"
+	@echo "make test      run the tests (QLOAD_CHECKPOINTS names a folder of further checkpoints)"
+	@echo "make check     lint and type-check"
+	@echo "make coverage  run the tests, and list the lines that they do not reach"
+	@echo "make clean     remove $(VENV)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/qload validate $(CHECKPOINT)
+	$(BIN)/qload run $(CHECKPOINT) --device $(DEVICE) --prompt "$(PROMPT)" --max-new-tokens 60
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+coverage: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,140 @@
+"""The contract kit: every scheme of every installed method passes it, and broken ones do not."""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from samples import make_quantization
+from torch import Tensor
+
+from qload import CapabilityError, Registry
+from qload.declare import channel_scale, packed, tensor_scale
+from qload.geometry import Kind
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.layout import in_, out
+from qload.registry import UNQUANTIZED, Origin
+from qload.testing import ContractError, check_method
+from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
+
+
+def compressed(form: str, **weights: Any) -> dict[str, Any]:
+    groups = {"g": {"targets": ["Linear", "Embedding"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
+
+
+SECTIONS: list[dict[str, Any]] = [
+    *(
+        {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered}
+        for bits in (2, 3, 4, 8)
+        for group in (-1, 32)
+        for ordered in (False, True)
+    ),
+    *({"quant_method": "awq", "group_size": group} for group in (-1, 64)),
+    *(
+        compressed("pack-quantized", num_bits=bits, symmetric=symmetric, **extent)
+        for bits in (3, 4, 8)
+        for symmetric in (True, False)
+        for extent in (
+            {"strategy": "channel"},
+            {"strategy": "tensor"},
+            {"strategy": "group", "group_size": 32},
+            {"strategy": "group", "group_size": 32, "actorder": "group"},
+        )
+    ),
+    compressed("int-quantized", num_bits=8, strategy="channel"),
+    compressed("int-quantized", num_bits=8, strategy="tensor"),
+    compressed("float-quantized", type="float", strategy="block", block_structure=[64, 128]),
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=str)
+def test_every_scheme_keeps_the_contract(section: dict[str, Any], registry: Registry) -> None:
+    check_method(make_quantization(section, registry))
+
+
+def plugin(**changes: Any) -> types.SimpleNamespace:
+    """A method of int8 rows, in one object, that keeps the contract unless it is changed."""
+
+    def embedding(layer: Any, ids: Tensor) -> Tensor:
+        values: Tensor = layer.values[ids] * layer.row_scale[ids, None]
+        return values
+
+    hooks: dict[str, Any] = {
+        "qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding="qload_embedding" in hooks)),
+        "qload_scheme_for": lambda: "rows",
+        "qload_create_weights": lambda: (
+            packed("values", out(), in_(), dtypes=("I8",)),
+            channel_scale("row_scale", out(), dtypes=("F32",)),
+        ),
+        "qload_dequantize": lambda layer: layer.values * layer.row_scale[:, None],
+        "qload_embedding": embedding,
+    }
+    hooks |= changes
+    hooks = {name: hook for name, hook in hooks.items() if hook is not None}
+    return types.SimpleNamespace(**hooks)
+
+
+def check(made: types.SimpleNamespace, registry: Registry) -> None:
+    origins = [*registry.origins(UNQUANTIZED), Origin("rows", "rows", "dist", "1", lambda: made)]
+    check_method(make_quantization({"quant_method": "rows"}, Registry(origins)))
+
+
+def test_a_small_method_keeps_it(registry: Registry) -> None:
+    check(plugin(), registry)
+
+
+def count_up() -> Callable[[], str]:
+    calls = iter(range(10_000))
+    return lambda: f"scheme {next(calls)}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"qload_dequantize": lambda layer: (layer.values * layer.row_scale[:, None]).T}, "dequantize gives"),
+        ({"qload_dequantize": lambda layer: layer.values / torch.zeros(1)}, "not finite"),
+        ({"qload_embedding": lambda layer, ids: layer.values[ids] * 1.0}, "rows that are looked up"),
+        ({"qload_apply": lambda layer, x, bias: x @ layer.values.T.float()}, "computing differs"),
+        ({"qload_scheme_for": count_up()}, "differs from call to call"),
+        (
+            {"qload_dequantize": lambda layer: layer.values * layer.row_scale[0]},
+            "shards of column are not the whole",
+        ),
+        (
+            {
+                "qload_create_weights": lambda: (
+                    packed("values", out(), in_(), dtypes=("I8",)),
+                    tensor_scale("values"),
+                )
+            },
+            "names a tensor twice",
+        ),
+    ],
+)
+def test_a_broken_method_does_not(changes: dict[str, Any], fault: str, registry: Registry) -> None:
+    with pytest.raises(ContractError, match=fault):
+        check(plugin(**changes), registry)
+
+
+def test_an_embedding_refuses_at_construction_a_method_that_cannot_look_up(registry: Registry) -> None:
+    """The class itself, and every subclass; a head does not need the hook."""
+    made = plugin(qload_embedding=None, qload_method_info=lambda: MethodInfo("rows", None, Capabilities()))
+    origins = [*registry.origins(UNQUANTIZED), Origin("rows", "rows", "dist", "1", lambda: made)]
+    site = Site(make_quantization({"quant_method": "rows"}, Registry(origins)), "table")
+
+    class Sub(VocabParallelEmbedding):
+        pass
+
+    for layer in (VocabParallelEmbedding, Sub):
+        with pytest.raises(CapabilityError, match="has no qload_embedding hook") as caught:
+            layer(64, 32, site)
+        assert (caught.value.hook, caught.value.method) == ("qload_embedding", "rows")
+    assert ParallelLMHead(64, 32, site).treatment.scheme == "rows"
+
+
+def test_a_module_can_be_described(registry: Registry) -> None:
+    section = compressed("pack-quantized", num_bits=4, strategy="channel")
+    module = ModuleInfo(("model.embed_tokens",), Kind.EMBEDDING, ("Embedding",))
+    check_method(make_quantization(section, registry), module=module)

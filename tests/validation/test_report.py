@@ -1,0 +1,96 @@
+"""Validating: real checkpoints are clean, and what is said of a bad one can be read by people and programs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from edits import edit_config, edit_tensors, split_files
+from samples import DEMO, is_supported, samples, supported
+from torch import Tensor
+
+import qload
+from qload.errors import QloadError
+
+
+@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+def test_real_checkpoints_are_clean(path: Path) -> None:
+    """A false alarm is the worst defect that a validator can have."""
+    report = qload.validate(path)
+    assert report.findings == ()
+    assert report.ok
+    section = json.loads((path / "config.json").read_text()).get("quantization_config", {})
+    assert report.method == section.get("quant_method", "unquantized")
+
+
+@pytest.mark.parametrize("path", [path for path in samples() if not is_supported(path)], ids=lambda path: path.name)
+def test_formats_that_are_not_there_are_not_passed(path: Path) -> None:
+    report = qload.validate(path)
+    assert {finding.code for finding in report.errors} <= {"QL011", "QL101", "QL104"}
+    assert not report.ok
+
+
+@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+def test_several_files_are_as_clean_as_one(path: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((path / name).read_bytes())
+    split_files(tmp_path, 3)
+    assert qload.validate(tmp_path).findings == ()
+
+
+def test_what_is_counted() -> None:
+    report = qload.validate(DEMO)
+    assert (report.method, report.tensors) == ("compressed-tensors", 63)
+    assert report.nbytes < (DEMO / "model.safetensors").stat().st_size < report.nbytes + 10_000
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(QloadError, match="there is no such folder"):
+        qload.validate("nowhere")
+
+
+def test_a_method_that_is_in_conflict_is_a_finding() -> None:
+    registry = qload.Registry.discover()
+    origins = [origin for name in registry.names for origin in registry.origins(name)]
+    twice = qload.Registry([*origins, *registry.origins("compressed-tensors")])
+    (finding,) = qload.validate(DEMO, registry=twice).findings
+    assert finding.code == "QL104"
+    assert "QLOAD_PREFER" in str(finding)
+
+
+def test_a_plain_module_beside_quantized_ones_of_the_same_name(broken: Callable[[str], Path]) -> None:
+    """One layer's projection is stored plain, and the others' packed: the config says nothing of it."""
+    folder = broken(DEMO.name)
+    name = "model.layers.0.mlp.down_proj"
+
+    def change(stored: dict[str, Tensor]) -> None:
+        plain = stored["lm_head.weight"][:256].repeat(1, 2)
+        for leaf in ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape"):
+            del stored[f"{name}.{leaf}"]
+        stored[f"{name}.weight"] = plain
+
+    edit_tensors(folder, change)
+    found = {finding.where for finding in qload.validate(folder).errors}
+    assert f"{name}.weight_packed" in found
+
+
+def test_modules_that_a_class_name_may_or_may_not_mean_are_left_alone(broken: Callable[[str], Path]) -> None:
+    """A router is stored as a plain matrix; without the model nobody knows that it is no Linear."""
+    folder = broken("ct-qwen3moe-w4a16")
+
+    def change(config: dict[str, dict[str, list[str]]]) -> None:
+        config["quantization_config"]["ignore"] = ["lm_head"]
+
+    edit_config(folder, change)
+    assert qload.validate(folder).findings == ()
+
+
+def test_nothing_that_passes_is_refused_for_what_headers_show() -> None:
+    for path in supported():
+        if qload.validate(path).ok:
+            qload.load(path)
+
+
+def test_a_finding_is_a_value() -> None:
+    registry = qload.Registry.discover()
+    assert qload.validate(DEMO, registry=registry) == qload.validate(DEMO, registry=registry)
