@@ -14,13 +14,14 @@ PROMPT ?= The memory of a computer
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check coverage clean
+.PHONY: help setup demo test check coverage docs clean
 
 help:
 	@echo "make demo      load a 4-bit checkpoint that ships with the repository, and generate"
 	@echo "make test      run the tests (QLOAD_CHECKPOINTS names a folder of further checkpoints)"
 	@echo "make check     lint and type-check"
 	@echo "make coverage  run the tests, and list the lines that they do not reach"
+	@echo "make docs      measure and write the made parts of the docs"
 	@echo "make clean     remove $(VENV)"
 
 setup: $(READY)
@@ -45,6 +46,9 @@ check: $(READY)
 
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+docs: $(READY)
+	$(BIN)/python docs/make.py
 
 clean:
 	rm -rf $(VENV)

@@ -13,8 +13,8 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     if bits == 8:
         return stream[..., :count]
     if 8 % bits == 0:
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)
-        return (torch.bitwise_right_shift(stream.unsqueeze(-1), shifts) & _mask(bits)).flatten(-2)[..., :count]
+        places = [torch.bitwise_right_shift(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
+        return torch.stack(places, -1).flatten(-2)[..., :count]
     return take(words, bits, torch.arange(count, device=words.device))
 
 
@@ -34,24 +34,19 @@ def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int) 
     values [rows, columns], scale and zero [rows, groups]; the last group may be short.
     """
     columns = values.shape[-1]
-    dense = values.to(scale.dtype)
     if columns % group:
-        scale = _spread(scale, group, columns)
         zero = _spread(zero, group, columns) if isinstance(zero, Tensor) else zero
-        return (dense - _as(zero, scale)) * scale
-    grouped = dense.unflatten(-1, (columns // group, group))
-    if isinstance(zero, Tensor):
-        zero = zero.unsqueeze(-1)
-    scaled: Tensor = (grouped - _as(zero, scale)) * scale.unsqueeze(-1)
-    return scaled.flatten(-2)
+        return _scale(values, _spread(scale, group, columns), zero)
+    grouped: Tensor = values.unflatten(-1, (columns // group, group))
+    zero = zero.unsqueeze(-1) if isinstance(zero, Tensor) else zero
+    return _scale(grouped, scale.unsqueeze(-1), zero).flatten(-2)
 
 
 def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Tensor) -> Tensor:
     """As `scale_groups`, with the group of each column in `index` [columns]."""
     order = index.long()
     zero = zero[:, order] if isinstance(zero, Tensor) else zero
-    scale = scale[:, order]
-    return (values.to(scale.dtype) - _as(zero, scale)) * scale
+    return _scale(values, scale[:, order], zero)
 
 
 def scale_blocks(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
@@ -61,15 +56,21 @@ def scale_blocks(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tenso
     """
     rows, columns = values.shape
     tall = scale.repeat_interleave(block[0], 0)[:rows]
-    return values.to(scale.dtype) * _spread(tall, block[1], columns)
+    return _scale(values, _spread(tall, block[1], columns), 0)
 
 
 def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
     return scale.repeat_interleave(group, -1)[..., :columns]
 
 
-def _as(zero: Tensor | int, scale: Tensor) -> Tensor | int:
-    return zero.to(scale.dtype) if isinstance(zero, Tensor) else zero
+def _scale(values: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:
+    """(values - zero) * scale in the scale's dtype. In place, for memory that is fresh costs more than arithmetic."""
+    dense = values.to(scale.dtype, copy=True)
+    if isinstance(zero, Tensor):
+        dense.sub_(zero.to(scale.dtype))
+    elif zero:
+        dense.sub_(zero)
+    return dense.mul_(scale)
 
 
 def _mask(bits: int) -> int:

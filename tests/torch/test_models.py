@@ -1,11 +1,13 @@
 """Real checkpoints, made by other people's tools, against the numbers of those tools."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from comparison import IN_MEMORY, Comparison, compare, compute, load
 from edits import edit_config, edit_tensors, split_files
 from safetensors.torch import load_file
 from samples import DATA, DEMO, is_supported, read_config, read_reference, relative_error, samples, supported
@@ -15,50 +17,24 @@ import qload
 from qload.errors import CheckpointError, ModelError
 from qload.torch import Experts, Layer, ParallelLMHead, VocabParallelEmbedding
 
-IN_MEMORY = ("ct-w4a16-g32-asym-actorder-group",)
-"""Their references are of the model in memory before it was saved, with scales not yet rounded to bfloat16:
-each weight is within one step of bfloat16, 2**-7 of its value."""
-
-LOGITS_TOLERANCE = {"compressed-tensors": 1e-6, "unquantized": 1e-6, "gptq": 2e-3, "awq": 2e-3}
-"""Of the logits' norm, all in float32. The references of the first two hold the weights that we compute with,
-so that only the order of summation differs. Those of the others hold weights that their runtime computed in
-bfloat16 from scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
-
 names = pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
 
 
-def load(path: Path, **options: Any) -> Any:
-    return qload.load(path, **{"dtype": torch.float32, "quantize_activations": False, **options})
-
-
-def compute(model: Any, ids: Tensor) -> Tensor:
-    with torch.inference_mode():
-        logits: Tensor = model(ids).logits
-    return logits
+@pytest.fixture(scope="module")
+def compared() -> Callable[[Path], Comparison]:
+    return cache(compare)
 
 
 @names
-def test_weights_are_the_producers(path: Path) -> None:
+def test_weights_are_the_producers(path: Path, compared: Callable[[Path], Comparison]) -> None:
     """Bit for bit, in the dtype in which the producer's decoder computed."""
-    reference = read_reference(path)
-    model = load(path)
-    for name, expected in reference.weights.items():
-        found = qload.dequantize(model.get_submodule(name), dtype=expected.dtype)[: len(expected)]
-        assert found.dtype == expected.dtype
-        if path.name in IN_MEMORY:
-            assert torch.all((found - expected).abs() <= expected.abs() * 2**-7)
-        else:
-            assert torch.equal(found, expected), name
+    assert compared(path).weight_error <= (2**-7 if path.name in IN_MEMORY else 0)
 
 
 @names
-def test_logits_are_the_dequantized_models(path: Path) -> None:
-    reference = read_reference(path)
-    model = load(path)
-    tolerance = 2e-3 if path.name in IN_MEMORY else LOGITS_TOLERANCE[qload.report(model).method]
-    if path.name == "autoround-llmc-w4a16":
-        tolerance = 2e-3  # its runtime computes in bfloat16 from float16 scales
-    assert relative_error(compute(model, reference.input_ids), reference.logits) < tolerance
+def test_logits_are_the_dequantized_models(path: Path, compared: Callable[[Path], Comparison]) -> None:
+    found = compared(path)
+    assert found.logits_error <= found.tolerance
 
 
 @pytest.mark.parametrize("path", [path for path in samples() if not is_supported(path)], ids=lambda path: path.name)

@@ -1,0 +1,83 @@
+"""One measurement of a checkpoint against its producer's reference: the tests hold it, and docs/formats.md shows it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from samples import Reference, read_reference, relative_error
+from torch import Tensor
+
+import qload
+from qload.torch.progress import LoadReport
+
+IN_MEMORY = ("ct-w4a16-g32-asym-actorder-group",)
+"""Their references are of the model in memory before it was saved, with scales not yet rounded to bfloat16: each
+weight is within one step of bfloat16, 2**-7 of its value."""
+
+LOGITS_TOLERANCE = {"compressed-tensors": 1e-6, "unquantized": 1e-6, "gptq": 2e-3, "awq": 2e-3}
+"""Of the logits' norm, all in float32. The references of the first two hold the weights that we compute with, so that
+only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
+scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
+
+OTHER_TOLERANCE = {"autoround-llmc-w4a16": 2e-3, "ct-w4a16-g32-asym-actorder-group": 2e-3}
+"""Checkpoints whose references were computed in bfloat16 from scales of another dtype."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a loaded checkpoint is, beside what its producer's decoder made of it.
+
+    `weight_error` is the greatest relative difference of any weight that the reference holds, computed in the
+    reference's dtype; `logits_error` is relative to the logits' norm. `report` is of a load in the config's dtype.
+    """
+
+    name: str
+    producer: str
+    report: LoadReport
+    weight_error: float
+    logits_error: float
+
+    @property
+    def tolerance(self) -> float:
+        return OTHER_TOLERANCE.get(self.name, LOGITS_TOLERANCE[self.report.method])
+
+
+def load(path: Path, **options: Any) -> Any:
+    """The checkpoint, computing in float32 with the weights alone."""
+    return qload.load(path, **{"dtype": torch.float32, "quantize_activations": False, **options})
+
+
+def compute(model: Any, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(ids).logits
+    return logits
+
+
+def compare(path: Path) -> Comparison:
+    reference, model = read_reference(path), load(path)
+    return Comparison(
+        name=path.name,
+        producer=read_producer(path),
+        report=qload.report(qload.load(path)),
+        weight_error=compare_weights(model, reference),
+        logits_error=relative_error(compute(model, reference.input_ids), reference.logits),
+    )
+
+
+def compare_weights(model: Any, reference: Reference) -> float:
+    worst = 0.0
+    for name, expected in reference.weights.items():
+        found = qload.dequantize(model.get_submodule(name), dtype=expected.dtype)[: len(expected)]
+        if not torch.equal(found, expected):
+            difference = (found.double() - expected.double()).abs() / expected.double().abs().clamp_min(1e-12)
+            worst = max(worst, float(difference.max()))
+    return worst
+
+
+def read_producer(path: Path) -> str:
+    provenance = path / "PROVENANCE.md"
+    if not provenance.exists():
+        return "trained for these tests"
+    lines = provenance.read_text().splitlines()
+    return next(line.removeprefix("Producer: ") for line in lines if line.startswith("Producer: "))

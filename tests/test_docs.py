@@ -1,0 +1,40 @@
+"""The parts of the docs that are made from something else are up to date."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from samples import DATA
+
+from qload.findings import RULES
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_docs", DOCS / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_findings_are_the_catalogue(maker: ModuleType) -> None:
+    text = (DOCS / "findings.md").read_text()
+    assert maker.replace_between(text, "findings", maker.make_findings(RULES.values())) == text
+
+
+@pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.name)
+def test_the_formats_are_as_measured(path: Path, maker: ModuleType) -> None:
+    """All but the logits' error, of which the last digit depends on the machine."""
+    (row,) = [line for line in (DOCS / "formats.md").read_text().splitlines() if line.startswith(f"| {path.name} ")]
+    made = maker.make_formats([maker.compare(path)]).splitlines()[-1]
+    assert without_logits(row) == without_logits(made)
+
+
+def without_logits(row: str) -> list[str]:
+    cells = row.split(" | ")
+    return cells[:4] + cells[5:]

@@ -1,0 +1,63 @@
+"""What README shows is true: its plugin keeps the contract, and its commands exist."""
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from samples import DEMO, make_quantization
+
+from qload import Registry
+from qload.cli import cli
+from qload.registry import UNQUANTIZED, Origin
+from qload.testing import check_method
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n# (rowint8/\w+\.py).*?\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture
+def shown() -> Iterator[dict[str, types.ModuleType]]:
+    """The modules that README shows, as if they were installed."""
+    modules = {}
+    for file, code in BLOCKS:
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        modules[name] = sys.modules[name] = types.ModuleType(name)
+        exec(compile(code, file, "exec"), modules[name].__dict__)
+    yield modules
+    for name in modules:
+        del sys.modules[name]
+
+
+def test_the_plugin_in_one_screen_keeps_the_contract(shown: dict[str, types.ModuleType], registry: Registry) -> None:
+    assert set(shown) == {"rowint8", "rowint8.runtime"}
+    origin = Origin("rowint8", "rowint8", "readme", "1", lambda: shown["rowint8"])
+    check_method(make_quantization({"quant_method": "rowint8"}, Registry([*registry.origins(UNQUANTIZED), origin])))
+
+
+def test_the_model_that_the_docs_show_loads() -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```python\n(import torch.*?)```", text, re.DOTALL)
+    shown: dict[str, object] = {"path": DEMO}
+    exec(compile(code, "docs/models.md", "exec"), shown)
+    weight = shown["mlp"].down_proj.dequantize()  # type: ignore[attr-defined]
+    assert tuple(weight.shape) == (256, 512)
+
+
+def test_the_commands_are_there() -> None:
+    named = set(re.findall(r"^qload (\w+)", TEXT, re.MULTILINE))
+    assert named == set(cli.list_commands(cli.make_context("qload", [], resilient_parsing=True)))
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([\w./-]+)\)", TEXT))))
+def test_what_is_linked_is_there(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_make_knows_the_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", TEXT, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
