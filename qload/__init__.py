@@ -24,14 +24,14 @@ from qload.registry import Registry
 from qload.validation import Report, read_quantization, validate
 
 if TYPE_CHECKING:
-    from qload.torch.loading import load_tensors, load_weights
-    from qload.torch.models import load, report
-    from qload.torch.progress import LoadReport, Progress
+    from qload.torch.loading.modules import load_tensors, load_weights
+    from qload.torch.loading.progress import LoadReport, Progress
+    from qload.torch.models.loading import load, report
     from qload.torch.weights import dequantize
 
 _TORCH = {
-    "LoadReport": "qload.torch.progress",
-    "Progress": "qload.torch.progress",
+    "LoadReport": "qload.torch.loading.progress",
+    "Progress": "qload.torch.loading.progress",
     "dequantize": "qload.torch.weights",
     "load": "qload.torch.models",
     "load_tensors": "qload.torch.loading",

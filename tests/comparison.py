@@ -9,7 +9,7 @@ from samples import Reference, read_reference, relative_error
 from torch import Tensor
 
 import qload
-from qload.torch.progress import LoadReport
+from qload.torch.loading.progress import LoadReport
 
 IN_MEMORY = ("ct-w4a16-g32-asym-actorder-group",)
 """Their references are of the model in memory before it was saved, with scales not yet rounded to bfloat16: each

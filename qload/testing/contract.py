@@ -18,7 +18,7 @@ from qload.quantization import Quantization, Treatment
 from qload.sharding import fitting_sizes
 from qload.testing.tensors import make_tensors
 from qload.torch.layers import Layer, VocabParallelEmbedding
-from qload.torch.loading import load_tensors
+from qload.torch.loading.modules import load_tensors
 from qload.torch.sites import Site
 
 GEOMETRIES = (single(256, 512), single(192, 384))

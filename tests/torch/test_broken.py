@@ -14,7 +14,7 @@ from torch import Tensor
 
 import qload
 from qload.errors import CheckpointError, QloadError
-from qload.torch import filling
+from qload.torch.loading import filling
 
 Break = Callable[[Path], None]
 LAYER = "model.layers.0.mlp.down_proj"

@@ -14,8 +14,8 @@ from qload.checkpoint import read_header
 from qload.errors import QloadError
 from qload.layout import Interval, Region
 from qload.plan import Copy
-from qload.torch.reading import FileReader, MemoryReader, Reader
-from qload.torch.staging import Staging
+from qload.torch.loading.reading import FileReader, MemoryReader, Reader
+from qload.torch.loading.staging import Staging
 
 CPU = torch.device("cpu")
 TENSORS = {

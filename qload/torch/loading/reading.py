@@ -18,7 +18,7 @@ from qload.errors import QloadError
 from qload.layout import Interval, Region
 from qload.plan import Copy
 from qload.torch.dtypes import torch_dtype
-from qload.torch.staging import Staging
+from qload.torch.loading.staging import Staging
 
 
 class Reader(Protocol):

@@ -14,7 +14,6 @@ from qload.geometry import Kind, Part, Sharding, column, row, single
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
-from qload.torch.building import kept_dtype
 from qload.torch.layers import (
     ExpertLinear,
     Experts,
@@ -24,7 +23,8 @@ from qload.torch.layers import (
     ReplicatedLinear,
     VocabParallelEmbedding,
 )
-from qload.torch.naming import Names
+from qload.torch.models.building import kept_dtype
+from qload.torch.models.naming import Names
 from qload.torch.sites import Site
 
 

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from qload.errors import ModelError
 from qload.plan import PlainTarget
 from qload.registry import Registry
-from qload.torch.building import build_model, finish_model, kept_dtype
 from qload.torch.dtypes import dtype_code
-from qload.torch.loading import Load, target_of
-from qload.torch.naming import Names, match_names
-from qload.torch.progress import LoadReport, ProgressHook
-from qload.torch.replacing import make_replacements, put
-from qload.torch.tying import Ties, find_ties, settle_names, tie
+from qload.torch.loading.load import Load, LoadOptions, choose_device
+from qload.torch.loading.modules import target_of
+from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.models.building import build_model, finish_model, kept_dtype
+from qload.torch.models.naming import Names, match_names
+from qload.torch.models.replacing import make_replacements, put
+from qload.torch.models.tying import Ties, find_ties, settle_names, tie
 
 _REPORT = "_qload_report"
 # Buffers that older checkpoints store, and that models compute now.
@@ -46,9 +47,8 @@ def load(
     that only the data shows, after reading; MethodError where the method cannot be had; ModelError where
     transformers lacks the architecture.
     """
-    load = Load.begin(
-        path, device=device, registry=registry, progress=progress, allow_pickle=allow_pickle, ignore=ignore
-    )
+    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore)
+    load = Load.begin(path, options)
     model = build_model(load.checkpoint, dtype)
     names = settle_names(model, match_names(model, load.checkpoint))
     ties = find_ties(model, names)
@@ -80,7 +80,7 @@ def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties
     for name, module in modules.items():
         put(model, name, module)
     tie(model, ties, load.quantization)
-    finish_model(model, load.checkpoint.path, load.device)
+    finish_model(model, load.checkpoint.path, load.options.device)
     # transformers then refuses `.half()` and `.float()`, which would cast what a method stores.
     setattr(model, "is_quantized", load.quantization.config is not None)  # noqa: B010
     load.mark("finish")

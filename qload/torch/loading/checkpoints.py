@@ -13,8 +13,8 @@ from qload.errors import CheckpointError, QloadError
 from qload.findings import report
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
-from qload.torch.reading import FileReader, MemoryReader, Reader
-from qload.torch.staging import Staging
+from qload.torch.loading.reading import FileReader, MemoryReader, Reader
+from qload.torch.loading.staging import Staging
 from qload.validation.report import open_checkpoint
 
 

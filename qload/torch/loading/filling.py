@@ -12,8 +12,8 @@ from qload.findings import Finding, report
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled
 from qload.torch.layers import Layer
-from qload.torch.progress import Progress, ProgressHook
-from qload.torch.reading import Reader
+from qload.torch.loading.progress import Progress, ProgressHook
+from qload.torch.loading.reading import Reader
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from qload.findings import Finding, report
 from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
 from qload.torch.layers import Layer, ParallelLMHead, VocabParallelEmbedding
-from qload.torch.naming import Names
-from qload.torch.replacing import put
+from qload.torch.models.naming import Names
+from qload.torch.models.replacing import put
 from qload.torch.sites import Site
 
 

@@ -1,0 +1,131 @@
+"""One load, from headers to report."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qload.checkpoint import Checkpoint
+from qload.dtypes import storage_bytes
+from qload.errors import CheckpointError, QloadError
+from qload.findings import Finding, collapse, errors
+from qload.plan import PlainTarget, Plan, Target, make_plan
+from qload.quantization import Quantization, resolve
+from qload.registry import Registry
+from qload.torch.dtypes import dtype_code
+from qload.torch.loading.checkpoints import open_for_loading
+from qload.torch.loading.filling import fill
+from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.loading.reading import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass."""
+
+    device: torch.device
+    registry: Registry | None = None
+    progress: ProgressHook | None = None
+    allow_pickle: bool = False
+    ignore: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Load:
+    """One load under way: the checkpoint, its method, what reads it, and the time of each phase."""
+
+    checkpoint: Checkpoint
+    reader: Reader
+    quantization: Quantization
+    options: LoadOptions
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes_read: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def begin(cls, path: str | Path, options: LoadOptions) -> "Load":
+        """Read headers and config. Raises CheckpointError or MethodError before anything else is done."""
+        started = time.perf_counter()
+        registry = options.registry if options.registry is not None else Registry.discover()
+        checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
+        _raise_errors(checkpoint, options.ignore)
+        load = cls(checkpoint, reader, resolve(checkpoint, registry), options, _since=started)
+        load.mark("headers")
+        return load
+
+    def mark(self, phase: str) -> None:
+        """End a phase."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
+        self._since = now
+
+    def plan(
+        self,
+        targets: Iterable[Target],
+        plain: Iterable[PlainTarget],
+        *,
+        findings: Iterable[Finding] = (),
+        is_expected: Callable[[str], bool] = lambda name: False,
+    ) -> Plan:
+        """Plan the copies. Raises CheckpointError with all findings, also those given, if any is an error."""
+        plan = make_plan(self.checkpoint, self.quantization, targets, plain, is_expected=is_expected)
+        plan = replace(plan, findings=(*plan.findings, *findings))
+        stopping = errors(plan.findings, self.options.ignore)
+        if stopping:
+            raise CheckpointError(str(self.checkpoint.path), collapse(stopping))
+        self.mark("plan")
+        return plan
+
+    def copy(self, plan: Plan, find: Callable[[str], nn.Module]) -> None:
+        """Fill the modules that `find` gives for the names of the plan's layers."""
+        path = str(self.checkpoint.path)
+        self.bytes_read = fill(plan, find, self.reader, self.options.device, path=path, progress=self.options.progress)
+        self.mark("copy")
+
+    def report(self, plan: Plan, dtype: torch.dtype) -> LoadReport:
+        """What has been done."""
+        targets = [layer.target for layer in plan.layers if layer.target is not None]
+        return LoadReport(
+            path=str(self.checkpoint.path),
+            method=self.quantization.method.name,
+            device=str(self.options.device),
+            dtype=str(dtype).removeprefix("torch."),
+            tensors=len(self.checkpoint.tensors),
+            bytes_read=self.bytes_read,
+            bytes_in_memory=plan.nbytes,
+            bytes_dense=sum(_dense_bytes(layer.target, layer.nbytes, dtype) for layer in plan.layers),
+            seconds=self.seconds,
+            layers=dict(Counter(target.treatment.label for target in targets)),
+            findings=plan.findings,
+        )
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises QloadError for one that is not there."""
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QloadError("the device cannot be used", where=str(device), found=reason) from error
+
+
+def _raise_errors(checkpoint: Checkpoint, ignore: Sequence[str]) -> None:
+    """Raise CheckpointError where there is nothing to plan with: no config, or no tensor that can be read."""
+    stopping = errors(checkpoint.findings, ignore)
+    if stopping and not checkpoint.is_readable:
+        raise CheckpointError(str(checkpoint.path), collapse(stopping))
+
+
+def _dense_bytes(target: Target | None, nbytes: int, dtype: torch.dtype) -> int:
+    """What a layer's weight would take in the dtype that the model computes in."""
+    if target is None:
+        return nbytes
+    local = target.shard.local(target.geometry)
+    count = local.out_features * local.in_features * (local.experts or 1)
+    rows = local.out_features * (local.experts or 1) if local.bias else 0
+    return storage_bytes(dtype_code(dtype), count + rows)

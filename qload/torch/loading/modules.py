@@ -1,0 +1,82 @@
+"""Loads a model that its user wrote with qload's layers: from a checkpoint, or from tensors in memory."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qload.checkpoint import Checkpoint
+from qload.plan import PlainTarget, Target
+from qload.quantization import Quantization
+from qload.registry import Registry
+from qload.torch.dtypes import dtype_code
+from qload.torch.layers import Layer
+from qload.torch.loading.checkpoints import list_entries
+from qload.torch.loading.load import Load, LoadOptions, choose_device
+from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.loading.reading import MemoryReader
+
+
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    quantize_activations: bool = True,
+    prefix: str = "",
+    registry: Registry | None = None,
+    progress: ProgressHook | None = None,
+    allow_pickle: bool = False,
+    ignore: Sequence[str] = (),
+) -> LoadReport:
+    """Load the checkpoint in the folder `path` into a module made of qload's layers and ordinary ones.
+
+    Every layer reads its own shard of the modules it was built for; other parameters and persistent buffers
+    are read under their own names, with `prefix` before them. `ignore` lists codes of waivable findings.
+
+    Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
+    the data shows, after reading.
+    """
+    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore)
+    load = Load.begin(path, options)
+    return _load_module(load, module, prefix, quantize_activations)
+
+
+def load_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    quantization: Quantization,
+    *,
+    device: torch.device | str = "cpu",
+    quantize_activations: bool = True,
+    prefix: str = "",
+) -> LoadReport:
+    """As `load_weights`, from whole tensors in memory under the names that a checkpoint would give them."""
+    checkpoint = Checkpoint(Path("memory"), {}, list_entries(tensors))
+    load = Load(checkpoint, MemoryReader(tensors), quantization, LoadOptions(choose_device(device)))
+    return _load_module(load, module, prefix, quantize_activations)
+
+
+def _load_module(load: Load, module: nn.Module, prefix: str, quantize_activations: bool) -> LoadReport:
+    layers = {name: child for name, child in module.named_modules() if isinstance(child, Layer)}
+    for layer in layers.values():
+        layer.quantize_activations = quantize_activations
+    targets = [target_of(name, layer) for name, layer in layers.items()]
+    floats = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    dtype = next(floats, torch.get_default_dtype())
+    plan = load.plan(targets, _plain_targets(module, layers, prefix))
+    load.copy(plan, module.get_submodule)
+    return load.report(plan, dtype)
+
+
+def target_of(name: str, layer: Layer) -> Target:
+    """What a layer wants of a checkpoint; `name` is its name in the model."""
+    return Target(name, layer.geometry, layer.treatment, layer.shard, layer.sources)
+
+
+def _plain_targets(module: nn.Module, layers: Iterable[str], prefix: str) -> Iterator[PlainTarget]:
+    own = tuple(f"{name}." if name else "" for name in layers)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not name.startswith(own):
+            yield PlainTarget(name, prefix + name, tuple(tensor.shape), dtype_code(tensor.dtype))
