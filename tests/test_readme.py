@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from edits import copy_checkpoint, edit_tensors
 from samples import DEMO, make_quantization
+from torch import Tensor
 
 from qload import Registry
 from qload.cli import cli
@@ -45,6 +48,19 @@ def test_the_model_that_the_docs_show_loads() -> None:
     exec(compile(code, "docs/models.md", "exec"), shown)
     weight = shown["mlp"].down_proj.dequantize()  # type: ignore[attr-defined]
     assert tuple(weight.shape) == (256, 512)
+
+
+def test_the_broken_checkpoint_is_described_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for layer in range(2):
+            del tensors[f"model.layers.{layer}.mlp.down_proj.weight_scale"]
+        name = "model.layers.0.self_attn.q_proj.weight_scale"
+        tensors[name] = tensors[name][:, :1]
+
+    edit_tensors(copy_checkpoint(DEMO, tmp_path / "broken"), change)
+    monkeypatch.chdir(tmp_path)
+    (expected,) = re.findall(r"\$ qload validate broken\n(.*?)```", TEXT, re.DOTALL)
+    assert CliRunner().invoke(cli, ["validate", "broken"]).output.split() == expected.split()
 
 
 def test_the_commands_are_there() -> None:
