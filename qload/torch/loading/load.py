@@ -86,8 +86,8 @@ class Load:
         self.bytes_read = fill(plan, find, self.reader, self.options.device, path=path, progress=self.options.progress)
         self.mark("copy")
 
-    def report(self, plan: Plan, dtype: torch.dtype) -> LoadReport:
-        """What has been done."""
+    def report(self, module: nn.Module, plan: Plan, dtype: torch.dtype) -> LoadReport:
+        """What has been done, and what the module holds now."""
         targets = [layer.target for layer in plan.layers if layer.target is not None]
         return LoadReport(
             path=str(self.checkpoint.path),
@@ -96,7 +96,7 @@ class Load:
             dtype=str(dtype).removeprefix("torch."),
             tensors=len(self.checkpoint.tensors),
             bytes_read=self.bytes_read,
-            bytes_in_memory=plan.nbytes,
+            bytes_in_memory=_held_bytes(module),
             bytes_dense=sum(_dense_bytes(layer.target, layer.nbytes, dtype) for layer in plan.layers),
             seconds=self.seconds,
             layers=dict(Counter(target.treatment.label for target in targets)),
@@ -105,13 +105,20 @@ class Load:
 
 
 def choose_device(device: torch.device | str) -> torch.device:
-    """The device of that name. Raises QloadError for one that is not there."""
+    """The device of that name, with its number. Raises QloadError for one that is not there, or holds no data."""
     try:
-        torch.empty(1, device=device)
-        return torch.device(device)
+        chosen = torch.empty(1, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise QloadError("the device cannot be used", where=str(device), found=reason) from error
+        raise QloadError(
+            "the device cannot be used",
+            where=str(device),
+            found=reason,
+            remedy="name one that this machine and this build of torch have (README: a torch for your GPU)",
+        ) from error
+    if chosen.type == "meta":
+        raise QloadError("a checkpoint cannot be loaded there", where="meta", expected="a device that holds data")
+    return chosen
 
 
 def _raise_errors(checkpoint: Checkpoint, ignore: Sequence[str]) -> None:
@@ -119,6 +126,12 @@ def _raise_errors(checkpoint: Checkpoint, ignore: Sequence[str]) -> None:
     stopping = errors(checkpoint.findings, ignore)
     if stopping and not checkpoint.is_readable:
         raise CheckpointError(str(checkpoint.path), collapse(stopping))
+
+
+def _held_bytes(module: nn.Module) -> int:
+    """The bytes of a module's parameters and buffers; memory that several share counts once."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta]
+    return sum({(held := tensor.untyped_storage()).data_ptr(): held.nbytes() for tensor in tensors}.values())
 
 
 def _dense_bytes(target: Target | None, nbytes: int, dtype: torch.dtype) -> int:

@@ -1,7 +1,8 @@
 """Reads the regions that a plan names, straight from files into parameters.
 
 A region whose bytes lie together in the file and in the parameter is read in place. Everything else goes
-through a staging buffer of fixed size: strips, casts, and other devices.
+through a staging buffer of fixed size: strips, casts, and other devices, to which whole runs of bytes are
+sent and where they are cut and cast.
 """
 
 import os
@@ -59,8 +60,8 @@ class FileReader:
         self._files.clear()
 
     def _read_rows(self, block: "_Block", destination: Tensor) -> int:
-        """Read whole rows of the first axis, as many as fit the buffer; a longer one, by its own rows."""
-        if block.row_bytes > self._staging.size and len(block.shape) > 1:
+        """Read whole rows of the first axis, as many as fit the buffer; what is too long, or a stack, row by row."""
+        if block.has_parted_rows or (block.row_bytes > self._staging.size and len(block.shape) > 1):
             rows = block.rows
             return sum(self._read_rows(row, part) for row, part in zip(rows, destination, strict=True))
         fit = max(1, self._staging.size // max(1, block.row_bytes))
@@ -70,9 +71,10 @@ class FileReader:
         nbytes = (run.stop - run.start) * block.row_bytes
         with self._staging.borrow(nbytes) as buffer:
             self._fill(block.copy, buffer, block.start + run.start * block.row_bytes)
-            rows = buffer.view(block.dtype).view(-1, *block.shape[1:])
+            landed = buffer.to(destination.device, non_blocking=self._staging.is_pinned)
+            rows = landed.view(block.dtype).view(-1, *block.shape[1:])
             inner = (interval.slice for interval in block.region[1:])
-            destination.copy_(rows[(slice(None, None, run.step), *inner)], non_blocking=True)
+            destination.copy_(rows[(slice(None, None, run.step), *inner)])
         return nbytes
 
     def _fill(self, copy: Copy, target: Tensor, start: int) -> None:
@@ -125,6 +127,11 @@ class _Block:
     @property
     def row_bytes(self) -> int:
         return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def has_parted_rows(self) -> bool:
+        """Whether a row is a matrix of which whole rows are left out, as in a shard of a stack of experts."""
+        return len(self.shape) > 2 and self.region[1].size < self.shape[1]
 
     @property
     def rows(self) -> Iterator["_Block"]:
