@@ -181,13 +181,12 @@ def complete(specs: tuple[ParameterSpec, ...], geometry: Geometry) -> tuple[Para
     """A method's specs as the layer has them: its bias, and an axis of experts in front of each."""
     if geometry.bias and not any(spec.kind is ParameterKind.BIAS for spec in specs):
         specs = (*specs, bias())
-    if geometry.experts is None:
-        return specs
-    return tuple(_stacked(spec) for spec in specs)
+    return tuple(stack_experts(spec, geometry) for spec in specs)
 
 
-def _stacked(spec: ParameterSpec) -> ParameterSpec:
-    if spec.layout.follows(Dim.EXPERT):
+def stack_experts(spec: ParameterSpec, geometry: Geometry) -> ParameterSpec:
+    """A spec with an axis of experts in front, where the layer has experts and the spec no such axis."""
+    if geometry.experts is None or spec.layout.follows(Dim.EXPERT):
         return spec
     return replace(spec, layout=Layout((expert(), *spec.layout.axes)))
 

@@ -1,10 +1,10 @@
 """Pieces: one part of one expert of a layer, which is what a method's hooks compute with.
 
 A method never sees fused parts or stacks of experts. A layer whose parts are stored alike, each ending with
-a whole unit, is one piece; otherwise every part is one.
+a whole unit, is one piece; otherwise every part is one. Only the tensors that a layer has count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,7 @@ Index = tuple[int | slice, ...]
 
 
 class Piece:
-    """The tensors of one part of one expert, under their declared names; see `qload.hookspecs.Layer`."""
-
-    __slots__ = ("_tensors", "in_features", "out_features", "quantize_activations", "scheme")
+    """The tensors of one part of one expert, as attributes of their names; see `qload.hookspecs.Layer`."""
 
     def __init__(
         self,
@@ -34,13 +32,11 @@ class Piece:
         self.out_features = out_features
         self.in_features = in_features
         self.quantize_activations = quantize_activations
-        self._tensors = tensors
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return object.__getattribute__(self, "_tensors")[name]
-        except KeyError:
-            raise AttributeError(f"the method declares no tensor {name!r}") from None
+        raise AttributeError(f"the method declares no tensor {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +47,9 @@ class Selection:
     indices: Mapping[str, Index]
 
 
-def select_pieces(specs: Sequence[ParameterSpec], geometry: Geometry, local: Geometry) -> tuple[Selection, ...]:
-    """The pieces of a layer of which a rank holds `local`."""
+def select_pieces(specs: Iterable[ParameterSpec], geometry: Geometry, local: Geometry) -> tuple[Selection, ...]:
+    """The pieces of a layer that has tensors of `specs`, and of which a rank holds `local`."""
+    specs = tuple(specs)
     if _is_uniform(specs, local):
         return (Selection(local.out_features, {spec.name: () for spec in specs}),)
     return tuple(
@@ -61,7 +58,7 @@ def select_pieces(specs: Sequence[ParameterSpec], geometry: Geometry, local: Geo
     )
 
 
-def _is_uniform(specs: Sequence[ParameterSpec], local: Geometry) -> bool:
+def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry) -> bool:
     if any(spec.layout.follows(Dim.PART) for spec in specs):
         return False
     if len(local.parts) == 1:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qload.declare import ParameterKind, ParameterSpec
+from qload.declare import ParameterKind, ParameterSpec, stack_experts
+from qload.errors import ModelError
 from qload.geometry import Geometry, Sharding, replicated
 from qload.plan import Source
 from qload.quantization import Treatment
@@ -21,8 +22,11 @@ class Layer(nn.Module):
     """A layer of which this rank holds one shard, in whatever form its method stores it.
 
     The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
-    the checkpoint that fill it. Raises ShardError where the site's rank and size split a unit.
+    the checkpoint that fill it. `declared` are the tensors that its method declares, `derived` those that the
+    method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
     """
+
+    _selections: tuple[Selection, ...]
 
     def __init__(
         self,
@@ -39,11 +43,12 @@ class Layer(nn.Module):
         self.treatment = treatment
         self.hooks = bind(treatment.method.runtime)
         self.quantize_activations = True
+        self.dtype = site.dtype
         specs = [spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded]
-        self.specs = {spec.name: spec for spec in specs}
+        self.declared = {spec.name: spec for spec in specs}
+        self.derived: dict[str, ParameterSpec] = {}
         self.shard = cut_layer(geometry, sharding, specs, site.name, site.rank, site.size)
         self.local = self.shard.local(geometry)
-        self._selections = select_pieces(specs, geometry, self.local)
         self.allocate("meta")
 
     @property
@@ -51,17 +56,62 @@ class Layer(nn.Module):
         """What the layer's method does to it, a value of the method's own; None where it is not quantized."""
         return self.treatment.scheme
 
+    @property
+    def specs(self) -> dict[str, ParameterSpec]:
+        """The declaration of every tensor that the layer can have, by name."""
+        return {**self.declared, **self.derived}
+
     def allocate(self, device: torch.device | str) -> None:
-        """Make every parameter on `device`, in the first dtype that its declaration allows, unwritten."""
-        for spec in self.specs.values():
-            shape = spec.layout.local_shape(self.geometry.extents, self.local.extents)
+        """Make every declared tensor on `device`, in the first dtype that its declaration allows, unwritten."""
+        self.reset()
+        for spec in self.declared.values():
             dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
-            self.set_tensor(spec.name, make_filled(shape, dtype, spec.fill, torch.device(device)))
+            self._register(spec.name, make_filled(self.local_shape(spec), dtype, spec.fill, torch.device(device)))
+        self._select()
+
+    def local_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
+        """The shape that a tensor of that declaration has on this rank."""
+        return spec.layout.local_shape(self.geometry.extents, self.local.extents)
 
     def set_tensor(self, name: str, tensor: Tensor | None) -> None:
-        """Put a tensor in a declared parameter's place; None for an optional one that is not there."""
+        """Put a tensor in a declared or derived one's place; None takes it away, and gives its memory back."""
+        self._register(name, tensor)
+        self._select()
+
+    def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
+        """Give the layer a tensor that no checkpoint stores, for a post-load hook that repacks.
+
+        The hooks see it under its own name, cut into pieces by its axes as any declared one. An axis of
+        experts is added in front, as for declarations. Loading again takes it away before the hook runs.
+        Raises ModelError for a declared name, or a shape that is not this rank's share.
+        """
+        spec = stack_experts(spec, self.geometry)
+        if spec.name in self.declared:
+            raise ModelError("a derived tensor needs a name of its own", where=f"{self.name}.{spec.name}")
+        shape = self.local_shape(spec)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                "a derived tensor does not have the shape of its axes",
+                where=f"{self.name}.{spec.name}",
+                expected=str(list(shape)),
+                found=str(list(tensor.shape)),
+            )
+        self.derived[spec.name] = spec
+        self.set_tensor(spec.name, tensor)
+
+    def reset(self) -> None:
+        """Take away what a post-load hook derived."""
+        for name in self.derived:
+            delattr(self, name)
+        self.derived = {}
+
+    def _register(self, name: str, tensor: Tensor | None) -> None:
         parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
         self.register_parameter(name, parameter)
+
+    def _select(self) -> None:
+        present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
+        self._selections = select_pieces(present, self.geometry, self.local)
 
     def pieces(self, expert: int | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
         """The layer's parts, of one expert, as the hooks see them.
@@ -87,17 +137,19 @@ class Layer(nn.Module):
         pieces = self.pieces(expert)
         if len(pieces) == 1:
             return self.hooks.apply(pieces[0], x, bias)
-        y = self._join([self.hooks.apply(piece, x, None).movedim(-1, 0) for piece in pieces]).movedim(0, -1)
+        y = self._join([self.hooks.apply(piece, x, None) for piece in pieces], x.dim() - 1)
         return y if bias is None else y + bias
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
-        return self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)])
+        return self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
 
-    def _join(self, parts: list[Tensor]) -> Tensor:
-        """Put the rows of the parts together, as the layer has them."""
+    def _join(self, parts: list[Tensor], dim: int) -> Tensor:
+        """Put the parts together along `dim`, as the layer has them."""
         if len(parts) == 1:
             return parts[0]
-        return torch.stack(parts, 1).flatten(0, 1) if self.geometry.interleaved else torch.cat(parts)
+        if self.geometry.interleaved:
+            return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
+        return torch.cat(parts, dim)
 
     def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
@@ -119,6 +171,7 @@ class Layer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
         """Move without casting what a method stores: `.half()` must not turn scales into another dtype."""
         kept = {id(getattr(self, name)) for name, spec in self.specs.items() if not spec.cast}
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device="cpu")).dtype
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

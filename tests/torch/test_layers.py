@@ -1,0 +1,127 @@
+"""What post-load hooks may do to a layer, and what stays true of every layer whatever its method."""
+
+import pytest
+import torch
+from samples import DATA, DEMO
+from torch import Tensor, nn
+
+import qload
+from qload.declare import packed
+from qload.errors import ModelError
+from qload.geometry import Part
+from qload.layout import in_, out
+from qload.torch import Layer, MergedColumnParallelLinear, ReplicatedLinear, Site, make_experts
+from qload.torch.hooks import Hooks
+
+GATE = "model.layers.0.mlp.gate_proj"
+FUSED = "model.layers.0.mlp.gate_up_proj"
+TWICE = packed("weight_twice", out(), in_(), dtypes=("I8",))
+
+
+def merged(name: str = "ct-w4a16-g128-asym") -> MergedColumnParallelLinear:
+    site = Site(qload.read_quantization(DATA / name), FUSED)
+    return MergedColumnParallelLinear(256, [("gate_proj", 512), ("up_proj", 512)], site)
+
+
+def load(layer: Layer, name: str = "ct-w4a16-g128-asym") -> Layer:
+    model = nn.Module()
+    model.layer = layer
+    qload.load_weights(model, DATA / name, ignore=["QL210"])
+    return layer
+
+
+def repack(layer: nn.Module) -> None:
+    """A hook that keeps one byte for each value, and no more what is stored."""
+    assert isinstance(layer, Layer)
+    if layer.weight_packed is not None:
+        dense = layer.dequantize()
+        layer.derive(TWICE, (dense * 0 + 2).to(torch.int8))
+        for name in layer.declared:
+            layer.set_tensor(name, None)
+
+
+def apply_twice(piece: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
+    assert piece.weight_packed is None
+    y = x @ piece.weight_twice.to(x.dtype).T
+    return y if bias is None else y + bias
+
+
+def with_hooks(layer: Layer) -> Layer:
+    layer.hooks = Hooks(layer.hooks.dequantize, apply_twice, None, None, repack)  # type: ignore[arg-type]
+    return layer
+
+
+def test_a_hook_repacks_and_its_apply_sees_only_that() -> None:
+    layer = load(with_hooks(merged()))
+    assert set(dict(layer.named_parameters())) == {"weight_twice"}
+    assert layer.compute(torch.ones(3, 256)).tolist() == [[512.0] * 1024] * 3
+
+
+def test_loading_again_starts_from_what_is_stored() -> None:
+    layer = with_hooks(merged())
+    hooks = layer.hooks
+    load(layer)
+    layer.hooks = Hooks(hooks.dequantize, hooks.apply, None, None, None)
+    assert torch.equal(qload.dequantize(load(layer)), qload.dequantize(load(merged())))
+    assert "weight_twice" not in layer.specs
+
+
+def test_a_derived_tensor_is_cut_into_parts_and_experts() -> None:
+    site = Site(qload.read_quantization(DATA / "ct-qwen3moe-w4a16"), "model.layers.0.mlp.experts")
+    stack = make_experts(4, 256, 128, site, gate=lambda x: x).gate_up_proj
+    stack.derive(TWICE, torch.zeros(4, 256, 256, dtype=torch.int8))
+    assert stack.pieces(2)[0].weight_twice.shape == (256, 256)
+    with pytest.raises(ModelError, match=r"weight_twice: .*expected \[4, 256, 256\], found \[256, 256\]"):
+        stack.derive(TWICE, torch.zeros(256, 256, dtype=torch.int8))
+
+
+def test_a_derived_tensor_has_a_name_of_its_own() -> None:
+    with pytest.raises(ModelError, match="a name of its own"):
+        merged().derive(packed("weight_packed", out(), in_(), dtypes=("I32",)), torch.zeros(1024, 256))
+
+
+def test_a_fused_layer_is_one_piece_where_its_columns_are_in_order() -> None:
+    """GPTQ's index of groups has a row for each part, and is dropped where it says nothing."""
+    ordered, reordered = "gptq-4bit-g128-asym", "gptq-4bit-g32-sym-descact"
+    assert len(load(merged(ordered), ordered).pieces()) == 1
+    assert len(load(merged(reordered), reordered).pieces()) == 2
+
+
+@pytest.mark.parametrize("name", ["ct-fp8-static", "gptq-4bit-g32-sym-descact", "ct-w4a16-g128-asym"])
+def test_what_a_layer_computes_lies_together(name: str) -> None:
+    layer = load(merged(name), name)
+    layer.quantize_activations = False
+    x = torch.randn(2, 5, 256)
+    y = layer.compute(x)
+    assert y.is_contiguous()
+    assert torch.allclose(y, x @ qload.dequantize(layer).float().T, atol=1e-3)
+
+
+def test_interleaved_parts_are_computed_as_they_lie() -> None:
+    layer = load(merged("ct-fp8-static"), "ct-fp8-static")
+    parts = (Part("gate_proj", 512), Part("up_proj", 512))
+    x = torch.randn(3, 256)
+    gate, up = layer.compute(x).chunk(2, -1)
+    layer.geometry = type(layer.geometry)(256, parts, dtype="F32", interleaved=True)
+    assert torch.equal(layer.compute(x), torch.stack((gate, up), -1).flatten(-2))
+
+
+def test_an_embedding_gives_the_dtype_it_was_moved_to() -> None:
+    model = qload.load(DATA / "ct-w4a16-lmhead-embed")
+    table = model.get_input_embeddings()
+    assert table(torch.tensor([1])).dtype == torch.bfloat16
+    scales = table.weight_scale.dtype
+    nn.Module.to(table, torch.float16)
+    assert table(torch.tensor([1])).dtype == torch.float16
+    assert table.weight_scale.dtype == scales
+
+
+def test_only_our_layers_can_be_dequantized() -> None:
+    with pytest.raises(ModelError, match=r"found Linear\); take the layer out of a model"):
+        qload.dequantize(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_piece_names_the_tensor_that_is_not_declared() -> None:
+    site = Site(qload.read_quantization(DEMO), GATE)
+    with pytest.raises(AttributeError, match="declares no tensor 'qweight'"):
+        _ = ReplicatedLinear(256, 512, site).pieces()[0].qweight
