@@ -7,7 +7,7 @@ from qload.errors import CapabilityError, ModelError
 from qload.geometry import Kind, single, vocabulary
 from qload.plan import Source
 from qload.quantization import Treatment
-from qload.torch.dtypes import dtype_code, torch_dtype
+from qload.torch.dtypes import dtype_code
 from qload.torch.layers.base import Layer
 from qload.torch.sites import Site
 
@@ -70,7 +70,7 @@ class VocabParallelEmbedding(_VocabularyLayer):
             rows = self._look_up(piece, ids.reshape(-1))
         else:
             rows = self._look_up_owned(ids.reshape(-1))
-        return rows.to(torch_dtype(self.geometry.dtype)).reshape(*ids.shape, self.embedding_dim)
+        return rows.to(self.dtype).reshape(*ids.shape, self.embedding_dim)
 
     def _look_up_owned(self, ids: Tensor) -> Tensor:
         cut = self.shard.out[0]
@@ -84,13 +84,15 @@ class ParallelLMHead(_VocabularyLayer):
 
     kind = Kind.LM_HEAD
     class_name = "Linear"
+    table: VocabParallelEmbedding | None = None
+    """The embedding whose table the head shares, if it is tied."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., features] into logits [..., rows of this rank, padding included]."""
         return self.compute(hidden)
 
     def tie(self, embedding: VocabParallelEmbedding) -> None:
-        """Share the table of an embedding, quantized or not, instead of having one.
+        """Share the table of an embedding, quantized or not, instead of having one, now and after each load.
 
         Raises ModelError where the two are not alike.
         """
@@ -101,12 +103,18 @@ class ParallelLMHead(_VocabularyLayer):
                 expected=f"{self.local.out_features} x {self.local.in_features}",
                 found=f"{embedding.local.out_features} x {embedding.local.in_features}",
             )
-        bias = getattr(self, "bias", None)
-        for name in self.specs:
+        # Not as a submodule, below which the table's tensors would be listed once more.
+        object.__setattr__(self, "table", embedding)
+        self.share(embedding)
+
+    def share(self, embedding: VocabParallelEmbedding) -> None:
+        """Take an embedding's tensors as they are now in place of the head's own, but for the bias."""
+        for name in self.specs.keys() - {"bias"}:
             delattr(self, name)
         self.treatment, self.hooks = embedding.treatment, embedding.hooks
-        self.specs, self._selections = dict(embedding.specs), embedding._selections
+        self.quantize_activations = embedding.quantize_activations
+        own_bias = {name: spec for name, spec in self.declared.items() if name == "bias"}
+        self.declared, self.derived = {**embedding.declared, **own_bias}, dict(embedding.derived)
         for name in embedding.specs:
             self.register_parameter(name, getattr(embedding, name))
-        if bias is not None:
-            self.register_parameter("bias", bias)
+        self._select()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qload.checkpoint import TensorEntry
 from qload.declare import ParameterKind
 from qload.errors import CheckpointError
 from qload.findings import Finding, report
@@ -58,8 +59,10 @@ def fill(
 
 def _fill_layer(
     layer: LayerPlan, module: nn.Module, reader: Reader, device: torch.device, tally: _Tally
-) -> Iterator[Finding]:
+) -> list[Finding]:
     findings: list[Finding] = []
+    if isinstance(module, Layer):
+        _clear(module, layer)
     for slot in layer.slots:
         tensor = make_filled(slot.shape, slot.dtype, slot.fill, device)
         for copy in slot.copies:
@@ -67,11 +70,9 @@ def _fill_layer(
             tally.add(reader.read(copy, region), copy.nbytes, layer.name)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    if isinstance(module, Layer):
-        _leave_out(module, layer)
-        if not findings and module.hooks.process is not None:
-            module.hooks.process(module)
-    return iter(findings)
+    if isinstance(module, Layer) and not findings and module.hooks.process is not None:
+        module.hooks.process(module)
+    return findings
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -84,36 +85,51 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
         module._parameters[name] = nn.Parameter(tensor, requires_grad=trains)
 
 
-def _leave_out(module: Layer, layer: LayerPlan) -> None:
-    """Take away the optional parameters that the checkpoint does not have."""
+def _clear(module: Layer, layer: LayerPlan) -> None:
+    """Take away what an earlier load derived, and the optional tensors that the checkpoint does not have."""
+    module.reset()
     present = {slot.name for slot in layer.slots}
-    for name in module.specs.keys() - present:
+    for name in module.declared.keys() - present:
         module.set_tensor(name, None)
 
 
 def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
-    if not slot.copies:
+    """What only the data shows; a stack of many copies is looked at as one, and copy by copy if it is faulty."""
+    if not slot.copies or not any(_check(slot, tensor, slot.copies[0].entry)):
         return
-    first = slot.copies[0].entry
-    if slot.kind.is_scale and tensor.is_floating_point() and not _is_finite(tensor):
+    for copy in slot.copies:
+        yield from _check(slot, tensor[tuple(interval.slice for interval in copy.destination)], copy.entry)
+
+
+def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
+    if slot.kind.is_scale and tensor.is_floating_point():
+        yield from _check_scale(tensor, entry)
+    elif slot.kind is ParameterKind.INDEX and slot.bounds is not None:
+        yield from _check_index(tensor, slot.bounds, entry)
+
+
+def _check_scale(tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
+    if not _is_finite(tensor):
         yield report(
             "QL501",
             "the scale is not a finite number everywhere",
-            where=first.name,
-            file=first.file,
+            where=entry.name,
+            file=entry.file,
             remedy="the checkpoint is damaged, or was quantized with overflowing statistics",
         )
-    if slot.kind is ParameterKind.INDEX and slot.bounds is not None:
-        low, high = int(tensor.min()), int(tensor.max())
-        if low < slot.bounds[0] or high >= slot.bounds[1]:
-            yield report(
-                "QL505",
-                "the index points outside of what there is",
-                where=first.name,
-                file=first.file,
-                expected=f"{slot.bounds[0]} to {slot.bounds[1] - 1}",
-                found=f"{low} to {high}",
-            )
+
+
+def _check_index(tensor: Tensor, bounds: tuple[int, int], entry: TensorEntry) -> Iterator[Finding]:
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < bounds[0] or high >= bounds[1]:
+        yield report(
+            "QL505",
+            "the index points outside of what there is",
+            where=entry.name,
+            file=entry.file,
+            expected=f"{bounds[0]} to {bounds[1] - 1}",
+            found=f"{low} to {high}",
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:

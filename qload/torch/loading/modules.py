@@ -11,11 +11,12 @@ from qload.plan import PlainTarget, Target
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
-from qload.torch.layers import Layer
+from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
 from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.reading import MemoryReader
+from qload.torch.loading.sharing import find_sharing
 
 
 def load_weights(
@@ -33,7 +34,8 @@ def load_weights(
     """Load the checkpoint in the folder `path` into a module made of qload's layers and ordinary ones.
 
     Every layer reads its own shard of the modules it was built for; other parameters and persistent buffers
-    are read under their own names, with `prefix` before them. `ignore` lists codes of waivable findings.
+    are read under their own names, with `prefix` before them. Tensors that the module has under several names,
+    and heads tied to an embedding, are read once and stay one. `ignore` lists codes of waivable findings.
 
     Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
     the data shows, after reading.
@@ -59,15 +61,28 @@ def load_tensors(
 
 
 def _load_module(load: Load, module: nn.Module, prefix: str, quantize_activations: bool) -> LoadReport:
-    layers = {name: child for name, child in module.named_modules() if isinstance(child, Layer)}
+    layers = {name: child for name, child in module.named_modules() if isinstance(child, Layer) and _has_own(child)}
     for layer in layers.values():
         layer.quantize_activations = quantize_activations
-    targets = [target_of(name, layer) for name, layer in layers.items()]
+    stored = load.checkpoint.tensors
+    sharing = find_sharing(module, layers, prefix, stored)
     floats = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
     dtype = next(floats, torch.get_default_dtype())
-    plan = load.plan(targets, _plain_targets(module, layers, prefix))
+    plan = load.plan(
+        [target_of(name, layer) for name, layer in layers.items()],
+        _plain_targets(module, (*layers, *sharing.owners), prefix),
+        findings=sharing.findings(stored, prefix),
+        is_expected=lambda name: name.removeprefix(prefix) in sharing.owners,
+    )
     load.copy(plan, module.get_submodule)
-    return load.report(plan, dtype)
+    sharing.restore(module)
+    _move_computed(module, load.options.device)
+    return load.report(module, plan, dtype)
+
+
+def _has_own(layer: Layer) -> bool:
+    """Whether a layer has tensors of its own, and is not a head tied to a table."""
+    return not isinstance(layer, ParallelLMHead) or layer.table is None
 
 
 def target_of(name: str, layer: Layer) -> Target:
@@ -75,8 +90,18 @@ def target_of(name: str, layer: Layer) -> Target:
     return Target(name, layer.geometry, layer.treatment, layer.shard, layer.sources)
 
 
-def _plain_targets(module: nn.Module, layers: Iterable[str], prefix: str) -> Iterator[PlainTarget]:
-    own = tuple(f"{name}." if name else "" for name in layers)
+def _plain_targets(module: nn.Module, others: Iterable[str], prefix: str) -> Iterator[PlainTarget]:
+    """Every tensor that is neither one of the `others` nor below one."""
+    taken = tuple(f"{name}." if name else "" for name in others)
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if not name.startswith(own):
+        if not f"{name}.".startswith(taken):
             yield PlainTarget(name, prefix + name, tuple(tensor.shape), dtype_code(tensor.dtype))
+
+
+def _move_computed(module: nn.Module, device: torch.device) -> None:
+    """Bring the buffers that no checkpoint stores to where the weights are."""
+    for child in module.modules():
+        for name in child._non_persistent_buffers_set:
+            buffer = child._buffers[name]
+            if buffer is not None and not buffer.is_meta:
+                child._buffers[name] = buffer.to(device)

@@ -1,0 +1,109 @@
+"""Models of a user's own whose tensors have several names: each is read once, and stays one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edits import edit_tensors
+from llama import Llama, compute
+from samples import DATA, DEMO, read_config
+from torch import Tensor, nn
+
+import qload
+from qload.errors import CheckpointError
+
+IDS = torch.tensor([[1, 2, 3]])
+TIED = DATA / "ct-qwen2-tied-w8a8"
+
+
+def drop_head(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("lm_head.")]:
+            del tensors[name]
+
+    edit_tensors(folder, change)
+
+
+def make_tied(path: Path) -> Any:
+    model: Any = Llama(path, qload.read_quantization(path))
+    model.lm_head.tie(model.model.embed_tokens)
+    return model
+
+
+def test_a_tied_head_is_not_looked_for_in_the_checkpoint(broken: Callable[[str], Path]) -> None:
+    for name in ("ct-w4a16-lmhead-embed", DEMO.name):
+        folder = broken(name)
+        drop_head(folder)
+        model = make_tied(folder)
+        qload.load_weights(model, folder, ignore=["QL210"])
+        table = model.model.embed_tokens
+        assert model.lm_head.table is table
+        for leaf in table.specs:
+            assert getattr(model.lm_head, leaf) is getattr(table, leaf)
+        hidden = torch.randn(2, 256)
+        assert torch.allclose(model.lm_head(hidden), hidden @ qload.dequantize(table).float().T, atol=1e-4)
+
+
+def test_a_head_that_is_stored_though_tied_is_left_out_with_a_warning() -> None:
+    model = make_tied(DEMO)
+    report = qload.load_weights(model, DEMO)
+    assert [(finding.code, finding.where) for finding in report.findings] == [("QL206", "lm_head.weight")]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_loading_twice_keeps_the_tie() -> None:
+    model = make_tied(DEMO)
+    for _ in range(2):
+        qload.load_weights(model, DEMO)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert compute([model], IDS).isfinite().all()
+
+
+class Plain(nn.Module):
+    """A plain head on a plain table; and a buffer that no checkpoint stores."""
+
+    def __init__(self, config: dict[str, int]) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
+        self.lm_head.weight = self.model.embed_tokens.weight
+        self.register_buffer("computed", torch.arange(3), persistent=False)
+
+
+@pytest.mark.parametrize("stored", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_parameters_that_are_one_object_stay_one(broken: Callable[[str], Path], stored: str) -> None:
+    folder = broken(DEMO.name)
+    kept: dict[str, Tensor] = {}
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        kept[stored] = tensors["model.embed_tokens.weight"]
+        tensors.pop("lm_head.weight")
+        tensors.pop("model.embed_tokens.weight")
+        tensors |= kept
+
+    edit_tensors(folder, change)
+    model: Any = Plain(read_config(folder)).to(torch.bfloat16)
+    report = qload.load_weights(model, folder, ignore=["QL210"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model.lm_head.weight, kept[stored])
+    assert report.bytes_read == kept[stored].nbytes
+    assert report.bytes_in_memory == kept[stored].nbytes + model.computed.nbytes
+
+
+def test_neither_name_is_stored(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    drop_head(folder)
+    edit_tensors(folder, lambda tensors: tensors.update({"table": tensors.pop("model.embed_tokens.weight")}))
+    with pytest.raises(CheckpointError) as caught:
+        qload.load_weights(Plain(read_config(folder)), folder, ignore=["QL210"])
+    found = [finding.where for finding in caught.value.findings if finding.code == "QL201"]
+    assert found == ["model.embed_tokens.weight"]
+
+
+def test_a_tied_head_computes_as_its_table_is_told_to() -> None:
+    for switch in (True, False):
+        model = qload.load(TIED, quantize_activations=switch)
+        assert model.get_output_embeddings().quantize_activations is switch
