@@ -1,5 +1,6 @@
 """A folder in Hugging Face layout: config.json, one weight file or several with an index."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
 from qload.errors import QloadError
 from qload.findings import Finding, report
 
-_PICKLED = (".bin", ".pt", ".pth")
+_PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+_PERHAPS_PICKLED = (".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def open_folder(path: Path) -> Checkpoint:
     config, fault = read_json(path / "config.json", "config.json")
     weights = find_weights(path, files)
     stored = read_headers(path, weights)
-    pickled = () if weights.files else tuple(name for name in files if name.endswith(_PICKLED))
+    pickled = () if weights.files else _find_pickled(files)
     findings = (
         *([fault] if fault is not None else []),
         *weights.findings,
@@ -93,6 +95,12 @@ def _list_files(path: Path) -> tuple[str, ...]:
             remedy="give the folder that the checkpoint was downloaded into",
         )
     return tuple(sorted(entry.name for entry in path.iterdir()))
+
+
+def _find_pickled(files: tuple[str, ...]) -> tuple[str, ...]:
+    """Files named as pickled weights are; without any, whatever may be some, for trainers leave others beside."""
+    named = tuple(name for name in files if _PICKLED.fullmatch(name))
+    return named or tuple(name for name in files if name.endswith(_PERHAPS_PICKLED))
 
 
 def _check_presence(names: tuple[str, ...], pickled: tuple[str, ...]) -> Iterator[Finding]:

@@ -44,12 +44,28 @@ def torch_dtype(code: str) -> torch.dtype:
 def dtype_code(dtype: torch.dtype | str) -> str:
     """The storage code of a torch dtype, of its name in a config, or of a code itself."""
     if isinstance(dtype, torch.dtype):
-        return _CODES[dtype]
-    name = dtype.removeprefix("torch.")
-    code = CONFIG_NAMES.get(name, name)
+        code = _CODES.get(dtype, "")
+    else:
+        name = dtype.removeprefix("torch.")
+        code = CONFIG_NAMES.get(name, name)
     if code not in _TORCH:
-        raise QloadError("there is no such dtype", found=repr(dtype), expected=", ".join(CONFIG_NAMES))
+        raise QloadError("no checkpoint stores that dtype", found=repr(dtype), expected=", ".join(CONFIG_NAMES))
     return code
+
+
+def make_unwritten(like: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a like shape and dtype that holds what cannot pass for data: NaN, or the least integer."""
+    if like.is_floating_point():
+        return make_filled(tuple(like.shape), dtype_code(like.dtype), math.nan, device)
+    least = False if like.dtype == torch.bool else torch.iinfo(like.dtype).min
+    return torch.full(like.shape, least, dtype=like.dtype, device=device)
+
+
+def is_written(tensor: Tensor) -> bool:
+    """Whether nothing is left in a tensor of what `make_unwritten` put there; a boolean one cannot say."""
+    if tensor.is_floating_point():
+        return not bool(torch.isnan(tensor).any())
+    return tensor.dtype in (torch.bool, torch.uint8) or not bool((tensor == torch.iinfo(tensor.dtype).min).any())
 
 
 def make_filled(shape: tuple[int, ...], code: str, fill: float, device: torch.device) -> Tensor:

@@ -17,8 +17,9 @@ from compressed_tensors.quantization import (
     apply_quantization_config,
 )
 from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 import qload
 from qload.torch import Experts, ParallelLMHead
@@ -129,6 +130,22 @@ def test_quantized_models_are_the_packages(name: str, tmp_path: Path) -> None:
     assert torch.allclose(compute(model), expected, atol=1e-5)
     labels = {label: count for label, count in qload.report(model).layers.items() if "int4 group 16" in label}
     assert labels or name in ("gpt2",), "the package quantizes no convolution"
+
+
+@pytest.mark.parametrize("stored", [(), ("decoder.weight",), ("decoder.bias",)], ids=lambda names: names or "none")
+def test_a_head_whose_bias_is_tied_too(stored: tuple[str, ...], tmp_path: Path) -> None:
+    """BERT's: older checkpoints store the tied weight, and some tools every name."""
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**SIZES)).eval()
+    torch.nn.init.normal_(model.cls.predictions.bias)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in stored:
+        tensors[f"cls.predictions.{name}"] = model.get_parameter(f"cls.predictions.{name}").detach().clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    ours = qload.load(tmp_path)
+    assert torch.allclose(compute(ours), compute(model), atol=1e-5)
+    assert isinstance(ours.get_output_embeddings(), ParallelLMHead)
 
 
 def test_experts_are_stacked_where_they_are_stored_one_by_one(tmp_path: Path) -> None:

@@ -230,6 +230,47 @@ def test_every_bad_scale_is_in_the_one_error(broken: Callable[[str], Path]) -> N
     assert sorted(finding.where for finding in caught.value.findings) == sorted(names)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("gptq-qwen3moe-4bit-g128", "scales"), ("ct-qwen3moe-w4a16", "weight_scale")],
+)
+def test_the_bad_scale_of_one_expert_is_named(name: str, scale: str, broken: Callable[[str], Path]) -> None:
+    folder = broken(name)
+    where = f"model.layers.1.mlp.experts.2.up_proj.{scale}"
+    put(where, lambda tensor: tensor * float("nan"))(folder)
+    with pytest.raises(CheckpointError) as caught:
+        qload.load(folder)
+    assert [finding.where for finding in caught.value.findings] == [where]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("hidden_size", "wide"),
+        ("rope_parameters", 3),
+        ("num_hidden_layers", -1),
+        ("hidden_act", "nope"),
+        ("architectures", [3]),
+        ("rms_norm_eps", None),
+        ("layer_types", ["nope"]),
+    ],
+)
+def test_a_config_that_transformers_cannot_use(broken: Callable[[str], Path], key: str, value: object) -> None:
+    """Whatever its code makes of that, it is one error of ours: of the model, or of what the checkpoint lacks."""
+    folder = broken(DEMO.name)
+    edit_config(folder, lambda whole: whole.update({key: value}))
+    with pytest.raises(QloadError) as caught:
+        qload.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.complex128, "int3"])
+def test_a_dtype_that_nothing_computes_in(dtype: torch.dtype | str) -> None:
+    with pytest.raises(QloadError, match="no checkpoint stores that dtype"):
+        qload.load(DEMO, dtype=dtype)
+
+
 def test_an_unexpected_tensor_can_be_waived_and_a_missing_one_cannot(broken: Callable[[str], Path]) -> None:
     folder = broken(DEMO.name)
     edit_tensors(folder, lambda stored: stored.update(surplus=torch.zeros(2)))
@@ -297,6 +338,18 @@ def test_pickled_weights_are_refused_unless_asked_for(broken: Callable[[str], Pa
 def pickle(folder: Path, **more: object) -> None:
     torch.save({**load_file(folder / WEIGHTS), **more}, folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
+
+
+def test_what_a_trainer_leaves_beside_is_no_weight(broken: Callable[[str], Path]) -> None:
+    """And weights in torch's first format, which cannot be mapped, are read all the same."""
+    folder = broken(DEMO.name)
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    torch.save({"lr": torch.ones(2)}, folder / "training_args.bin")
+    torch.save({"model.norm.weight": torch.ones(2)}, folder / "optimizer.pt")
+    model = qload.load(folder, allow_pickle=True)
+    assert torch.equal(model.model.norm.weight, weights["model.norm.weight"])
 
 
 class Trap:

@@ -25,7 +25,7 @@ def test_names_that_configs_use(name: str, code: str) -> None:
 
 @pytest.mark.parametrize("name", ["float33", "", "F4"])
 def test_an_unknown_dtype_is_our_error(name: str) -> None:
-    with pytest.raises(QloadError, match="no such dtype"):
+    with pytest.raises(QloadError, match="no checkpoint stores that dtype"):
         torch_dtype(dtype_code(name))
 
 

@@ -147,6 +147,18 @@ def test_a_head_that_is_stored_though_tied_is_used(broken: Callable[[str], Path]
     assert torch.equal(compute(model, torch.tensor([[1, 2]])), expected)
 
 
+def test_computing_keeps_no_dense_weight_for_a_gradient() -> None:
+    """In torch's default mode, in which a parameter that asked for a gradient would keep every layer's."""
+    logits = load(DEMO)(torch.tensor([[1, 2]])).logits
+    assert not logits.requires_grad
+
+
+def test_a_loaded_model_is_not_saved_as_if_it_were_plain(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="keep the folder that it came from"):
+        load(DEMO).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_experts_stay_packed_and_stacked() -> None:
     model = load(DATA / "gptq-qwen3moe-4bit-g128")
     experts = [module for module in model.modules() if isinstance(module, Experts)]

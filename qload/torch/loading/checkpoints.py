@@ -1,5 +1,6 @@
 """Opens a checkpoint for loading, and picks what reads its data."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def _unpickle(checkpoint: Checkpoint) -> tuple[Checkpoint, Reader]:
 
 def _load_pickled(path: Path, name: str) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # Files of torch's first format, which is no archive, cannot be mapped.
+        state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise QloadError("the pickled weights cannot be read safely", where=name, found=reason) from error

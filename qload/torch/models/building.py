@@ -14,7 +14,7 @@ from transformers import initialization as hf_init
 
 from qload.checkpoint import Checkpoint
 from qload.errors import ModelError
-from qload.torch.dtypes import dtype_code, make_filled, torch_dtype
+from qload.torch.dtypes import dtype_code, is_written, make_unwritten, torch_dtype
 
 _SECTIONS = ("quantization_config", "compression_config")
 
@@ -30,12 +30,14 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> PreT
     try:
         with torch.device("meta"), hf_init.no_init_weights(), hf_init.no_tie_weights():
             model: PreTrainedModel = _model_class(config)._from_config(config, dtype=chosen)
-    except (ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+    except Exception as error:  # whatever the code of an architecture makes of a config that does not fit it
         raise ModelError(
-            f"transformers cannot build the model: {_first_line(error)}",
+            f"transformers cannot build the model ({describe_error(error)})",
             where=str(checkpoint.path / "config.json"),
-            found=", ".join(config.architectures or [config.model_type]),
+            found=", ".join(map(str, config.architectures or [config.model_type])),
+            remedy="check the config's sizes, and that this version of transformers has the architecture",
         ) from error
+    _read_generation_config(model, checkpoint.path)
     model.eval()
     return model
 
@@ -46,9 +48,9 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             checkpoint.path, trust_remote_code=False, local_files_only=True
         )
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # its checks of a config raise errors of many kinds
         raise ModelError(
-            f"transformers cannot read the config: {_first_line(error)}",
+            f"transformers cannot read the config ({describe_error(error)})",
             where=str(checkpoint.path / "config.json"),
             remedy="check model_type and architectures; code that comes with a checkpoint is never run",
         ) from error
@@ -82,8 +84,10 @@ def kept_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.d
     return dtype
 
 
-def finish_model(model: PreTrainedModel, path: Path, device: torch.device) -> None:
-    """Let the model compute what no checkpoint stores (rotary frequencies), and read its generation config.
+def finish_model(model: PreTrainedModel, device: torch.device) -> None:
+    """Let the model compute what no checkpoint stores, as rotary frequencies, and leave nothing to train.
+
+    With parameters that ask for gradients, each forward would keep every weight that it made dense.
 
     Raises ModelError for whatever stays without a value.
     """
@@ -95,10 +99,12 @@ def finish_model(model: PreTrainedModel, path: Path, device: torch.device) -> No
     for name, module in model.named_modules():
         _prepare(module, waiting.get(name, []), device)
     if waiting:
-        model.initialize_weights()
+        # Computed on the host everywhere, so that every device gets the same numbers.
+        with torch.device("cpu"):
+            model.initialize_weights()
     for name, leaves in waiting.items():
         _check_written(name, model.get_submodule(name), leaves)
-    _read_generation_config(model, path)
+    model.requires_grad_(False)
 
 
 def _prepare(module: nn.Module, missing: list[str], device: torch.device) -> None:
@@ -116,8 +122,12 @@ def _read_generation_config(model: PreTrainedModel, path: Path) -> None:
         return
     try:
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, TypeError) as error:
-        raise ModelError(f"generation_config.json cannot be read: {_first_line(error)}", where=str(path)) from error
+    except Exception as error:  # as for config.json
+        raise ModelError(
+            f"transformers cannot read the file ({describe_error(error)})",
+            where=str(path / "generation_config.json"),
+            remedy="mend it, or take it away: the model's own settings serve without it",
+        ) from error
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -126,7 +136,7 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _put_unwritten(module: nn.Module, leaf: str, device: torch.device) -> None:
     old = getattr(module, leaf)
-    new = make_filled(tuple(old.shape), dtype_code(old.dtype), float("nan"), device)
+    new = make_unwritten(old, device)
     if leaf in module._buffers:
         module._buffers[leaf] = new
     else:
@@ -135,8 +145,7 @@ def _put_unwritten(module: nn.Module, leaf: str, device: torch.device) -> None:
 
 def _check_written(name: str, module: nn.Module, leaves: Iterable[str]) -> None:
     for leaf in leaves:
-        tensor = getattr(module, leaf)
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+        if not is_written(getattr(module, leaf)):
             raise ModelError(
                 "the checkpoint does not store it, and the model does not compute it", where=f"{name}.{leaf}"
             )
@@ -155,5 +164,7 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return model_class
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def describe_error(error: BaseException) -> str:
+    """The kind of an error that is not ours, and the first line of its text."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -1,7 +1,7 @@
 """Loads a checkpoint as the transformers model that it is of, with qload's layers in it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,19 +52,19 @@ def load(
     model = build_model(load.checkpoint, dtype)
     names = settle_names(model, match_names(model, load.checkpoint))
     ties = find_ties(model, names)
-    made = make_replacements(model, names, load.quantization, model.dtype, frozenset(ties.shared))
+    made = make_replacements(model, names, load.quantization, model.dtype, skipped=ties.shared, shared=ties.names)
     for layer in made.layers.values():
         layer.quantize_activations = quantize_activations
     load.mark("model")
     plan = load.plan(
         [target_of(name, layer) for name, layer in made.layers.items()],
-        _plain_targets(model, names, (*made.modules, *made.refused, *ties.shared)),
+        _plain_targets(model, names, (*made.modules, *made.refused), ties.names),
         findings=[*ties.findings, *made.findings],
         is_expected=_expected(model, names, made.refused),
     )
     load.copy(plan, lambda name: made.layers.get(name) or model.get_submodule(name))
     _finish(model, made.modules, ties, load)
-    setattr(model, _REPORT, load.report(plan, model.dtype))
+    setattr(model, _REPORT, load.report(model, plan, model.dtype))
     return model
 
 
@@ -80,18 +80,29 @@ def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties
     for name, module in modules.items():
         put(model, name, module)
     tie(model, ties, load.quantization)
-    finish_model(model, load.checkpoint.path, load.options.device)
+    finish_model(model, load.options.device)
+    setattr(model, "save_pretrained", _refuse_saving)  # noqa: B010
     # transformers then refuses `.half()` and `.float()`, which would cast what a method stores.
     setattr(model, "is_quantized", load.quantization.config is not None)  # noqa: B010
     load.mark("finish")
 
 
-def _plain_targets(model: PreTrainedModel, names: Names, replaced: Iterable[str]) -> Iterator[PlainTarget]:
-    """Every tensor of the model that no layer of ours holds."""
+def _refuse_saving(*_: object, **__: object) -> None:
+    """Stands in for a model's own way to save itself, which would leave out how its weights are quantized."""
+    raise ModelError(
+        "a loaded model is not written as a checkpoint",
+        remedy="keep the folder that it came from; torch.save(model) keeps the model itself",
+    )
+
+
+def _plain_targets(
+    model: PreTrainedModel, names: Names, replaced: Iterable[str], shared: Container[str]
+) -> Iterator[PlainTarget]:
+    """Every tensor of the model that no layer of ours holds, and that is not another one's."""
     below = tuple(f"{name}." for name in replaced)
     optional = _pattern(model._keys_to_ignore_on_load_missing)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.startswith(below):
+        if name.startswith(below) or name in shared:
             continue
         dtype = kept_dtype(model, name, tensor.dtype) if tensor.is_floating_point() else tensor.dtype
         yield PlainTarget(

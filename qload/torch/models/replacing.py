@@ -1,6 +1,6 @@
 """Finds the layers of a transformers model that hold weights, and makes qload's in their place."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +51,7 @@ class _Context:
     names: Names
     quantization: Quantization
     dtype: torch.dtype
-    skipped: frozenset[str]
+    shared: Container[str]
 
     def source(self, name: str) -> Source:
         """The checkpoint's module for one of the model's; one of the same name where it has none."""
@@ -71,13 +71,17 @@ def make_replacements(
     names: Names,
     quantization: Quantization,
     dtype: torch.dtype,
-    skipped: frozenset[str] = frozenset(),
+    *,
+    skipped: Container[str] = (),
+    shared: Container[str] = (),
 ) -> Replacements:
-    """Make a layer for every linear layer, embedding and stack of experts, without touching the model.
+    """Make a layer for every linear layer, embedding and stack of experts; `put` sets them in.
 
-    `skipped` modules are left as they are. What a method refuses is a finding.
+    `skipped` modules are left as they are, and a bias that is one of the `shared` tensors to whoever ties it.
+    Of a stack of experts the stacked weights are taken away, for the rest of it is kept as the gate. What a
+    method refuses is a finding.
     """
-    context = _Context(model, names, quantization, dtype, skipped)
+    context = _Context(model, names, quantization, dtype, shared)
     made = Replacements()
     heads = _head_names(model)
     reasons: dict[str, str] = {}
@@ -140,7 +144,7 @@ def _make_linear(
         inputs, outputs = module.weight.shape
     else:
         outputs, inputs = module.weight.shape
-    bias = module.bias is not None
+    bias = module.bias is not None and f"{name}.bias" not in context.shared
     layer: Layer
     if is_head:
         layer = ParallelLMHead(outputs, inputs, site, bias=bias, multiple=1, source=source, treatment=treatment)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qload.checkpoint.names import split_name
 from qload.findings import Finding, report
 from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
@@ -18,10 +19,20 @@ from qload.torch.sites import Site
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """What the config ties: `shared` modules have no tensors of their own; `stored` ones have, though."""
+    """What the config ties, each to its owner in the model.
+
+    `shared` modules have no weight of their own; `stored` ones have, though. `tensors` are those that are not
+    a module's weight, as a head's bias.
+    """
 
     shared: Mapping[str, str]
     stored: Mapping[str, str]
+    tensors: Mapping[str, str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors of the model that are another one's."""
+        return frozenset({f"{module}.weight" for module in self.shared} | self.tensors.keys())
 
     @property
     def findings(self) -> Iterator[Finding]:
@@ -41,25 +52,43 @@ def settle_names(model: PreTrainedModel, names: Names) -> Names:
         if target in sources and owner not in sources:
             sources[owner] = sources.pop(target)
             tensors[f"{owner}.weight"] = tensors.pop(f"{target}.weight", f"{target}.weight")
+    for target, owner in _tied_tensors(model).items():
+        if target in tensors and owner not in tensors:
+            tensors[owner] = tensors.pop(target)
     return replace(names, sources=sources, tensors=tensors)
 
 
 def find_ties(model: PreTrainedModel, names: Names) -> Ties:
-    """What a model's config ties, by module."""
+    """What a model's config ties, and its checkpoint does not store or does."""
     tied = _tied_modules(model)
-    shared = {target: owner for target, owner in tied.items() if target not in names.sources}
-    return Ties(shared, {target: owner for target, owner in tied.items() if target not in shared})
+    stored = {split_name(name)[0] for name in names.tensors if not name.endswith(".bias")}
+    return Ties(
+        {target: owner for target, owner in tied.items() if target not in stored},
+        {target: owner for target, owner in tied.items() if target in stored},
+        {target: owner for target, owner in _tied_tensors(model).items() if target not in names.tensors},
+    )
 
 
 def _tied_modules(model: PreTrainedModel) -> dict[str, str]:
-    """Transformers keeps ties by parameter; the owner of each tied module."""
-    return {
-        target.rpartition(".")[0]: owner.rpartition(".")[0] for target, owner in model.all_tied_weights_keys.items()
-    }
+    """Transformers keeps ties by parameter; the owner of each module whose weight is tied."""
+    weights = ((target, owner) for target, owner in model.all_tied_weights_keys.items() if _is_weight(target, owner))
+    return {split_name(target)[0]: split_name(owner)[0] for target, owner in weights}
+
+
+def _tied_tensors(model: PreTrainedModel) -> dict[str, str]:
+    """The owners of the other tied parameters."""
+    return {target: owner for target, owner in model.all_tied_weights_keys.items() if not _is_weight(target, owner)}
+
+
+def _is_weight(target: str, owner: str) -> bool:
+    return target.endswith(".weight") and owner.endswith(".weight")
 
 
 def tie(model: PreTrainedModel, ties: Ties, quantization: Quantization) -> None:
     """Share the tables of loaded layers, and keep transformers from undoing it."""
+    for name, source in ties.tensors.items():
+        module, leaf = split_name(name)
+        model.get_submodule(module).register_parameter(leaf, model.get_parameter(source))
     for name, source in ties.shared.items():
         _share(model, name, source, quantization)
     for name, source in ties.stored.items():
