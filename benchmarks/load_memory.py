@@ -1,9 +1,10 @@
 """Peak host memory and time of loading a packed 4-bit Llama and getting a first answer: qload beside transformers.
 
-    python benchmarks/load_memory.py [--layers 24] [--rounds 5] [--json FILE]
+    python benchmarks/load_memory.py [--device cpu] [--layers 24] [--rounds 5] [--json FILE]
 
-Every way runs in a fresh process. Memory is anonymous memory above what the process holds after its imports; pages of
-mapped files, which transformers keeps its weights in until the first answer, do not count.
+Every way runs in a fresh process. Memory is the host's anonymous memory above what the process holds after its imports
+(and, for a GPU, after its first use); pages of mapped files, which transformers keeps its weights in until the first
+answer, do not count. For a GPU, the device's own peak above what stays there is measured besides.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,21 +105,22 @@ def make_config(layers: int) -> dict[str, Any]:
     }
 
 
-def prepare_qload(folder: Path) -> Callable[[], Any]:
+def prepare_qload(folder: Path, device: str, dtype: torch.dtype | None = None) -> Callable[[], Any]:
     load = importlib.import_module("qload").load
     importlib.import_module("transformers.models.llama.modeling_llama")
-    return lambda: load(folder)
+    return lambda: load(folder, device=device, dtype=dtype)
 
 
-def prepare_transformers(folder: Path) -> Callable[[], Any]:
+def prepare_transformers(folder: Path, device: str) -> Callable[[], Any]:
     model_class = importlib.import_module("transformers").AutoModelForCausalLM
     importlib.import_module("transformers.models.llama.modeling_llama")
     importlib.import_module("compressed_tensors")
-    return lambda: model_class.from_pretrained(folder)
+    return lambda: model_class.from_pretrained(folder).to(device)
 
 
-WAYS: dict[str, Callable[[Path], Callable[[], Any]]] = {
+WAYS: dict[str, Callable[[Path, str], Callable[[], Any]]] = {
     "qload.load": prepare_qload,
+    "qload.load(dtype=float16)": partial(prepare_qload, dtype=torch.float16),
     "transformers from_pretrained": prepare_transformers,
 }
 
@@ -148,20 +151,23 @@ def status(field: str) -> int:
     return 0
 
 
-def measure(way: str, folder: Path) -> dict[str, float]:
+def measure(way: str, folder: Path, device: str) -> dict[str, float]:
     """One way, in this process: seconds, and bytes above what it held after its imports."""
-    load = WAYS[way](folder)
+    load = WAYS[way](folder, device)
+    torch.ones(1, device=device).sum().item()
     before = status("RssAnon")
     watch = Watch()
     watch.start()
     started = time.perf_counter()
     model = load()
+    on_device = measure_device(device)
     loaded = time.perf_counter()
     after_load, peak_load = status("RssAnon"), watch.take()
     with torch.inference_mode():
-        model(torch.tensor([[1]]))
+        model(torch.tensor([[1]], device=device)).logits.sum().item()
     answered = time.perf_counter()
     return {
+        **on_device,
         "load_seconds": loaded - started,
         "answer_seconds": answered - started,
         "load_peak": max(peak_load, after_load) - before,
@@ -171,11 +177,22 @@ def measure(way: str, folder: Path) -> dict[str, float]:
     }
 
 
-def run(folder: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+def measure_device(device: str) -> dict[str, float]:
+    """A GPU's bytes now, and the most of them so far; waits for it."""
+    if not device.startswith("cuda"):
+        return {}
+    torch.cuda.synchronize(device)
+    return {
+        "device_peak": torch.cuda.max_memory_allocated(device),
+        "device_stays": torch.cuda.memory_allocated(device),
+    }
+
+
+def run(folder: Path, device: str, rounds: int) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way in WAYS:
-            command = [sys.executable, __file__, "--measure", way, "--folder", str(folder)]
+            command = [sys.executable, __file__, "--measure", way, "--folder", str(folder), "--device", device]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
             if number:  # the first round warms the page cache
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -191,8 +208,11 @@ def show(found: dict[str, list[dict[str, float]]], total: int) -> None:
         keys = ("load_peak", "load_stays", "answer_peak", "answer_stays")
         cells += [spread([each[key] for each in runs], total, 3) for key in keys]
         print(f"| {way} | {' | '.join(cells)} |")
-    excess = [each["load_peak"] - each["load_stays"] for each in found["qload.load"]]
-    print(f"\nqload's peak while loading above what stays: {spread(excess, 1e6, 1)} MB")
+    print("\npeak while loading above what stays, MB: the host's, and a GPU's")
+    for way, runs in found.items():
+        host = spread([each["load_peak"] - each["load_stays"] for each in runs], 1e6, 1)
+        excess = [each["device_peak"] - each["device_stays"] for each in runs if "device_peak" in each]
+        print(f"{way}: {host}{f', {spread(excess, 1e6, 1)}' if excess else ''}")
 
 
 def spread(values: list[float], unit: float, digits: int) -> str:
@@ -200,11 +220,12 @@ def spread(values: list[float], unit: float, digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     packages = ("torch", "transformers", "compressed-tensors", "safetensors")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "processor": platform.machine(),
+        "processor": name_processor(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "cores": os.cpu_count(),
         "memory_gb": round(memory / 1e9, 1),
         "python": platform.python_version(),
@@ -212,8 +233,14 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def name_processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -221,15 +248,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.folder)))
+        print(json.dumps(measure(arguments.measure, arguments.folder, arguments.device)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         total = make_checkpoint(folder, arguments.layers)
-        found = run(folder, arguments.rounds)
+        found = run(folder, arguments.device, arguments.rounds)
     show(found, total)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": describe_machine(), "bytes": total, "runs": found}, indent=1))
+        machine = describe_machine(arguments.device)
+        arguments.json.write_text(json.dumps({"machine": machine, "bytes": total, "runs": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def load_weights(
     the data shows, after reading.
     """
     options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore)
-    load = Load.begin(path, options)
-    return _load_module(load, module, prefix, quantize_activations)
+    loading = Load.begin(path, options)
+    return _load_module(loading, module, prefix, quantize_activations)
 
 
 def load_tensors(
@@ -56,28 +56,28 @@ def load_tensors(
 ) -> LoadReport:
     """As `load_weights`, from whole tensors in memory under the names that a checkpoint would give them."""
     checkpoint = Checkpoint(Path("memory"), {}, list_entries(tensors))
-    load = Load(checkpoint, MemoryReader(tensors), quantization, LoadOptions(choose_device(device)))
-    return _load_module(load, module, prefix, quantize_activations)
+    loading = Load(checkpoint, MemoryReader(tensors), quantization, LoadOptions(choose_device(device)))
+    return _load_module(loading, module, prefix, quantize_activations)
 
 
-def _load_module(load: Load, module: nn.Module, prefix: str, quantize_activations: bool) -> LoadReport:
+def _load_module(loading: Load, module: nn.Module, prefix: str, quantize_activations: bool) -> LoadReport:
     layers = {name: child for name, child in module.named_modules() if isinstance(child, Layer) and _has_own(child)}
     for layer in layers.values():
         layer.quantize_activations = quantize_activations
-    stored = load.checkpoint.tensors
+    stored = loading.checkpoint.tensors
     sharing = find_sharing(module, layers, prefix, stored)
     floats = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
     dtype = next(floats, torch.get_default_dtype())
-    plan = load.plan(
+    plan = loading.plan(
         [target_of(name, layer) for name, layer in layers.items()],
         _plain_targets(module, (*layers, *sharing.owners), prefix),
         findings=sharing.findings(stored, prefix),
         is_expected=lambda name: name.removeprefix(prefix) in sharing.owners,
     )
-    load.copy(plan, module.get_submodule)
+    loading.copy(plan, module.get_submodule)
     sharing.restore(module)
-    _move_computed(module, load.options.device)
-    return load.report(module, plan, dtype)
+    _move_computed(module, loading.options.device)
+    return loading.report(module, plan, dtype)
 
 
 def _has_own(layer: Layer) -> bool:

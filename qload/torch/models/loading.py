@@ -48,23 +48,23 @@ def load(
     transformers lacks the architecture.
     """
     options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore)
-    load = Load.begin(path, options)
-    model = build_model(load.checkpoint, dtype)
-    names = settle_names(model, match_names(model, load.checkpoint))
+    loading = Load.begin(path, options)
+    model = build_model(loading.checkpoint, dtype)
+    names = settle_names(model, match_names(model, loading.checkpoint))
     ties = find_ties(model, names)
-    made = make_replacements(model, names, load.quantization, model.dtype, skipped=ties.shared, shared=ties.names)
+    made = make_replacements(model, names, loading.quantization, model.dtype, skipped=ties.shared, shared=ties.names)
     for layer in made.layers.values():
         layer.quantize_activations = quantize_activations
-    load.mark("model")
-    plan = load.plan(
+    loading.mark("model")
+    plan = loading.plan(
         [target_of(name, layer) for name, layer in made.layers.items()],
         _plain_targets(model, names, (*made.modules, *made.refused), ties.names),
         findings=[*ties.findings, *made.findings],
         is_expected=_expected(model, names, made.refused),
     )
-    load.copy(plan, lambda name: made.layers.get(name) or model.get_submodule(name))
-    _finish(model, made.modules, ties, load)
-    setattr(model, _REPORT, load.report(model, plan, model.dtype))
+    loading.copy(plan, lambda name: made.layers.get(name) or model.get_submodule(name))
+    _finish(model, made.modules, ties, loading)
+    setattr(model, _REPORT, loading.report(model, plan, model.dtype))
     return model
 
 
@@ -76,15 +76,15 @@ def report(model: nn.Module) -> LoadReport:
     return found
 
 
-def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties, load: Load) -> None:
+def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties, loading: Load) -> None:
     for name, module in modules.items():
         put(model, name, module)
-    tie(model, ties, load.quantization)
-    finish_model(model, load.options.device)
+    tie(model, ties, loading.quantization)
+    finish_model(model, loading.options.device)
     setattr(model, "save_pretrained", _refuse_saving)  # noqa: B010
     # transformers then refuses `.half()` and `.float()`, which would cast what a method stores.
-    setattr(model, "is_quantized", load.quantization.config is not None)  # noqa: B010
-    load.mark("finish")
+    setattr(model, "is_quantized", loading.quantization.config is not None)  # noqa: B010
+    loading.mark("finish")
 
 
 def _refuse_saving(*_: object, **__: object) -> None:
