@@ -7,7 +7,7 @@ test holds these models against the package's own.
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
@@ -134,9 +134,16 @@ class CompressedTensorsConfig(BaseModel):
             Patterns(tuple(group.targets), prefixed=True)
         return value
 
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if "config_groups" not in self.model_fields_set and not (self.sparsity_config or self.kv_cache_scheme):
+            raise ValueError("config_groups is missing, without which nothing is quantized")
+        return self
+
     def ignores(self, names: Iterable[str], classes: Iterable[str]) -> bool:
-        """Whether an entry of `ignore` is the module's name, a regex for it, or one of its classes."""
-        return Patterns(tuple(self.ignore or ()), prefixed=True).match([*names, *classes])
+        """Whether an entry of `ignore` is the module's name, a regex for the name, or one of its classes."""
+        ignored = tuple(self.ignore or ())
+        return Patterns(ignored, prefixed=True).match(names) or not set(ignored).isdisjoint(classes)
 
     def group_for(self, names: Iterable[str], classes: Iterable[str]) -> QuantizationGroup | None:
         """The group of a module: by exact name before regex before class, each in alphabetical order."""

@@ -17,12 +17,14 @@ def value_range(bits: int, is_float: bool) -> tuple[float, float]:
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_float: bool) -> Tensor:
     """x rounded to multiples of `scale` away from `zero`, clamped to the range, in x's dtype.
 
-    scale and zero broadcast against x.
+    scale and zero broadcast against x. It is divided in the wider dtype of the two, also where the scale is a
+    scalar, to which torch would not widen.
     """
     low, high = value_range(bits, is_float)
-    scaled = x / scale
+    dtype = torch.promote_types(x.dtype, scale.dtype)
+    scaled = x.to(dtype) / scale.to(dtype)
     if zero is not None:
-        scaled = scaled + zero.to(x.dtype)
+        scaled = scaled + zero.to(dtype)
     clamped = scaled.clamp(low, high)
     rounded = clamped.to(torch.float8_e4m3fn).to(scale.dtype) if is_float else clamped.round().to(scale.dtype)
     if zero is not None:

@@ -42,16 +42,21 @@ def test_dynamic_is_what_the_package_computes(dtype: torch.dtype, kind: str, sym
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["int", "float"])
 @pytest.mark.parametrize("zero", [None, 3])
-def test_static_is_what_the_package_computes(dtype: torch.dtype, kind: str, zero: int | None) -> None:
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_static_is_what_the_package_computes(
+    dtype: torch.dtype, kind: str, zero: int | None, scale_dtype: torch.dtype
+) -> None:
+    """With the package's scales of one entry, which a layer's hooks see as scalars."""
     if kind == "float" and zero is not None:
         return
     torch.manual_seed(0)
     x = (torch.randn(2, 5, 64) * 3).to(dtype)
-    scale = torch.tensor([0.02], dtype=torch.bfloat16)
+    scale = torch.tensor([0.0233], dtype=scale_dtype)
     point = None if zero is None else torch.tensor([zero], dtype=torch.int8)
     args = QuantizationArgs(num_bits=8, type=kind, strategy="tensor", symmetric=zero is None)
     expected = their_fake_quantize(x, scale, point, args)
-    assert torch.equal(fake_quantize(x, scale, point, 8, kind == "float"), expected.to(dtype))
+    for own_scale in (scale, scale[0]):
+        assert torch.equal(fake_quantize(x, own_scale, point, 8, kind == "float"), expected.to(dtype))
 
 
 def test_two_dimensional_inputs_are_tokens_too() -> None:
