@@ -87,14 +87,16 @@ def open_folder(path: Path) -> Checkpoint:
 
 
 def _list_files(path: Path) -> tuple[str, ...]:
-    if not path.is_dir():
+    try:
+        return tuple(sorted(entry.name for entry in path.iterdir()))
+    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise QloadError(
-            "there is no such folder",
+            "there is no such folder" if absent else f"the folder cannot be read: {error}",
             where=str(path),
             expected="a folder with config.json and safetensors files",
             remedy="give the folder that the checkpoint was downloaded into",
-        )
-    return tuple(sorted(entry.name for entry in path.iterdir()))
+        ) from error
 
 
 def _find_pickled(files: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from qload.findings import Finding, report
 
 MAX_HEADER_BYTES = 100_000_000
 """The bound that the safetensors library sets."""
+MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**63 - 1
+"""The bounds that torch sets to a tensor's dimensions and to the size of one."""
 
 _LFS_SIGNATURE = b"version https://git-lfs"
 
@@ -150,11 +152,14 @@ def _entries(table: dict[str, Any], name: str, offset: int) -> tuple[dict[str, T
 def _entry(key: str, value: Any, name: str, offset: int) -> TensorEntry:
     try:
         dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        expected = -(-prod(shape) * BITS[dtype] // 8)
-        sound = all(type(size) is int and size >= 0 for size in (*shape, start, stop))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        bits = BITS[dtype]
+        sound = all(type(size) is int and 0 <= size <= MAX_ENTRIES for size in (*shape, start, stop))
+    except (KeyError, TypeError, ValueError) as error:
         raise _fail("has an entry that says no known dtype, shape and range", name, where=key) from error
-    if not sound or stop - start != expected:
+    if not sound or len(shape) > MAX_DIMENSIONS:
+        raise _fail("has an entry of an impossible shape or range", name, where=key)
+    expected = -(-prod(shape) * bits // 8)
+    if stop - start != expected:
         raise _fail(
             "has an entry whose range does not hold its shape",
             name,

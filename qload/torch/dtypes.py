@@ -46,7 +46,7 @@ def dtype_code(dtype: torch.dtype | str) -> str:
     if isinstance(dtype, torch.dtype):
         code = _CODES.get(dtype, "")
     else:
-        name = dtype.removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
         code = CONFIG_NAMES.get(name, name)
     if code not in _TORCH:
         raise QloadError("no checkpoint stores that dtype", found=repr(dtype), expected=", ".join(CONFIG_NAMES))

@@ -154,3 +154,9 @@ def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None
 def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None:
     assert split_name(name) == (module, leaf)
     assert group_names([name]) == {module: (leaf,)}
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "with\0null"])
+def test_a_path_that_the_system_refuses(tmp_path: Path, name: str) -> None:
+    with pytest.raises(QloadError, match="the folder cannot be read"):
+        open_folder(tmp_path / name)

@@ -252,6 +252,8 @@ def test_the_bad_scale_of_one_expert_is_named(name: str, scale: str, broken: Cal
         ("num_hidden_layers", -1),
         ("hidden_act", "nope"),
         ("architectures", [3]),
+        ("dtype", 3),
+        ("dtype", {"": "float16"}),
         ("rms_norm_eps", None),
         ("layer_types", ["nope"]),
     ],
@@ -350,6 +352,15 @@ def test_what_a_trainer_leaves_beside_is_no_weight(broken: Callable[[str], Path]
     torch.save({"model.norm.weight": torch.ones(2)}, folder / "optimizer.pt")
     model = qload.load(folder, allow_pickle=True)
     assert torch.equal(model.model.norm.weight, weights["model.norm.weight"])
+
+
+def test_what_a_pickle_holds_besides_weights_is_left_out(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    more: dict[Any, Any] = {3: torch.ones(2), "sparse": torch.eye(3).to_sparse(), "epoch": 7}
+    torch.save({**load_file(folder / WEIGHTS), **more}, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    found = qload.report(qload.load(folder, allow_pickle=True)).findings
+    assert [finding.code for finding in found] == ["QL001"]
 
 
 class Trap:

@@ -55,11 +55,18 @@ def _unpickle(checkpoint: Checkpoint) -> tuple[Checkpoint, Reader]:
     entries: dict[str, TensorEntry] = {}
     for file in checkpoint.pickled:
         loaded = _load_pickled(checkpoint.path / file, file)
-        found = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+        found = {name: value for name, value in loaded.items() if _is_weight(name, value)}
         tensors |= found
         entries |= list_entries(found, file)
     opened = Checkpoint(checkpoint.path, checkpoint.config, entries, checkpoint.files, checkpoint.findings)
     return opened, MemoryReader(tensors)
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether an entry is a named tensor whose data are there, and lie in memory as a file's would."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
 
 
 def _load_pickled(path: Path, name: str) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that the config names, or the causal language model of its type."""
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        if isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class is not None:
             return found
     mapping: Any = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
