@@ -163,18 +163,26 @@ def measure(way: str, folder: Path, device: str) -> dict[str, float]:
     on_device = measure_device(device)
     loaded = time.perf_counter()
     after_load, peak_load = status("RssAnon"), watch.take()
-    with torch.inference_mode():
-        model(torch.tensor([[1]], device=device)).logits.sum().item()
+    answer(model, device)
     answered = time.perf_counter()
+    peak_answer, after_answer = watch.take(), status("RssAnon")
+    answer(model, device)
     return {
         **on_device,
+        "token_seconds": time.perf_counter() - answered,
         "load_seconds": loaded - started,
         "answer_seconds": answered - started,
         "load_peak": max(peak_load, after_load) - before,
         "load_stays": after_load - before,
-        "answer_peak": max(watch.take(), status("RssAnon")) - before,
-        "answer_stays": status("RssAnon") - before,
+        "answer_peak": max(peak_answer, after_answer) - before,
+        "answer_stays": after_answer - before,
     }
+
+
+def answer(model: Any, device: str) -> None:
+    """One forward of one token."""
+    with torch.inference_mode():
+        model(torch.tensor([[1]], device=device)).logits.sum().item()
 
 
 def measure_device(device: str) -> dict[str, float]:
@@ -201,10 +209,11 @@ def run(folder: Path, device: str, rounds: int) -> dict[str, list[dict[str, floa
 
 def show(found: dict[str, list[dict[str, float]]], total: int) -> None:
     print(f"checkpoint: {total / 1e6:.0f} MB; medians (least to greatest); memory as a multiple of the checkpoint\n")
-    print("| way | load, s | first answer, s | peak loading | stays loaded | peak answering | stays after it |")
-    print("|---|---|---|---|---|---|---|")
+    print("| way | load, s | first answer, s | one token, s | peak loading | stays loaded | peak answering | stays |")
+    print("|---|---|---|---|---|---|---|---|")
     for way, runs in found.items():
-        cells = [spread([each[key] for each in runs], 1, 2) for key in ("load_seconds", "answer_seconds")]
+        times = ("load_seconds", "answer_seconds", "token_seconds")
+        cells = [spread([each[key] for each in runs], 1, 2) for key in times]
         keys = ("load_peak", "load_stays", "answer_peak", "answer_stays")
         cells += [spread([each[key] for each in runs], total, 3) for key in keys]
         print(f"| {way} | {' | '.join(cells)} |")

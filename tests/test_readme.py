@@ -41,6 +41,15 @@ def test_the_plugin_in_one_screen_keeps_the_contract(shown: dict[str, types.Modu
     check_method(make_quantization({"quant_method": "rowint8"}, Registry([*registry.origins(UNQUANTIZED), origin])))
 
 
+def test_the_first_lines_run_and_say_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(import qload\nfrom transformers.*?)```", TEXT, re.DOTALL)
+    printed: list[object] = []
+    exec(compile(code, "README.md", "exec"), {"print": printed.append})
+    (comment,) = re.findall(r"layers\)  # (.*)", code)
+    assert list(map(str, printed)) == [comment]
+
+
 def test_the_model_that_the_docs_show_loads() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
     (code,) = re.findall(r"```python\n(import torch.*?)```", text, re.DOTALL)
