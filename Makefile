@@ -13,8 +13,9 @@ PROMPT ?= The memory of a computer
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CHOSEN := $(VENV)/.torch
 
-.PHONY: help setup demo test check coverage docs clean
+.PHONY: help setup FORCE demo test check coverage docs clean
 
 help:
 	@echo "make demo      load a 4-bit checkpoint that ships with the repository, and generate"
@@ -26,7 +27,13 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+# pip takes a torch that is there for any build of its version: another choice needs another environment.
+$(CHOSEN): FORCE
+	@if [ ! -f $@ ]; then mkdir -p $(VENV); echo "$(TORCH)" > $@; \
+	elif [ "$$(cat $@)" != "$(TORCH)" ] && [ "$(origin TORCH)" != file ]; then \
+		echo "$(VENV) was made with TORCH=\"$$(cat $@)\": run make clean, or choose another VENV" >&2; exit 1; fi
+
+$(READY): pyproject.toml constraints.txt | $(CHOSEN)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
