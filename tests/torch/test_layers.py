@@ -1,12 +1,16 @@
 """What post-load hooks may do to a layer, and what stays true of every layer whatever its method."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from samples import DATA, DEMO
 from torch import Tensor, nn
 
 import qload
-from qload.declare import packed
+from qload.declare import channel_scale, packed
 from qload.errors import ModelError
 from qload.geometry import Part
 from qload.layout import in_, out
@@ -55,6 +59,28 @@ def test_a_hook_repacks_and_its_apply_sees_only_that() -> None:
     layer = load(with_hooks(merged()))
     assert set(dict(layer.named_parameters())) == {"weight_twice"}
     assert layer.compute(torch.ones(3, 256)).tolist() == [[512.0] * 1024] * 3
+
+
+def test_the_repacking_that_the_docs_show() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    (code,) = re.findall(r"```python\n(def qload_process.*?)```", text, re.DOTALL)
+    shown: dict[str, Any] = {"packed": packed, "in_": in_, "out": out}
+    exec(compile(code, "docs/plugins.md", "exec"), shown)
+    layer = merged("ct-fp8-static")
+    values, scale = torch.randint(-9, 9, (1024, 256), dtype=torch.int8), torch.rand(1024)
+    layer.declared = {
+        "values": packed("values", out(), in_(), dtypes=("I8",)),
+        "row_scale": channel_scale("row_scale", out()),
+    }
+    layer.set_tensor("values", values)
+    layer.set_tensor("row_scale", scale)
+    process, apply = shown["qload_process_weights_after_loading"], shown["qload_apply"]
+    layer.hooks = Hooks(layer.hooks.dequantize, apply, None, None, process)
+    for _ in range(2):
+        process(layer)
+    x = torch.randn(3, 256)
+    assert layer.values is None
+    assert torch.allclose(layer.compute(x), x @ (values * scale[:, None]).T, atol=1e-3)
 
 
 def test_loading_again_starts_from_what_is_stored() -> None:
