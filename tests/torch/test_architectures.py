@@ -47,6 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cohere2": {},
     "olmo2": {},
     "mamba": {},  # no attention
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},  # parts finished by the whole model
     "lfm2": {},  # short convolutions between attention
     "hrm_text": {},  # gate and up projections fused on disk, and separate in the model
     "qwen3_moe": EXPERTS,

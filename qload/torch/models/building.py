@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,11 @@ def finish_model(model: PreTrainedModel, device: torch.device) -> None:
         for name, module in model.named_modules()
         if (missing := [leaf for leaf, tensor in _own_tensors(module) if tensor.is_meta])
     }
+    unfinished = {"", *(parent for name in waiting for parent in _and_parents(name))}
     for name, module in model.named_modules():
         _prepare(module, waiting.get(name, []), device)
+        # Some models write what their parts miss when their own turn comes.
+        module._is_hf_initialized = name not in unfinished  # type: ignore[assignment]
     if waiting:
         # Computed on the host everywhere, so that every device gets the same numbers.
         with torch.device("cpu"):
@@ -108,13 +111,17 @@ def finish_model(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _prepare(module: nn.Module, missing: list[str], device: torch.device) -> None:
-    """Give tensors without data some that cannot pass for it, and mark all others as not to be touched."""
+    """Give tensors without data some that cannot pass for it, and mark all others as not to be written."""
     for _, tensor in _own_tensors(module):
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     for leaf in missing:
         _put_unwritten(module, leaf, device)
-    if not missing:
-        module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _and_parents(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def _read_generation_config(model: PreTrainedModel, path: Path) -> None:
