@@ -100,7 +100,7 @@ def finish_model(model: PreTrainedModel, device: torch.device) -> None:
     for name, module in model.named_modules():
         _prepare(module, waiting.get(name, []), device)
         # Some models write what their parts miss when their own turn comes.
-        module._is_hf_initialized = name not in unfinished  # type: ignore[assignment]
+        module._is_hf_initialized = name not in unfinished
     if waiting:
         # Computed on the host everywhere, so that every device gets the same numbers.
         with torch.device("cpu"):
