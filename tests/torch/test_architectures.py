@@ -48,6 +48,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "mamba": {},  # no attention
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},  # parts finished by the whole model
+    "hy_v4": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},  # reaches for a layer's weight
     "lfm2": {},  # short convolutions between attention
     "hrm_text": {},  # gate and up projections fused on disk, and separate in the model
     "qwen3_moe": EXPERTS,

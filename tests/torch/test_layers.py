@@ -142,6 +142,16 @@ def test_an_embedding_gives_the_dtype_it_was_moved_to() -> None:
     assert table.weight_scale.dtype == scales
 
 
+def test_code_that_reaches_for_the_weight_gets_it_dense() -> None:
+    """In the dtype that the layer computes in; a plain layer gives its own, and what is not there is an error."""
+    layer: Any = load(merged())
+    assert torch.equal(layer.weight, qload.dequantize(layer).to(layer.dtype))
+    plain = qload.load(DEMO).get_output_embeddings()
+    assert plain.weight is plain._parameters["weight"]
+    with pytest.raises(AttributeError, match="no attribute 'scales'"):
+        _ = layer.scales
+
+
 def test_only_our_layers_can_be_dequantized() -> None:
     with pytest.raises(ModelError, match=r"found Linear\); take the layer out of a model"):
         qload.dequantize(nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -168,6 +168,12 @@ class Layer(nn.Module):
             tensors,
         )
 
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """Make the weight dense for code that reaches past a layer's forward for `weight`, as some models do."""
+        if name == "weight" and "weight" not in self._parameters:
+            return self.dequantize().to(self.dtype)
+        return super().__getattr__(name)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
         """Move without casting what a method stores: `.half()` must not turn scales into another dtype."""
         kept = {id(getattr(self, name)) for name, spec in self.specs.items() if not spec.cast}
