@@ -19,7 +19,7 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
 
 import qload
 from qload.torch import Experts, ParallelLMHead
@@ -32,6 +32,12 @@ SIZES: dict[str, Any] = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+T5 = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2}
+MARIAN = {
+    f"{side}_{key}": value
+    for side in ("encoder", "decoder")
+    for key, value in {"layers": 2, "ffn_dim": 96, "attention_heads": 4}.items()
+} | {"d_model": 64, "decoder_start_token_id": 1}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"mlp_bias": True, "attention_bias": True},
@@ -56,6 +62,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": LOCAL,  # names on disk of an older model
     "granitemoe": LOCAL,  # experts in one tensor, under another name
     "gpt_oss": LOCAL,  # transposed experts with biases
+    "t5": {**T5, "tie_word_embeddings": False},  # looks at a layer's weight
+    "umt5": T5,  # scales what a tied head sees
+    "marian": MARIAN,  # adds to a tied head's logits
     "llama4_text": {**LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 96},
 }
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -65,12 +74,14 @@ GROUP = 16
 def make_model(name: str) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **{**SIZES, **ARCHITECTURES[name]})
-    return AutoModelForCausalLM.from_config(config).eval()
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return kind.from_config(config).eval()
 
 
 def compute(model: Any) -> Tensor:
     with torch.inference_mode():
-        logits: Tensor = model(IDS).logits
+        more = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
+        logits: Tensor = model(IDS, **more).logits
     return logits
 
 
@@ -80,8 +91,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_plain_models_are_transformers(name: str, tmp_path: Path) -> None:
-    make_model(name).save_pretrained(tmp_path)
-    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), qload.load(tmp_path)
+    made = make_model(name)
+    made.save_pretrained(tmp_path)
+    theirs, ours = type(made).from_pretrained(tmp_path).eval(), qload.load(tmp_path)
     assert torch.allclose(compute(ours), compute(theirs), atol=1e-5)
     assert qload.validate(tmp_path).findings == ()
     assert all(type(module) is not nn.Linear for module in ours.modules())
@@ -90,8 +102,9 @@ def test_plain_models_are_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_a_model_keeps_in_float32_stays_so(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    make_model(name).save_pretrained(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    made = make_model(name)
+    made.save_pretrained(tmp_path)
+    theirs = type(made).from_pretrained(tmp_path, dtype=dtype)
     found = {key: tensor.dtype for key, tensor in qload.load(tmp_path, dtype=dtype).named_parameters()}
     expected = {key: tensor.dtype for key, tensor in theirs.named_parameters()}
     assert {key: found[key] for key in found.keys() & expected.keys()} == {

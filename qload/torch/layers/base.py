@@ -170,7 +170,7 @@ class Layer(nn.Module):
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         """Make the weight dense for code that reaches past a layer's forward for `weight`, as some models do."""
-        if name == "weight" and "weight" not in self._parameters:
+        if name == "weight" and "weight" not in self.specs:
             return self.dequantize().to(self.dtype)
         return super().__getattr__(name)
 

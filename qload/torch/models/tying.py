@@ -95,7 +95,12 @@ def tie(model: PreTrainedModel, ties: Ties, quantization: Quantization) -> None:
         if _are_equal(model.get_submodule(name), model.get_submodule(source)):
             _share(model, name, source, quantization)
     model.all_tied_weights_keys = {}
-    model.config.tie_word_embeddings = False
+    # Transformers would tie anew by the config, which stays as it is: some models compute by it.
+    setattr(model, "tie_weights", _keep_ties)  # noqa: B010
+
+
+def _keep_ties(*_: object, **__: object) -> None:
+    """Stands in for a model's own way to tie, for what is to be shared is."""
 
 
 def _share(model: PreTrainedModel, name: str, source: str, quantization: Quantization) -> None:
