@@ -149,6 +149,9 @@ def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None
         ("a.q_proj.weight.absmax", "a.q_proj", "weight.absmax"),
         ("a.q_proj.weight.quant_state.nf4", "a.q_proj", "weight.quant_state.nf4"),
         ("scale", "", "scale"),
+        (".", "", "."),
+        (".scale", "", ".scale"),
+        (".weight.absmax", "", ".weight.absmax"),
     ],
 )
 def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None:
