@@ -12,6 +12,7 @@ from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
 from qload.errors import QloadError
 from qload.findings import Finding, report
 
+CONFIG = "config.json"
 _PICKLED = (".bin", ".pt", ".pth")
 
 
@@ -62,7 +63,7 @@ def open_folder(path: Path) -> Checkpoint:
     Raises QloadError if there is no such folder; everything else that is wrong is a finding.
     """
     files = _list_files(path)
-    config, fault = read_json(path / "config.json", "config.json")
+    config, fault = _read_config(path, files)
     weights = find_weights(path, files)
     stored = read_headers(path, weights)
     pickled = () if weights.files else tuple(name for name in files if name.endswith(_PICKLED))
@@ -93,6 +94,12 @@ def _list_files(path: Path) -> tuple[str, ...]:
             remedy="give the folder that the checkpoint was downloaded into",
         )
     return tuple(sorted(entry.name for entry in path.iterdir()))
+
+
+def _read_config(path: Path, files: tuple[str, ...]) -> tuple[dict[str, Any] | None, Finding | None]:
+    if CONFIG in files:
+        return read_json(path / CONFIG, CONFIG)
+    return None, report("QL012", "there is no config.json", file=CONFIG, remedy="download it too, beside the weights")
 
 
 def _check_presence(names: tuple[str, ...], pickled: tuple[str, ...]) -> Iterator[Finding]:

@@ -290,6 +290,7 @@ def test_pickled_weights_are_refused_unless_asked_for(broken: Callable[[str], Pa
     with pytest.raises(CheckpointError, match="unpickling can run code"):
         qload.load(folder)
     model = qload.load(folder, allow_pickle=True)
+    assert [(each.code, each.severity) for each in qload.report(model).findings] == [("QL001", "warning")]
     expected = qload.load(DEMO).model.layers[0].mlp.down_proj
     assert torch.equal(model.model.layers[0].mlp.down_proj.dequantize(), expected.dequantize())
 
