@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from qload.checkpoint import Checkpoint, TensorEntry
     from qload.declare import ParameterSpec
-    from qload.findings import Finding, Rule
+    from qload.findings import Finding
     from qload.geometry import Geometry
 
 PROJECT = "qload"
@@ -51,7 +51,6 @@ class Capabilities:
     experts: bool = True
     activations: bool = False
     kv_cache: bool = False
-    quantize: bool = False
     tensor_parallel: str = "any unit"
 
 
@@ -201,11 +200,6 @@ class RuntimeSpecs:
         """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k]; without it, one by one."""
         raise NotImplementedError
 
-    @hookspec
-    def qload_quantize(self, weight: Tensor, scheme: Any) -> Mapping[str, Tensor]:
-        """Quantize a plain weight [out_features, in_features] into the declared tensors, by name."""
-        raise NotImplementedError
-
 
 class PluginSpecs:
     """Hooks for any plugin, of the entry point group `qload.plugins`; no torch."""
@@ -213,8 +207,3 @@ class PluginSpecs:
     @hookspec(firstresult=True)
     def qload_open_checkpoint(self, path: Path) -> Checkpoint | None:
         """Open a checkpoint of another format; the first answer that is not None is taken."""
-
-    @hookspec
-    def qload_rules(self) -> Iterable[Rule]:
-        """Rules of the plugin's own, for the catalogue."""
-        raise NotImplementedError

@@ -164,7 +164,6 @@ def test_the_environment_blocks_and_prefers() -> None:
     [
         (Capabilities(embedding=True), {}, "lacks qload_embedding"),
         (Capabilities(), {"qload_embedding": lambda layer, ids: None}, "has qload_embedding"),
-        (Capabilities(quantize=True), {}, "lacks qload_quantize"),
     ],
 )
 def test_capabilities_and_hooks_must_agree(

@@ -19,7 +19,6 @@ _HEADINGS = {
     "experts": "experts",
     "activations": "activ.",
     "kv_cache": "KV",
-    "quantize": "quantizes",
 }
 
 
