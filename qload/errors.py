@@ -144,10 +144,13 @@ class MethodConflictError(MethodError):
 class PluginError(MethodError):
     """A method whose plugin is broken or blocked; `faults` lists every reason."""
 
-    def __init__(self, method: str, faults: Sequence[str], where: str = "") -> None:
+    def __init__(self, method: str, faults: Sequence[str], where: str, remedy: str) -> None:
         self.faults = tuple(faults)
         super().__init__(
-            f"the plugin of {method!r} is not usable: {'; '.join(self.faults)}", method=method, where=where
+            f"the plugin of {method!r} is not usable: {'; '.join(self.faults)}",
+            method=method,
+            where=where,
+            remedy=remedy,
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import qload
 from qload.errors import CheckpointError, QloadError
+from qload.registry import Runtime
 from qload.torch.loading import filling
 
 Break = Callable[[Path], None]
@@ -277,9 +278,9 @@ def test_experts_of_different_schemes_are_refused(broken: Callable[[str], Path])
 
 def test_a_quantized_embedding_that_the_method_cannot_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = qload.Registry.discover()
-    runtime = dict(registry.method("compressed-tensors").runtime)
-    del runtime["qload_embedding"]
-    monkeypatch.setattr(registry.method("compressed-tensors"), "_runtime", runtime)
+    method = registry.method("compressed-tensors")
+    hooks = {name: hook for name, hook in method.runtime.items() if name != "qload_embedding"}
+    monkeypatch.setattr(method, "_runtime", Runtime(method, hooks))
     with pytest.raises(CheckpointError, match="has no qload_embedding hook"):
         qload.load(DATA / "ct-w4a16-lmhead-embed", registry=registry)
 
