@@ -12,8 +12,12 @@ QloadError                    what, where, expected, found, remedy
 └── ModelError                a model that cannot be built or computed with
 """
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
+
+_SHOWN = 3
+_BREAK = re.compile(r"\s*[\r\n]+\s*")
 
 
 class QloadError(Exception):
@@ -33,13 +37,18 @@ class QloadError(Exception):
 
 
 def describe(what: str, where: str, expected: str, found: str, remedy: str) -> str:
-    """One line from the five fields that errors and findings share."""
+    """One line from the five fields that errors and findings share, whatever stands in them."""
     text = f"{where}: {what}" if where else what
     facts = [f"expected {expected}"] if expected else []
     facts += [f"found {found}"] if found else []
     if facts:
         text += " (" + ", ".join(facts) + ")"
-    return f"{text}; {remedy}" if remedy else text
+    return one_line(f"{text}; {remedy}" if remedy else text)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, and with an escape for whatever a terminal would not print but obey."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in _BREAK.sub(" ", text))
 
 
 class Fault(Protocol):
@@ -53,13 +62,20 @@ class Fault(Protocol):
 
 
 class CheckpointError(QloadError):
-    """A checkpoint that cannot be used, with every finding in `findings`."""
+    """A checkpoint that cannot be used, with every finding in `findings`; its text has the first three."""
 
     def __init__(self, path: str, findings: Sequence[Fault]) -> None:
         self.findings = tuple(findings)
-        count = len(self.findings)
-        listing = "; ".join(f"{finding.code} {finding}" for finding in self.findings)
-        super().__init__(f"{count} fault{'s' if count != 1 else ''} in the checkpoint: {listing}", where=path)
+        listing = [f"{finding.code} {finding}" for finding in self.findings[:_SHOWN]]
+        left = len(self.findings) - len(listing)
+        listing += [f"and {left} more, in .findings"] if left else []
+        super().__init__(f"{self.count}: {'; '.join(listing)}", where=path)
+
+    @property
+    def count(self) -> str:
+        """How many faults there are, in words."""
+        number = len(self.findings)
+        return f"{number} fault{'s' if number != 1 else ''} in the checkpoint"
 
     def __reduce__(self) -> tuple[type["CheckpointError"], tuple[str, tuple[Fault, ...]]]:
         return type(self), (self.where, self.findings)
@@ -128,10 +144,13 @@ class MethodConflictError(MethodError):
 class PluginError(MethodError):
     """A method whose plugin is broken or blocked; `faults` lists every reason."""
 
-    def __init__(self, method: str, faults: Sequence[str], where: str = "") -> None:
+    def __init__(self, method: str, faults: Sequence[str], where: str, remedy: str) -> None:
         self.faults = tuple(faults)
         super().__init__(
-            f"the plugin of {method!r} is not usable: {'; '.join(self.faults)}", method=method, where=where
+            f"the plugin of {method!r} is not usable: {'; '.join(self.faults)}",
+            method=method,
+            where=where,
+            remedy=remedy,
         )
 
 

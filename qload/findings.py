@@ -43,7 +43,7 @@ def _rules(*rows: tuple[str, str, str, str]) -> dict[str, Rule]:
 
 
 RULES = _rules(
-    ("QL001", "W", "H", "only pickled weights"),
+    ("QL001", "E", "H", "only pickled weights, which are not read unless that is asked for"),
     ("QL002", "E", "H", "a git-LFS pointer in place of the file"),
     ("QL003", "E", "H", "the header cannot be read"),
     ("QL004", "E", "H", "the file is truncated"),
@@ -52,6 +52,7 @@ RULES = _rules(
     ("QL007", "W", "H", "the index is stale"),
     ("QL008", "E", "H", "one tensor in several files"),
     ("QL011", "E", "H", "no weights"),
+    ("QL012", "E", "C", "no config.json"),
     ("QL101", "E", "H", "quantized tensors, and no quantization config"),
     ("QL104", "E", "C", "the method, the format or the scheme is not known"),
     ("QL105", "E", "C", "the config breaks its schema"),

@@ -1,11 +1,15 @@
 """The checks that a plugin passes before it is registered, and its hooks as plain functions."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel
+
 from qload import hookspecs
-from qload.hookspecs import HOOKSPEC_VERSION, PREFIX, MethodInfo
+from qload.hookspecs import HOOKSPEC_VERSION, PREFIX, Capabilities, MethodInfo
 
 Hook = Callable[..., Any]
 
@@ -47,29 +51,45 @@ def find_info_faults(info: object) -> list[str]:
         return [f"qload_method_info returns {type(info).__name__}, not MethodInfo"]
     if info.hookspec_version != HOOKSPEC_VERSION:
         return [f"it is made for version {info.hookspec_version} of the hooks, and this is {HOOKSPEC_VERSION}"]
-    return []
+    model = info.config
+    sound = {
+        "summary, a text": isinstance(info.summary, str),
+        "config, a pydantic model's class or None": model is None
+        or (isinstance(model, type) and issubclass(model, BaseModel)),
+        "capabilities, a Capabilities": isinstance(info.capabilities, Capabilities),
+        "runtime, a module's name or None": isinstance(info.runtime, str | None),
+    }
+    return [f"its MethodInfo has no proper {field}" for field, is_sound in sound.items() if not is_sound]
 
 
-def find_capability_faults(info: MethodInfo, runtime: Mapping[str, Hook]) -> list[str]:
-    """Where the declared capabilities and the torch hooks disagree."""
-    pairs = (("embedding", "qload_embedding"), ("quantize", "qload_quantize"))
-    return [
-        f"its capability {name!r} is {declared}, and it {'has' if hook in runtime else 'lacks'} {hook}"
-        for name, hook in pairs
-        if (declared := getattr(info.capabilities, name)) != (hook in runtime)
-    ]
+def find_runtime_faults(info: MethodInfo, runtime: Container[str]) -> list[str]:
+    """What the names of the torch hooks tell: a required one that is missing, a capability that is not there."""
+    missing = [f"it lacks {name}, which is required" for name in _REQUIRED[RUNTIME] if name not in runtime]
+    return missing + _find_capability_faults(info, runtime)
+
+
+def _find_capability_faults(info: MethodInfo, runtime: Container[str]) -> list[str]:
+    declared, present = info.capabilities.embedding, "qload_embedding" in runtime
+    if declared == present:
+        return []
+    return [f"its capability 'embedding' is {declared}, and it {'has' if present else 'lacks'} qload_embedding"]
 
 
 def collect(plugin: object, *roles: str) -> dict[str, Hook]:
     """A plugin's hooks of those roles by name, each taking all of its arguments by keyword or position."""
     known = hook_names(*roles)
-    return {name: _adapt(name, hook) for name, hook in _hooks(plugin) if name in known}
+    return {name: adapt(name, hook) for name, hook in _hooks(plugin) if name in known}
+
+
+def is_hook(name: str, value: object) -> bool:
+    """Whether a plugin's attribute is meant as a hook; its package may be called like one, and be imported."""
+    return name.startswith(PREFIX) and not isinstance(value, ModuleType)
 
 
 def _hooks(plugin: object) -> Iterator[tuple[str, Any]]:
     for name in dir(plugin):
-        if name.startswith(PREFIX):
-            yield name, getattr(plugin, name)
+        if name.startswith(PREFIX) and is_hook(name, value := getattr(plugin, name)):
+            yield name, value
 
 
 def _unknown_names(plugin: object, roles: tuple[str, ...]) -> Iterator[str]:
@@ -115,15 +135,21 @@ def _missing_hooks(plugin: object, roles: tuple[str, ...]) -> Iterator[str]:
                 yield f"it lacks {name}, which is required"
 
 
-def _adapt(name: str, hook: Hook) -> Hook:
+@dataclass(frozen=True, slots=True)
+class AdaptedHook:
+    """A hook that is called with all of its arguments, and passes on those that it takes."""
+
+    function: Hook
+    expected: tuple[str, ...]
+    taken: tuple[str, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(self.expected, args, strict=False)) | kwargs
+        return self.function(**{argument: given[argument] for argument in self.taken})
+
+
+def adapt(name: str, hook: Hook) -> Hook:
     """The hook itself where it takes every argument in order, so that a hot call costs nothing more."""
     expected = arguments(name)
     taken = tuple(inspect.signature(hook).parameters)
-    if taken == expected:
-        return hook
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(expected, args, strict=False)) | kwargs
-        return hook(**{argument: given[argument] for argument in taken})
-
-    return call
+    return hook if taken == expected else AdaptedHook(hook, expected, taken)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from qload.checkpoint import Checkpoint, TensorEntry
     from qload.declare import ParameterSpec
-    from qload.findings import Finding, Rule
+    from qload.findings import Finding
     from qload.geometry import Geometry
 
 PROJECT = "qload"
@@ -42,8 +42,9 @@ Scheme = Hashable
 class Capabilities:
     """What a method can do, as `qload methods` shows it.
 
-    `tensor_parallel` says in words what limits cutting. A capability that is a hook must agree with the
-    runtime module; the registry checks.
+    `kv_cache` is whether it has schemes for the keys and values of attention modules. `tensor_parallel` says
+    in words what limits cutting. A capability that is a hook must agree with the runtime module; the registry
+    checks.
     """
 
     linear: bool = True
@@ -51,7 +52,6 @@ class Capabilities:
     experts: bool = True
     activations: bool = False
     kv_cache: bool = False
-    quantize: bool = False
     tensor_parallel: str = "any unit"
 
 
@@ -94,12 +94,14 @@ class Claim:
     """A plugin's word that a checkpoint is its own.
 
     The claim with the greatest `specificity` wins. `config` is the quantization config, found in
-    `source`; None where the checkpoint needs none.
+    `source`; None where the checkpoint needs none. `alias` is the method's name that config.json writes,
+    where it writes one that is not the method's own; a claim that leaves it out is not heard there.
     """
 
     specificity: int
     config: Mapping[str, Any] | None = None
     source: str = "config.json"
+    alias: str | None = None
 
 
 class SideFiles(Protocol):
@@ -144,7 +146,7 @@ class MethodSpecs:
 
     @hookspec
     def qload_claim(self, config: Mapping[str, Any], files: SideFiles) -> Claim | None:
-        """Recognise a checkpoint that names no method, or whose config lies in a side file.
+        """Recognise a checkpoint that names no method, or one by another name, or has its config in a side file.
 
         `config` is config.json. Every method is asked, the most specific claim wins, a tie is an error.
         """
@@ -153,8 +155,9 @@ class MethodSpecs:
     def qload_scheme_for(self, config: Any, module: ModuleInfo) -> Scheme | None:
         """Choose what is done to one module: a frozen, hashable value, or None for not quantized. Required.
 
-        `config` is an instance of the method's config model. Raises ValueError, with a one-line reason,
-        where the config asks for what the method cannot do.
+        `config` is an instance of the method's config model. Attention modules (`Kind.KV_CACHE`) are asked about
+        only where the capability `kv_cache` is true. Raises ValueError, with a one-line reason, where the config
+        asks for what the method cannot do.
         """
 
     @hookspec
@@ -201,11 +204,6 @@ class RuntimeSpecs:
         """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k]; without it, one by one."""
         raise NotImplementedError
 
-    @hookspec
-    def qload_quantize(self, weight: Tensor, scheme: Any) -> Mapping[str, Tensor]:
-        """Quantize a plain weight [out_features, in_features] into the declared tensors, by name."""
-        raise NotImplementedError
-
 
 class PluginSpecs:
     """Hooks for any plugin, of the entry point group `qload.plugins`; no torch."""
@@ -213,8 +211,3 @@ class PluginSpecs:
     @hookspec(firstresult=True)
     def qload_open_checkpoint(self, path: Path) -> Checkpoint | None:
         """Open a checkpoint of another format; the first answer that is not None is taken."""
-
-    @hookspec
-    def qload_rules(self) -> Iterable[Rule]:
-        """Rules of the plugin's own, for the catalogue."""
-        raise NotImplementedError

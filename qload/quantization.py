@@ -6,11 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from qload.calls import ask, call
 from qload.checkpoint import Checkpoint
 from qload.declare import ParameterSpec, complete
-from qload.errors import CheckpointError, MethodError, PluginError
+from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, report
-from qload.geometry import Geometry
+from qload.geometry import Geometry, Kind
 from qload.hookspecs import Claim, ModuleInfo, Scheme
 from qload.registry import UNQUANTIZED, Method, Registry
 
@@ -49,25 +50,24 @@ class Quantization:
     def treat(self, module: ModuleInfo) -> Treatment:
         """What is done to a module, given what the checkpoint stores below its name.
 
-        Raises ValueError where the config asks for what the method cannot do, PluginError where the
-        plugin itself fails.
+        A method that has nothing to do with caches is not asked about attention modules. Raises ValueError
+        where the config asks for what the method cannot do, PluginError where the plugin itself fails.
         """
+        if module.kind is Kind.KV_CACHE and not self.method.info.capabilities.kv_cache:
+            return Treatment(self.unquantized, None)
         module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
-        try:
-            scheme = self.method.declaration["qload_scheme_for"](self.config, module)
-        except ValueError:
-            raise
-        except Exception as error:
-            fault = f"qload_scheme_for raises {type(error).__name__}: {error}"
-            raise PluginError(self.method.name, [fault], module.name) from error
+        scheme = self.method.declaration["qload_scheme_for"](self.config, module, where=module.name)
         return Treatment(self.method if scheme is not None else self.unquantized, scheme)
 
     def declare(self, treatment: Treatment, geometry: Geometry) -> tuple[ParameterSpec, ...]:
-        """The tensors of a layer with that treatment, its bias and axis of experts included."""
+        """The tensors of a layer with that treatment, its bias and axis of experts included.
+
+        Raises PluginError where the plugin does not declare them properly.
+        """
         key = (treatment.method.name, treatment.scheme, geometry)
         if key not in self._declared:
             create = treatment.method.declaration["qload_create_weights"]
-            self._declared[key] = complete(tuple(create(treatment.scheme, geometry)), geometry)
+            self._declared[key] = complete(create(treatment.scheme, geometry), geometry)
         return self._declared[key]
 
 
@@ -80,13 +80,15 @@ def unquantized(registry: Registry, modules: Mapping[str, tuple[str, ...]] | Non
 def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
     """The quantization of a checkpoint, from its config, a side file, or a plugin that recognises it.
 
-    Raises MethodError if its method cannot be had, CheckpointError if its config breaks the schema.
+    A name that the config writes is binding: where no method has it, only a plugin that knows it as an alias can
+    claim the checkpoint. Raises MethodError if its method cannot be had, CheckpointError if its config breaks the
+    schema or names an unknown method.
     """
     section = find_section(checkpoint.config)
     name = section.get("quant_method") if section is not None else None
     if isinstance(name, str) and name in registry.names:
         return _bind(registry.method(name), section, "config.json", checkpoint, registry)
-    claimed = _claim(checkpoint, registry)
+    claimed = _claim(checkpoint, registry, name)
     if claimed is not None:
         method, claim = claimed
         return _bind(method, claim.config, claim.source, checkpoint, registry)
@@ -118,8 +120,13 @@ def _unknown(name: object, checkpoint: Checkpoint, registry: Registry) -> Checkp
     return CheckpointError(str(checkpoint.path), [finding])
 
 
-def _claim(checkpoint: Checkpoint, registry: Registry) -> tuple[Method, Claim] | None:
-    claims = [(method, claim) for method in registry.methods() if (claim := _ask(method, checkpoint)) is not None]
+def _claim(checkpoint: Checkpoint, registry: Registry, name: object) -> tuple[Method, Claim] | None:
+    """The method that claims the checkpoint most surely, and its claim; `name` is what the config writes."""
+    claims = [
+        (method, claim)
+        for method in registry.methods()
+        if (claim := _ask(method, checkpoint)) is not None and (name is None or claim.alias == name)
+    ]
     if not claims:
         return None
     claims.sort(key=lambda pair: -pair[1].specificity)
@@ -136,12 +143,7 @@ def _claim(checkpoint: Checkpoint, registry: Registry) -> tuple[Method, Claim] |
 
 def _ask(method: Method, checkpoint: Checkpoint) -> Claim | None:
     hook = method.declaration.get("qload_claim")
-    if hook is None:
-        return None
-    try:
-        claim: Claim | None = hook(checkpoint.config, checkpoint)
-    except Exception as error:
-        raise PluginError(method.name, [f"qload_claim raises {type(error).__name__}: {error}"]) from error
+    claim: Claim | None = ask(hook, checkpoint.config, checkpoint) if hook is not None else None
     return claim
 
 
@@ -151,8 +153,9 @@ def _bind(
     plain = registry.method(UNQUANTIZED)
     if method.info.config is None:
         return Quantization(method, plain, modules=checkpoint.modules)
+    validate = method.info.config.model_validate
     try:
-        config = method.info.config.model_validate(section or {})
+        config = call(method.origin, "its config model", validate, section or {}, meant=(ValidationError,))
     except ValidationError as error:
         raise CheckpointError(str(checkpoint.path), list(_schema_findings(error, source))) from error
     return Quantization(method, plain, config, checkpoint.modules)

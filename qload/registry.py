@@ -1,34 +1,33 @@
-"""Finds methods and plugins by their entry points, checks them, and binds their hooks.
+"""Finds methods and plugins by their entry points, and decides which of them can be used.
 
 Listing names, blocking and conflicts need no import: an entry point's name is its method's name. A plugin is
 imported and checked when it is first used.
 """
 
-import importlib
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from enum import StrEnum
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import Any
 
 import pluggy
 
 from qload import hooks, hookspecs
+from qload.calls import BoundHook, Origin, PluginWarning, ask, call
+from qload.entries import Declaration, load_declaration, load_plugin, load_runtime, read_origin
 from qload.errors import MethodConflictError, MethodError, PluginError, UnknownMethodError
-from qload.hooks import DECLARATION, PLUGIN, RUNTIME, Hook
-from qload.hookspecs import PREFIX, PROJECT, MethodInfo
+from qload.hooks import Hook
+from qload.hookspecs import PROJECT, MethodInfo
+
+__all__ = ["METHODS_GROUP", "PLUGINS_GROUP", "UNQUANTIZED", "Method", "Origin", "PluginWarning", "Registry", "Status"]
 
 METHODS_GROUP = "qload.methods"
 PLUGINS_GROUP = "qload.plugins"
 UNQUANTIZED = "unquantized"
 """The name of the method that serves every module to which the checkpoint's method does nothing."""
-
-
-class PluginWarning(UserWarning):
-    """A plugin that is set aside because it is broken."""
 
 
 class Status(StrEnum):
@@ -40,34 +39,75 @@ class Status(StrEnum):
     BROKEN = "broken"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a method comes from: an entry point of a distribution, by name and version."""
-
-    method: str
-    target: str
-    distribution: str
-    version: str
-    load: Callable[[], object] = field(repr=False, compare=False)
-
-
-@dataclass(slots=True)
 class Method:
-    """A method whose declaration is registered. Its torch hooks are bound when they are first asked for."""
+    """A method whose declaration is registered. Its torch hooks are bound when they are first asked for.
 
-    name: str
-    info: MethodInfo
-    origin: Origin
-    declaration: Mapping[str, Hook]
-    _bind_runtime: Callable[["Method"], dict[str, Hook]] = field(repr=False)
-    _runtime: dict[str, Hook] | None = field(default=None, repr=False)
+    Copies share it. A pickle names its entry point, and finds the method installed where it is read.
+    """
+
+    def __init__(self, origin: Origin, declaration: Declaration) -> None:
+        self.origin = origin
+        self._declaration = declaration
+        self._runtime: Runtime | None = None
 
     @property
-    def runtime(self) -> Mapping[str, Hook]:
+    def name(self) -> str:
+        return self.origin.method
+
+    @property
+    def info(self) -> MethodInfo:
+        return self._declaration.info
+
+    @property
+    def declaration(self) -> Mapping[str, BoundHook]:
+        """The declaration hooks by name."""
+        return self._declaration.hooks
+
+    @property
+    def runtime(self) -> "Runtime":
         """The torch hooks by name; imports the runtime module. Raises PluginError if it is broken."""
         if self._runtime is None:
-            self._runtime = self._bind_runtime(self)
+            self._runtime = Runtime(self, load_runtime(self.origin, self._declaration))
         return self._runtime
+
+    def __repr__(self) -> str:
+        return f"Method({self.origin!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Method) and self.origin == other.origin
+
+    def __hash__(self) -> int:
+        return hash(self.origin)
+
+    def __deepcopy__(self, memo: object) -> "Method":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., "Method"], tuple[str, str, str]]:
+        return find_method, (self.name, self.origin.target, self.origin.distribution)
+
+
+class Runtime(Mapping[str, Hook]):
+    """A method's torch hooks by name: plain functions, because they are called hot.
+
+    `proven` are the kinds of layers for which a load has seen them compute what they should.
+    """
+
+    def __init__(self, method: Method, found: Mapping[str, Hook]) -> None:
+        self.method = method
+        self.proven: set[Hashable] = set()
+        self._found = dict(found)
+
+    def __getitem__(self, name: str) -> Hook:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __reduce__(self) -> tuple[Callable[[Method], Any], tuple[Method]]:
+        return attrgetter("runtime"), (self.method,)
 
 
 class _Manager(pluggy.PluginManager):
@@ -75,7 +115,7 @@ class _Manager(pluggy.PluginManager):
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         marked = super().parse_hookimpl_opts(plugin, name)
-        if marked is not None or not name.startswith(PREFIX):
+        if marked is not None or not hooks.is_hook(name, getattr(plugin, name, None)):
             return marked
         return {}
 
@@ -83,8 +123,8 @@ class _Manager(pluggy.PluginManager):
 class Registry:
     """The methods and plugins that can be used, as one value to hand around.
 
-    `prefer` maps a method that several distributions register to the one to take; `blocked` methods are
-    never imported.
+    `prefer` maps a method that several distributions register to the one to take; `blocked` methods and plugins
+    are never imported.
     """
 
     def __init__(
@@ -98,7 +138,9 @@ class Registry:
         self._origins: dict[str, list[Origin]] = defaultdict(list)
         for origin in origins:
             self._origins[origin.method].append(origin)
-        self._plugin_origins = tuple(plugins)
+        # pluggy asks the last one first: this is so that names decide, and not the order of installing.
+        ordered = sorted(plugins, key=lambda origin: (origin.method, origin.distribution), reverse=True)
+        self._plugin_origins = {f"plugin:{number}": origin for number, origin in enumerate(ordered)}
         self._prefer = dict(prefer or {})
         self._methods: dict[str, Method] = {}
         self._broken: dict[str, PluginError] = {}
@@ -114,14 +156,14 @@ class Registry:
     ) -> "Registry":
         """The registry of everything installed.
 
-        QLOAD_DISABLE=a,b blocks methods; QLOAD_PREFER=a=dist,b=dist settles conflicts where `prefer`
-        does not.
+        QLOAD_DISABLE=a,b blocks methods and plugins; QLOAD_PREFER=a=dist,b=dist settles conflicts where
+        `prefer` does not.
         """
         environ = os.environ if environ is None else environ
         chosen = dict(_pairs(environ.get("QLOAD_PREFER", "")))
         return cls(
-            map(_origin, entry_points(group=METHODS_GROUP)),
-            plugins=map(_origin, entry_points(group=PLUGINS_GROUP)),
+            map(read_origin, entry_points(group=METHODS_GROUP)),
+            plugins=map(read_origin, entry_points(group=PLUGINS_GROUP)),
             prefer=chosen | dict(prefer or {}),
             blocked=[name.strip() for name in environ.get("QLOAD_DISABLE", "").split(",")],
         )
@@ -156,31 +198,35 @@ class Registry:
         if name in self._broken:
             raise self._broken[name]
         try:
-            self._methods[name] = self._load(origin)
+            declaration = load_declaration(origin)
+            self._register(declaration.plugin, name, origin)
         except PluginError as error:
             self._broken[name] = error
             warnings.warn(str(error), PluginWarning, stacklevel=2)
             raise
+        self._methods[name] = Method(origin, declaration)
         return self._methods[name]
 
     def methods(self) -> list[Method]:
         """Every method that can be used; the others are left out, broken ones with a warning."""
         return [self._methods[name] for name in self.names if self.status(name) is Status.READY]
 
-    def call_plugins(self, hook: str, **arguments: object) -> Any:
-        """Call a hook of the group `qload.plugins` on every plugin."""
-        if not self._plugins_loaded:
-            self._plugins_loaded = True
-            for origin in self._plugin_origins:
-                self._load_plugin(origin)
-        return getattr(self._manager.hook, hook)(**arguments)
+    def call_plugins(self, hook: str, *arguments: object) -> Any:
+        """The first answer but None to a hook of the group `qload.plugins`; broken plugins are passed over."""
+        self._load_plugins()
+        for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            bound = BoundHook(self._plugin_origins[found.plugin_name], hook, hooks.adapt(hook, found.function))
+            answer = ask(bound, *arguments)
+            if answer is not None:
+                return answer
+        return None
 
     def _choose(self, name: str) -> Origin:
         origins = self._origins.get(name, [])
         if not origins:
             raise UnknownMethodError(name, self.names)
         if name in self.blocked:
-            raise PluginError(name, ["it is blocked by QLOAD_DISABLE"])
+            raise PluginError(name, ["it is blocked"], "", f"take {name} out of QLOAD_DISABLE")
         if len(origins) == 1:
             return origins[0]
         preferred = [origin for origin in origins if origin.distribution == self._prefer.get(name)]
@@ -188,78 +234,39 @@ class Registry:
             raise MethodConflictError(name, [origin.distribution for origin in origins])
         return preferred[0]
 
-    def _load(self, origin: Origin) -> Method:
-        plugin = _import(origin)
-        roles = _roles(plugin)
-        faults = hooks.find_faults(plugin, *roles)
-        if faults:
-            raise PluginError(origin.method, faults, origin.target)
-        info = _call_info(plugin, origin)
-        faults = hooks.find_info_faults(info)
-        if faults:
-            raise PluginError(origin.method, faults, origin.target)
-        self._manager.register(plugin, name=origin.method)
-        return Method(origin.method, info, origin, hooks.collect(plugin, DECLARATION), self._runtime)
+    def _load_plugins(self) -> None:
+        if self._plugins_loaded:
+            return
+        self._plugins_loaded = True
+        for name, origin in self._plugin_origins.items():
+            if origin.method in self.blocked:
+                continue
+            try:
+                self._register(load_plugin(origin), name, origin)
+            except PluginError as error:
+                warnings.warn(str(error), PluginWarning, stacklevel=4)
 
-    def _runtime(self, method: Method) -> dict[str, Hook]:
-        name, target = method.name, method.info.runtime
-        if target is None:
-            module: object = self._manager.get_plugin(name)
-        else:
-            module = _attempt(name, target, lambda: importlib.import_module(target))
-        faults = hooks.find_faults(module, *((DECLARATION, RUNTIME) if target is None else (RUNTIME,)))
-        runtime = hooks.collect(module, RUNTIME)
-        faults += hooks.find_capability_faults(method.info, runtime)
-        if faults:
-            raise PluginError(name, faults, target or method.origin.target)
-        if target is not None and not self._manager.is_registered(module):
-            self._manager.register(module, name=f"{name}:runtime")
-        return runtime
-
-    def _load_plugin(self, origin: Origin) -> None:
-        try:
-            plugin = _import(origin)
-            faults = hooks.find_faults(plugin, PLUGIN)
-            if faults:
-                raise PluginError(origin.method, faults, origin.target)
-        except PluginError as error:
-            warnings.warn(str(error), PluginWarning, stacklevel=3)
-        else:
-            self._manager.register(plugin, name=f"plugin:{origin.method}")
+    def _register(self, plugin: object, name: str, origin: Origin) -> None:
+        """Make a plugin known to pluggy; one that stands behind two entry points is known already."""
+        if not self._manager.is_registered(plugin):
+            call(origin, "registering it", self._manager.register, plugin, name)
 
 
-def _roles(plugin: object) -> tuple[str, ...]:
-    """A plugin that declares no runtime module has its torch hooks beside the declaration."""
-    torch_hooks = any(hasattr(plugin, name) for name in hooks.hook_names(RUNTIME))
-    return (DECLARATION, RUNTIME) if torch_hooks else (DECLARATION,)
+def find_method(name: str, target: str, distribution: str) -> Method:
+    """The installed method that a pickle names by its entry point and distribution.
 
-
-def _call_info(plugin: Any, origin: Origin) -> MethodInfo:
-    info: MethodInfo = _attempt(origin.method, origin.target, plugin.qload_method_info)
-    return info
-
-
-def _import(origin: Origin) -> object:
-    return _attempt(origin.method, origin.target, origin.load)
-
-
-def _attempt(method: str, target: str, action: Callable[[], Any]) -> Any:
-    """Run a plugin's code; whatever it raises becomes a PluginError, so that it hurts nobody else."""
-    try:
-        return action()
-    except Exception as error:
-        raise PluginError(method, [f"{type(error).__name__}: {error}"], target) from error
-
-
-def _origin(point: EntryPoint) -> Origin:
-    distribution = point.dist
-    return Origin(
-        point.name,
-        point.value,
-        distribution.name if distribution is not None else "unknown",
-        distribution.version if distribution is not None else "",
-        point.load,
-    )
+    Raises MethodError where it is not installed, or is another one by now.
+    """
+    method = Registry.discover(prefer={name: distribution}).method(name)
+    origin = method.origin
+    if (origin.target, origin.distribution) != (target, distribution):
+        raise MethodError(
+            f"the method {name!r} is not the one that was pickled, which was {target} of {distribution}",
+            method=name,
+            found=f"{origin.target} of {origin.distribution}",
+            remedy=f"install {distribution}, or load the checkpoint again",
+        )
+    return method
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

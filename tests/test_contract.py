@@ -12,7 +12,7 @@ from torch import Tensor
 from qload import CapabilityError, Registry
 from qload.declare import channel_scale, packed, tensor_scale
 from qload.geometry import Kind
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import in_, out
 from qload.registry import UNQUANTIZED, Origin
 from qload.testing import ContractError, check_method
@@ -90,10 +90,25 @@ def count_up() -> Callable[[], str]:
     return lambda: f"scheme {next(calls)}"
 
 
+def grow(layer: Any) -> Tensor:
+    """A weight that is right for one size alone."""
+    weight: Tensor = layer.values * layer.row_scale[:, None]
+    return weight if layer.out_features == 256 else weight[:1]
+
+
+def local_scheme() -> object:
+    return lambda: None
+
+
+class Changing:
+    """A value that no pickle keeps."""
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"qload_dequantize": lambda layer: (layer.values * layer.row_scale[:, None]).T}, "dequantize gives"),
+        ({"qload_dequantize": lambda layer: (layer.values * layer.row_scale[:, None]).T}, "qload_dequantize returns"),
+        ({"qload_dequantize": grow}, "192 x 384: dequantize gives.*192 x 384: embedding: IndexError"),
         ({"qload_dequantize": lambda layer: layer.values / torch.zeros(1)}, "not finite"),
         ({"qload_embedding": lambda layer, ids: layer.values[ids] * 1.0}, "rows that are looked up"),
         ({"qload_apply": lambda layer, x, bias: x @ layer.values.T.float()}, "computing differs"),
@@ -110,6 +125,17 @@ def count_up() -> Callable[[], str]:
                 )
             },
             "names a tensor twice",
+        ),
+        ({"qload_scheme_for": lambda module: module.classes[0]}, "qload_scheme_for raises IndexError"),
+        ({"qload_scheme_for": lambda module: {"bits": 8}}, "qload_scheme_for returns dict"),
+        ({"qload_scheme_for": lambda: local_scheme()}, "the scheme cannot be pickled"),
+        ({"qload_scheme_for": lambda: Changing()}, "the scheme is another one once it has been pickled"),
+        ({"qload_create_weights": lambda: ["values"]}, "qload_create_weights returns str among"),
+        ({"qload_claim": lambda config: config["model_type"]}, "qload_claim raises KeyError"),
+        ({"qload_claim": lambda: Claim(1)}, "claims a checkpoint that says nothing"),
+        (
+            {"qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=True))},
+            "it declares weights for an attention: values, row_scale",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from qload.errors import CheckpointError
+from qload.errors import CheckpointError, QloadError
 from qload.findings import RULES, Finding, Severity, collapse, errors, refusals, report
 
 
@@ -61,7 +61,33 @@ def test_an_error_carries_its_findings() -> None:
     error = CheckpointError("folder", findings)
     assert error.findings == tuple(findings)
     assert str(error) == "folder: 2 faults in the checkpoint: QL201 a: gone; QL210 b: extra"
-    assert "\n" not in str(error)
+
+
+def test_an_errors_text_has_the_first_three_findings_and_how_many_there_are() -> None:
+    findings = [Finding("QL201", "gone", name) for name in "abcde"]
+    error = CheckpointError("folder", findings)
+    assert str(error) == (
+        "folder: 5 faults in the checkpoint: QL201 a: gone; QL201 b: gone; QL201 c: gone; and 2 more, in .findings"
+    )
+    assert error.findings == tuple(findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb", "a b"),
+        ("a \r\n\n  b", "a b"),
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("a\x00b\x85", r"a\x00b\x85"),
+        ("\u202eab", r"\u202eab"),
+        ("\ud800", r"\ud800"),
+        ('a  b\'s \\ "ü"', 'a  b\'s \\ "ü"'),
+    ],
+)
+def test_the_text_is_one_line_that_a_terminal_shows(name: str, shown: str) -> None:
+    """Names and reasons come from files and plugins, which may put anything into them."""
+    assert str(QloadError("gone", where=name)) == f"{shown}: gone"
+    assert str(report("QL201", "gone", where=name)) == f"{shown}: gone"
 
 
 def test_an_unknown_code_is_a_mistake() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qload.hooks import DECLARATION, PLUGIN, RUNTIME, hook_names
 from qload.registry import METHODS_GROUP, UNQUANTIZED
 
 ROOT = Path(__file__).parents[1]
@@ -22,10 +23,13 @@ FLOORS = (
     "sharding",
     "patterns",
     "findings",
-    "hookspecs",
-    "hooks",
-    "registry",
     "checkpoint",
+    "hookspecs",
+    "answers",
+    "hooks",
+    "calls",
+    "entries",
+    "registry",
     "quantization",
     "plan",
     "outline",
@@ -109,6 +113,15 @@ def test_the_core_names_no_method(path: Path) -> None:
     words = {*METHOD_WORDS, *registered}
     text = path.read_text().lower()
     assert [word for word in words if re.search(rf"(?<![a-z]){re.escape(word)}", text)] == []
+
+
+@pytest.mark.parametrize("hook", hook_names(DECLARATION, RUNTIME, PLUGIN))
+def test_every_hook_is_called_and_documented(hook: str) -> None:
+    """What nobody calls is no hook: a plugin that has it would wait in vain."""
+    about_plugins = ("hookspecs", "answers", "hooks", "testing")
+    callers = [path for path in sources(CORE) if floor_of(path) not in about_plugins]
+    assert any(re.search(rf"\b{hook}\b", path.read_text()) for path in callers)
+    assert f"`{hook}(" in (ROOT / "docs" / "plugins.md").read_text()
 
 
 @pytest.mark.parametrize("path", sources(ROOT / "plugins"), ids=lambda path: str(path.relative_to(ROOT)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from samples import DATA, make_quantization, read_config
+from strangers import make_rows, registry_with
 
 from qload import Registry
 from qload.checkpoint import Checkpoint, open_folder
@@ -94,6 +95,41 @@ def test_a_side_file_alone_is_claimed(registry: Registry, tmp_path: Path, method
     assert quantization.method.name == method
     treatment = quantization.treat(ModuleInfo(("model.layers.0.mlp.up_proj",)))
     assert str(treatment.scheme) == {"gptq": "int4 group 128", "awq": "int4 group 64"}[method]
+
+
+@pytest.mark.parametrize("section", [{"bits": 4}, {"quant_method": None, "bits": 4}])
+def test_a_config_that_writes_no_name_is_claimed(registry: Registry, tmp_path: Path, section: dict[str, Any]) -> None:
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
+    checkpoint = Checkpoint(tmp_path, {"quantization_config": section}, {}, ("quantize_config.json",))
+    assert resolve(checkpoint, registry).method.name == "gptq"
+
+
+@pytest.mark.parametrize("name", ["foo", "", 3, ["gptq"]])
+def test_a_side_file_does_not_overrule_a_name(registry: Registry, tmp_path: Path, name: object) -> None:
+    """The weights are of the method that the config names, and loading them as another's gives noise."""
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
+    config = {"quantization_config": {"quant_method": name}}
+    with pytest.raises(CheckpointError) as caught:
+        resolve(Checkpoint(tmp_path, config, {}, ("quantize_config.json",)), registry)
+    assert [finding.code for finding in caught.value.findings] == ["QL104"]
+    assert repr(name) in str(caught.value)
+
+
+def test_a_claim_under_an_alias_is_heard_where_the_config_writes_it(registry: Registry) -> None:
+    claiming = with_claims(registry, one=Claim(5, alias="uno"), two=Claim(7, alias="due"), three=Claim(9))
+    for alias, method in (("uno", "one"), ("due", "two")):
+        assert resolve(bare({"quantization_config": {"quant_method": alias}}), claiming).method.name == method
+    with pytest.raises(CheckpointError):
+        resolve(bare({"quantization_config": {"quant_method": "tre"}}), claiming)
+
+
+@pytest.mark.parametrize(("kv_cache", "scheme"), [(False, None), (True, "by row")])
+def test_a_method_that_has_no_caches_is_not_asked_about_them(kv_cache: bool, scheme: str | None) -> None:
+    """A simple method would answer with a weight's scheme, for a module that has no weight."""
+    attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ("LlamaAttention", "Module"))
+    info = MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=kv_cache))
+    asked = registry_with(make_rows(qload_method_info=lambda: info))
+    assert resolve(bare({"quantization_config": {"quant_method": "rows"}}), asked).treat(attention).scheme == scheme
 
 
 def test_the_most_specific_claim_wins(registry: Registry) -> None:

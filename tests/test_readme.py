@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from edits import copy_checkpoint, edit_tensors
 from samples import DEMO, make_quantization
+from strangers import registry_with, write_rows
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+import qload
 from qload import Registry
 from qload.cli import cli
 from qload.registry import UNQUANTIZED, Origin
 from qload.testing import check_method
+from qload.torch import Layer
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -48,6 +53,27 @@ def test_the_first_lines_run_and_say_what_they_show(monkeypatch: pytest.MonkeyPa
     exec(compile(code, "README.md", "exec"), {"print": printed.append})
     (comment,) = re.findall(r"layers\)  # (.*)", code)
     assert list(map(str, printed)) == [comment]
+
+
+def test_the_plugin_in_one_screen_loads_a_real_model(
+    shown: dict[str, types.ModuleType], tmp_path: Path, registry: Registry
+) -> None:
+    """A model has modules that a plugin of one screen does not think of: norms, and attentions."""
+    expected = write_rows(tmp_path, "rowint8")
+    registry = registry_with(shown["rowint8"], "rowint8")
+    assert qload.validate(tmp_path, registry=registry).findings == ()
+    model = qload.load(tmp_path, registry=registry)
+    assert qload.report(model).layers == {"rowint8 by row": 15, "unquantized": 1}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
+    assert len(layers) == 16
+    for name, layer in layers.items():
+        assert torch.equal(qload.dequantize(layer), expected[f"{name}.weight"])
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.inference_mode():
+        logits = model(ids).logits
+        dense = AutoModelForCausalLM.from_config(model.config).eval()
+        dense.load_state_dict(expected)
+        assert torch.allclose(logits, dense(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_model_that_the_docs_show_loads() -> None:

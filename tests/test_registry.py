@@ -4,47 +4,18 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+from strangers import make_plugin, origin
 
+from qload.checkpoint import Checkpoint
 from qload.errors import MethodConflictError, PluginError, UnknownMethodError
-from qload.hookspecs import HOOKSPEC_VERSION, Capabilities, MethodInfo, ModuleInfo
-from qload.registry import UNQUANTIZED, Origin, PluginWarning, Registry, Status
+from qload.hookspecs import HOOKSPEC_VERSION, Capabilities, MethodInfo
+from qload.registry import UNQUANTIZED, PluginWarning, Registry, Status
 
-
-def make_plugin(**hooks: Any) -> types.SimpleNamespace:
-    """A plugin in one object, of which `hooks` replaces some hooks, or takes some away with None."""
-
-    def qload_method_info() -> MethodInfo:
-        return MethodInfo("a method", None, Capabilities())
-
-    def qload_scheme_for(config: Any, module: ModuleInfo) -> str:
-        return f"{config} {module.name}"
-
-    def qload_create_weights() -> tuple[()]:
-        return ()
-
-    def qload_dequantize(layer: Any) -> Tensor:
-        raise NotImplementedError
-
-    found = {
-        "qload_method_info": qload_method_info,
-        "qload_scheme_for": qload_scheme_for,
-        "qload_create_weights": qload_create_weights,
-        "qload_dequantize": qload_dequantize,
-    }
-    return types.SimpleNamespace(**{name: hook for name, hook in {**found, **hooks}.items() if hook is not None})
-
-
-def origin(name: str, plugin: object, distribution: str = "dist") -> Origin:
-    def load() -> object:
-        if isinstance(plugin, Exception):
-            raise plugin
-        return plugin
-
-    return Origin(name, f"{name}_module", distribution, "1.0", load)
+OPEN = "qload_open_checkpoint"
 
 
 def faults_of(plugin: object) -> tuple[str, ...]:
@@ -164,16 +135,15 @@ def test_the_environment_blocks_and_prefers() -> None:
     [
         (Capabilities(embedding=True), {}, "lacks qload_embedding"),
         (Capabilities(), {"qload_embedding": lambda layer, ids: None}, "has qload_embedding"),
-        (Capabilities(quantize=True), {}, "lacks qload_quantize"),
     ],
 )
 def test_capabilities_and_hooks_must_agree(
     capabilities: Capabilities, hooks: dict[str, Callable[..., Any]], fault: str
 ) -> None:
     info = MethodInfo("m", None, capabilities)
-    method = Registry([origin("m", make_plugin(qload_method_info=lambda: info, **hooks))]).method("m")
-    with pytest.raises(PluginError, match=fault):
-        _ = method.runtime
+    registry = Registry([origin("m", make_plugin(qload_method_info=lambda: info, **hooks))])
+    with pytest.warns(PluginWarning), pytest.raises(PluginError, match=fault):
+        registry.method("m")
 
 
 @pytest.fixture
@@ -187,31 +157,83 @@ def runtime_module() -> Iterator[types.ModuleType]:
 def test_the_runtime_module_is_imported_when_it_is_needed(runtime_module: types.ModuleType) -> None:
     info = MethodInfo("m", None, Capabilities(), runtime="some_runtime")
     plugin = make_plugin(qload_method_info=lambda: info, qload_dequantize=None)
-    method = Registry([origin("m", plugin)]).method("m")
-    with pytest.raises(PluginError, match="lacks qload_dequantize"):
-        _ = method.runtime
     runtime_module.qload_dequantize = lambda layer: layer  # type: ignore[attr-defined]
+    method = Registry([origin("m", plugin)]).method("m")
+    runtime_module.qload_dequantise = lambda layer: layer  # type: ignore[attr-defined]
+    with pytest.raises(PluginError, match="qload_dequantise is not a hook"):
+        _ = method.runtime
+    del runtime_module.qload_dequantise
     assert method.runtime["qload_dequantize"]("x") == "x"
 
 
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("import torch_that_is_not_there\ndef dequantize(layer): ...", "lacks qload_dequantize, which is required"),
+        ("def qload_dequantize(layer): ...\ndef qload_embedding(layer, ids): ...", "has qload_embedding"),
+        ("def qload_dequantize(layer) ...", "raises SyntaxError"),
+        (None, "no module named 'read_runtime'"),
+        ("from somewhere import qload_dequantize", None),
+        ("from somewhere import *", None),
+        ("if 1:\n    qload_dequantize = print", None),
+    ],
+)
+def test_what_the_runtime_lacks_is_known_without_importing_it(
+    source: str | None, fault: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`qload methods` must not call a method ready that no layer can be built of, and imports no torch to know."""
+    monkeypatch.syspath_prepend(tmp_path)
+    if source is not None:
+        (tmp_path / "read_runtime.py").write_text(source)
+    info = MethodInfo("m", None, Capabilities(), runtime="read_runtime")
+    registry = Registry([origin("m", make_plugin(qload_method_info=lambda: info, qload_dequantize=None))])
+    if fault is None:
+        assert registry.status("m") is Status.READY
+    else:
+        with pytest.warns(PluginWarning, match=fault):
+            assert registry.status("m") is Status.BROKEN
+    assert "read_runtime" not in sys.modules
+
+
 def test_hooks_may_leave_out_arguments() -> None:
-    method = Registry([origin("m", make_plugin())]).method("m")
-    assert method.declaration["qload_create_weights"]("scheme", "geometry") == ()
-    assert method.declaration["qload_create_weights"](scheme="scheme", geometry="geometry") == ()
+    runtime = Registry([origin("m", make_plugin(qload_apply=lambda x: x))]).method("m").runtime
+    assert runtime["qload_apply"]("layer", "x", "bias") == "x"
+    assert runtime["qload_apply"](layer="layer", x="x", bias="bias") == "x"
 
 
 def test_a_hook_that_takes_everything_is_called_as_it_is() -> None:
     plugin = make_plugin()
     method = Registry([origin("m", plugin)]).method("m")
-    assert method.declaration["qload_scheme_for"] is plugin.qload_scheme_for
+    assert method.runtime["qload_dequantize"] is plugin.qload_dequantize
 
 
-def test_plugins_answer_in_turn_and_broken_ones_are_set_aside() -> None:
-    opener = types.SimpleNamespace(qload_open_checkpoint=lambda path: f"opened {path}")
-    registry = Registry(plugins=[origin("broken", ImportError("gone")), origin("opener", opener)])
-    with pytest.warns(PluginWarning, match="gone"):
-        assert registry.call_plugins("qload_open_checkpoint", path="p") == "opened p"
-    assert Registry().call_plugins("qload_open_checkpoint", path="p") is None
+def test_a_package_may_be_called_like_a_hook() -> None:
+    plugin = make_plugin(qload_gptq=types.ModuleType("qload_gptq"))
+    assert Registry([origin("m", plugin)]).status("m") is Status.READY
+
+
+def test_one_module_may_stand_behind_two_entry_points() -> None:
+    plugin = make_plugin()
+    registry = Registry([origin("a", plugin), origin("b", plugin)], plugins=[origin("p", plugin)])
+    assert [registry.method(name).name for name in ("a", "b")] == ["a", "b"]
+    assert registry.method("b").runtime["qload_dequantize"] is plugin.qload_dequantize
+    opener = types.SimpleNamespace(qload_open_checkpoint=lambda: None)
+    assert Registry(plugins=[origin("p", opener), origin("q", opener)]).call_plugins(OPEN, Path()) is None
+
+
+def test_plugins_are_asked_in_the_order_of_their_names() -> None:
+    def opener(name: str) -> object:
+        checkpoint = Checkpoint(Path(name), {}, {})
+        return origin(name, types.SimpleNamespace(qload_open_checkpoint=lambda: checkpoint))
+
+    for names in (("a", "b"), ("b", "a")):
+        registry = Registry(plugins=map(opener, names))  # type: ignore[arg-type]
+        assert registry.call_plugins(OPEN, Path()).path == Path("a")
+
+
+def test_a_blocked_plugin_is_never_imported() -> None:
+    registry = Registry(plugins=[origin("p", AssertionError("imported"))], blocked=["p"])
+    assert registry.call_plugins(OPEN, Path()) is None
 
 
 def test_the_installed_methods_are_sound(registry: Registry) -> None:

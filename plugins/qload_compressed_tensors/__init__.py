@@ -39,6 +39,7 @@ def qload_method_info() -> MethodInfo:
         capabilities=Capabilities(
             embedding=True,
             activations=True,
+            kv_cache=True,
             tensor_parallel="whole groups, blocks and words; act-order keeps scales whole",
         ),
         runtime="qload_compressed_tensors.runtime",

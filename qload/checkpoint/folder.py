@@ -13,6 +13,7 @@ from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
 from qload.errors import QloadError
 from qload.findings import Finding, report
 
+CONFIG = "config.json"
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _PERHAPS_PICKLED = (".bin", ".pt", ".pth")
 
@@ -64,7 +65,7 @@ def open_folder(path: Path) -> Checkpoint:
     Raises QloadError if there is no such folder; everything else that is wrong is a finding.
     """
     files = _list_files(path)
-    config, fault = read_json(path / "config.json", "config.json")
+    config, fault = _read_config(path, files)
     weights = find_weights(path, files)
     stored = read_headers(path, weights)
     pickled = () if weights.files else _find_pickled(files)
@@ -103,6 +104,12 @@ def _find_pickled(files: tuple[str, ...]) -> tuple[str, ...]:
     """Files named as pickled weights are; without any, whatever may be some, for trainers leave others beside."""
     named = tuple(name for name in files if _PICKLED.fullmatch(name))
     return named or tuple(name for name in files if name.endswith(_PERHAPS_PICKLED))
+
+
+def _read_config(path: Path, files: tuple[str, ...]) -> tuple[dict[str, Any] | None, Finding | None]:
+    if CONFIG in files:
+        return read_json(path / CONFIG, CONFIG)
+    return None, report("QL012", "there is no config.json", file=CONFIG, remedy="download it too, beside the weights")
 
 
 def _check_presence(names: tuple[str, ...], pickled: tuple[str, ...]) -> Iterator[Finding]:

@@ -14,9 +14,11 @@ def split_name(name: str) -> tuple[str, str]:
     """
     if ".weight." not in name:
         module, _, leaf = name.rpartition(".")
-        return module, leaf
-    match = _BELOW_WEIGHT.match(name)
-    return (match["module"], match["leaf"]) if match else ("", name)
+    else:
+        match = _BELOW_WEIGHT.match(name)
+        module, leaf = (match["module"], match["leaf"]) if match else ("", name)
+    # An empty module's name has no dot after it: all of `.weight` is the leaf.
+    return (module, leaf) if module else ("", name)
 
 
 def group_names(names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:

@@ -1,11 +1,17 @@
 """The command `qload`: one file for each of its commands, none of which imports torch before it runs."""
 
+import errno
 import importlib
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from qload.errors import QloadError
+from qload.cli.shared import print_findings
+from qload.errors import CheckpointError, QloadError, one_line
+from qload.findings import Finding
 
 _COMMANDS = {
     "methods": "qload.cli.methods",
@@ -21,7 +27,7 @@ class _CommandFailed(click.ClickException):
 
 
 class _Commands(click.Group):
-    """Imports a command's module when it is asked for, and turns qload's errors into one line."""
+    """Imports a command's module when it is asked for, and turns errors into one line each."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -35,8 +41,30 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except QloadError as error:
-            raise _CommandFailed(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Say in one line what went wrong, after the findings of a checkpoint, one line each."""
+    if isinstance(error, CheckpointError):
+        print_findings((finding for finding in error.findings if isinstance(finding, Finding)), err=True)
+        raise _CommandFailed(one_line(f"{error.where}: {error.count}")) from error
+    if isinstance(error, QloadError):
+        raise _CommandFailed(str(error)) from error
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        # Whoever reads the output has had enough of it; click leaves without a word.
+        raise error
+    raise _CommandFailed(_describe_defect(error)) from error
+
+
+def _describe_defect(error: Exception) -> str:
+    """An error that nobody meant to raise, and where it comes from, for whoever is told of it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+    return one_line(f"unexpected {type(error).__name__}: {error} ({place}); report this as a defect of qload")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

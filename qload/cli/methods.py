@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qload.cli.shared import format_option, print_json
@@ -18,7 +19,6 @@ _HEADINGS = {
     "experts": "experts",
     "activations": "activ.",
     "kv_cache": "KV",
-    "quantize": "quantizes",
 }
 
 
@@ -57,14 +57,15 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for heading in _HEADINGS.values():
         table.add_column(heading, justify="center", no_wrap=True)
     for row in rows:
-        table.add_row(row["method"], *_cells(row["capabilities"], row["status"]))
+        table.add_row(escape(row["method"]), *_cells(row["capabilities"], row["status"]))
     console.print(table)
     for row in rows:
-        console.print(f"\n[bold]{row['method']}[/bold]  {', '.join(row['from'])}", highlight=False, soft_wrap=True)
-        console.print(f"  {row['summary']}", highlight=False, soft_wrap=True)
+        heading = f"\n[bold]{escape(row['method'])}[/bold]  {escape(', '.join(row['from']))}"
+        console.print(heading, highlight=False, soft_wrap=True)
+        console.print(f"  {row['summary']}", highlight=False, markup=False, soft_wrap=True)
         if row["capabilities"] is not None:
-            limits = row["capabilities"]["tensor_parallel"]
-            console.print(f"  cut by tensor parallelism at: {limits}", highlight=False, soft_wrap=True)
+            limits = f"  cut by tensor parallelism at: {row['capabilities']['tensor_parallel']}"
+            console.print(limits, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(capabilities: dict[str, Any] | None, status: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -109,9 +110,9 @@ def _print_summary(report: "qload.LoadReport", console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("checkpoint", f"{report.path}, {report.method}")
+    table.add_row("checkpoint", escape(f"{report.path}, {report.method}"))
     for label, count in sorted(report.layers.items(), key=lambda item: -item[1]):
-        table.add_row("", f"{describe_count(count, 'layer')} {label}")
+        table.add_row("", escape(f"{describe_count(count, 'layer')} {label}"))
     ratio = report.bytes_in_memory / report.bytes_dense if report.bytes_dense else 1
     table.add_row(
         "memory",

@@ -28,11 +28,11 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, default=_encode, indent=2))
 
 
-def print_findings(findings: Iterable[Finding]) -> None:
+def print_findings(findings: Iterable[Finding], *, err: bool = False) -> None:
     """Print one line for each finding; those that differ only in a module's number are one."""
     for finding in collapse(findings):
         code = click.style(finding.code, fg=_COLORS[finding.severity], bold=True)
-        click.echo(f"{code} {finding.severity.value}: {finding}")
+        click.echo(f"{code} {finding.severity.value}: {finding}", err=err)
 
 
 def describe_bytes(count: float) -> str:

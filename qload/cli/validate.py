@@ -12,6 +12,7 @@ from qload.cli.shared import (
     print_findings,
     print_json,
 )
+from qload.errors import one_line
 from qload.validation import Report, validate
 
 FOUND = 1
@@ -41,4 +42,4 @@ def _verdict(report: Report) -> str:
     counts += [describe_count(warnings, "warning")] if warnings else []
     verdict = ", ".join(counts) if counts else "nothing is wrong"
     size = f"{describe_count(report.tensors, 'tensor')}, {describe_bytes(report.nbytes)}"
-    return f"{report.path}: {verdict} ({report.method or 'method unknown'}; {size})"
+    return one_line(f"{report.path}: {verdict} ({report.method or 'method unknown'}; {size})")

@@ -1,21 +1,22 @@
 """Laws that hold for every method, checked on random tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qload.declare import ParameterSpec
-from qload.errors import QloadError
+from qload.errors import PluginError, QloadError
 from qload.geometry import Geometry, Kind, Part, Sharding, column, row, single
 from qload.hookspecs import ModuleInfo
 from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
 from qload.sharding import fitting_sizes
+from qload.testing.answers import check_answers
 from qload.testing.tensors import make_tensors
 from qload.torch.layers import Layer, VocabParallelEmbedding
 from qload.torch.loading.modules import load_tensors
@@ -42,16 +43,19 @@ def check_method(
 ) -> None:
     """Check the laws for what the method does to `module`. Raises ContractError with every fault at once.
 
-    The declaration is a frozen value and always the same; the shards of every size that fits make the whole;
-    fused parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing.
+    The method answers for every kind of module, and claims nothing that says nothing; a scheme is a value that
+    can be pickled; the declaration is always the same; the shards of every size that fits make the whole; fused
+    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing.
     """
     module = module or ModuleInfo(("layer",))
-    treatment = quantization.treat(module)
-    faults = [*_check_declaration(quantization, treatment, geometries[0])]
-    for geometry in geometries:
-        faults += _check_laws(quantization, treatment, geometry, sizes)
+    faults = [*check_answers(quantization)]
+    if not faults:
+        treatment = quantization.treat(module)
+        faults += _check_declaration(quantization, treatment, module, geometries[0])
+        for geometry in geometries:
+            faults += _check_laws(quantization, treatment, geometry, sizes)
     if faults:
-        raise ContractError(treatment.label, faults)
+        raise ContractError(quantization.method.name, list(dict.fromkeys(faults)))
 
 
 class _Case:
@@ -88,24 +92,39 @@ class _Case:
 def _check_laws(
     quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
 ) -> Iterator[str]:
+    size = f"{geometry.out_features} x {geometry.in_features}"
+    for law in (_check_whole, _check_shards, _check_fused, _check_embedding):
+        try:
+            yield from law(_Case(quantization, treatment, geometry, sizes))
+        except QloadError as error:
+            yield f"{size}: {error}"
+        except Exception as error:
+            yield f"{size}: {law.__name__.removeprefix('_check_')}: {type(error).__name__}: {error}"
+
+
+def _check_declaration(
+    quantization: Quantization, treatment: Treatment, module: ModuleInfo, geometry: Geometry
+) -> Iterator[str]:
+    create = treatment.method.declaration["qload_create_weights"]
     try:
-        case = _Case(quantization, treatment, geometry, sizes)
-        for law in (_check_whole, _check_shards, _check_fused, _check_embedding):
-            yield from law(case)
-    except QloadError as error:
-        yield f"{geometry.out_features} x {geometry.in_features}: {error}"
-
-
-def _check_declaration(quantization: Quantization, treatment: Treatment, geometry: Geometry) -> Iterator[str]:
-    create: Callable[..., Any] = treatment.method.declaration["qload_create_weights"]
-    first, second = tuple(create(treatment.scheme, geometry)), tuple(create(treatment.scheme, geometry))
-    if first != second:
-        yield "the declaration differs from call to call"
-    names = [spec.name for spec in first]
-    if len(set(names)) < len(names):
-        yield f"the declaration names a tensor twice: {', '.join(names)}"
-    if quantization.treat(ModuleInfo(("layer",))) != quantization.treat(ModuleInfo(("layer",))):
+        if create(treatment.scheme, geometry) != create(treatment.scheme, geometry):
+            yield "the declaration differs from call to call"
+    except PluginError as error:
+        yield from error.faults
+    if quantization.treat(module) != treatment:
         yield "the scheme of one module differs from call to call"
+    yield from _check_pickling(treatment)
+
+
+def _check_pickling(treatment: Treatment) -> Iterator[str]:
+    """A model is saved and copied with the schemes of its layers."""
+    try:
+        same = pickle.loads(pickle.dumps(treatment.scheme)) == treatment.scheme
+    except Exception as error:
+        yield f"the scheme cannot be pickled: {type(error).__name__}: {error}"
+    else:
+        if not same:
+            yield "the scheme is another one once it has been pickled"
 
 
 def _check_whole(case: _Case) -> Iterator[str]:

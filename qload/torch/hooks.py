@@ -1,35 +1,52 @@
-"""A method's torch hooks as one layer holds them: plain functions, bound once."""
+"""A method's torch hooks as one layer holds them: plain functions, bound once, and proven once by a load."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qload.answers import AnswerError
+from qload.calls import call
+from qload.geometry import Geometry, Kind
 from qload.hookspecs import Layer
+from qload.registry import Runtime
+from qload.torch.dtypes import torch_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """The torch hooks of one method. `apply` is always there; the other optional ones may be None."""
+    """The torch hooks of one method. `apply` and `process` are always there; the other optional ones may be None.
 
+    Copies share them, and a pickle finds them again through the method.
+    """
+
+    runtime: Runtime
     dequantize: Callable[[Layer], Tensor]
     apply: Callable[[Layer, Tensor, Tensor | None], Tensor]
     embedding: Callable[[Layer, Tensor], Tensor] | None
     apply_experts: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None
-    process: Callable[[nn.Module], None] | None
+    process: Callable[[nn.Module], None]
+
+    def __deepcopy__(self, memo: object) -> "Hooks":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., "Hooks"], tuple[Runtime]]:
+        return bind, (self.runtime,)
 
 
-def bind(runtime: Mapping[str, Callable[..., Any]]) -> Hooks:
+def bind(runtime: Runtime) -> Hooks:
     """Pick a method's hooks; one without `qload_apply` computes with the dequantized weight."""
     dequantize = runtime["qload_dequantize"]
     return Hooks(
+        runtime,
         dequantize,
         runtime.get("qload_apply", DequantizedApply(dequantize)),
         runtime.get("qload_embedding"),
         runtime.get("qload_apply_experts"),
-        runtime.get("qload_process_weights_after_loading"),
+        Completion(runtime),
     )
 
 
@@ -41,3 +58,86 @@ class DequantizedApply:
 
     def __call__(self, layer: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, self.dequantize(layer).to(x.dtype), bias)
+
+
+class LoadedLayer(Protocol):
+    """What the completion of a load needs of a layer."""
+
+    name: str
+    local: Geometry
+    scheme: Any
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+    def pieces(self, expert: int | None = None, dtype: torch.dtype | None = None) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What runs once a layer's last copy has landed: the method's own hook; then its other hooks prove themselves.
+
+    The proof is a value of the right shape and dtype, for one layer of each scheme and kind: hot calls then go
+    without a check. Raises PluginError where a hook raises, or answers with something else.
+    """
+
+    runtime: Runtime
+
+    def __call__(self, layer: Any) -> None:
+        process = self.runtime.get("qload_process_weights_after_loading")
+        if process is not None:
+            name = "qload_process_weights_after_loading"
+            call(self.runtime.method.origin, name, process, layer, where=layer.name)
+        kind = (layer.scheme, layer.local.kind)
+        if kind not in self.runtime.proven and _can_compute(layer.local):
+            with torch.no_grad():
+                self._prove(layer)
+            self.runtime.proven.add(kind)
+
+    def _prove(self, layer: LoadedLayer) -> None:
+        pieces = layer.pieces(None if layer.local.experts is None else 0)
+        piece = max(pieces, key=lambda each: each.out_features)
+        device = next(layer.parameters()).device
+        if layer.local.kind is Kind.EMBEDDING:
+            # A row shows enough. All of them made dense would be the greatest tensor of many a model.
+            ids = torch.zeros(1, dtype=torch.int64, device=device)
+            self._prove_hook("qload_embedding", layer, piece, ids, wanted=(1, piece.in_features))
+            return
+        self._prove_hook("qload_dequantize", layer, piece, wanted=(piece.out_features, piece.in_features))
+        x = torch.ones(1, piece.in_features, dtype=torch_dtype(layer.local.dtype), device=device)
+        self._prove_hook("qload_apply", layer, piece, x, None, wanted=(1, piece.out_features), dtype=x.dtype)
+
+    def _prove_hook(
+        self,
+        name: str,
+        layer: LoadedLayer,
+        *arguments: Any,
+        wanted: tuple[int, ...],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        hook = self.runtime.get(name)
+        if hook is not None:
+            origin, read = self.runtime.method.origin, TensorReader(wanted, dtype)
+            call(origin, name, hook, *arguments, where=layer.name, read=read, meant=(torch.OutOfMemoryError,))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReader:
+    """Takes a tensor of floats with that shape for an answer; of that dtype, where one is given."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+
+    def __call__(self, answer: object) -> Tensor:
+        if not isinstance(answer, Tensor):
+            raise AnswerError(f"returns {type(answer).__name__}, not a tensor")
+        if tuple(answer.shape) != self.shape:
+            raise AnswerError(f"returns the shape {list(answer.shape)}, not {list(self.shape)}")
+        if not answer.is_floating_point() or answer.itemsize == 1 or self.dtype not in (None, answer.dtype):
+            raise AnswerError(f"returns {answer.dtype}, not {self.dtype or 'floats'}")
+        return answer
+
+
+def _can_compute(local: Geometry) -> bool:
+    """Whether there is something to compute: a rank may hold no rows, and scales of a cache are no weight."""
+    sizes = (local.out_features, local.in_features, 1 if local.experts is None else local.experts)
+    return local.kind is not Kind.KV_CACHE and all(sizes)

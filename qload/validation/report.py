@@ -54,7 +54,7 @@ def read_quantization(path: str | Path, *, registry: Registry | None = None) -> 
 
 def open_checkpoint(path: Path, registry: Registry) -> Checkpoint:
     """Open a checkpoint through the plugin that knows its format, or as a folder of safetensors."""
-    opened: Checkpoint | None = registry.call_plugins("qload_open_checkpoint", path=path)
+    opened: Checkpoint | None = registry.call_plugins("qload_open_checkpoint", path)
     return opened if opened is not None else open_folder(path)
 
 
@@ -62,12 +62,15 @@ def _find(checkpoint: Checkpoint, registry: Registry) -> tuple[str | None, tuple
     if not checkpoint.is_readable and checkpoint.findings:
         return None, checkpoint.findings
     try:
-        quantization = resolve(checkpoint, registry)
+        return _plan(checkpoint, resolve(checkpoint, registry))
     except CheckpointError as error:
         faults = [fault for fault in error.findings if isinstance(fault, Finding)]
         return None, (*checkpoint.findings, *faults)
     except MethodError as error:
         return None, (*checkpoint.findings, report("QL104", str(error), file="config.json"))
+
+
+def _plan(checkpoint: Checkpoint, quantization: Quantization) -> tuple[str, tuple[Finding, ...]]:
     drawn = outline(checkpoint, quantization)
     plan = make_plan(checkpoint, quantization, drawn.targets, drawn.plain)
     return quantization.method.name, (*plan.findings, *drawn.findings)

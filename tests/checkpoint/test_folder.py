@@ -109,13 +109,17 @@ def test_a_stale_copy_that_the_index_does_not_name(broken: Callable[[str], Path]
     assert {entry.file for entry in checkpoint.tensors.values()} == set(placed.values())
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "3", "[" * 100_000])
-def test_a_config_that_is_none(broken: Callable[[str], Path], content: str | None) -> None:
+@pytest.mark.parametrize("content", ["", "{", "3", "[" * 100_000])
+def test_a_config_that_is_none(broken: Callable[[str], Path], content: str) -> None:
+    folder = broken(NAME)
+    (folder / "config.json").write_text(content)
+    assert codes(folder) == ["QL105"]
+
+
+def test_no_config_at_all(broken: Callable[[str], Path]) -> None:
     folder = broken(NAME)
     (folder / "config.json").unlink()
-    if content is not None:
-        (folder / "config.json").write_text(content)
-    assert codes(folder) == ["QL105"]
+    assert codes(folder) == ["QL012"]
 
 
 def test_pickled_weights_are_named_and_not_read(broken: Callable[[str], Path]) -> None:
@@ -149,6 +153,9 @@ def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None
         ("a.q_proj.weight.absmax", "a.q_proj", "weight.absmax"),
         ("a.q_proj.weight.quant_state.nf4", "a.q_proj", "weight.quant_state.nf4"),
         ("scale", "", "scale"),
+        (".", "", "."),
+        (".scale", "", ".scale"),
+        (".weight.absmax", "", ".weight.absmax"),
     ],
 )
 def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None:

@@ -1,6 +1,8 @@
 """The commands, as their users meet them: output, exit status, and never a traceback."""
 
+import errno
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from torch import Tensor
 import qload
 from qload.cli import cli
 from qload.cli.shared import describe_bytes, describe_count
+from qload.hookspecs import Capabilities, MethodInfo
+from qload.registry import Origin
 
 SCALE = "model.layers.{}.mlp.down_proj.weight_scale"
 
@@ -106,6 +110,20 @@ def test_methods_shows_blocked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["awq"]["capabilities"] is None
 
 
+def test_brackets_in_what_a_plugin_says_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = MethodInfo("rows [/red] and [bold]", None, Capabilities(tensor_parallel="[/] units"))
+    plugin = types.SimpleNamespace(
+        qload_method_info=lambda: info,
+        qload_scheme_for=lambda: None,
+        qload_create_weights=lambda: (),
+        qload_dequantize=lambda: None,
+    )
+    registry = qload.Registry([Origin("[/m]", "m", "[/dist]", "1", lambda: plugin)])
+    monkeypatch.setattr(qload.Registry, "discover", lambda: registry)
+    output = call("methods").output
+    assert all(words in output for words in ("[/m]", "[/dist] 1", "rows [/red] and [bold]", "[/] units"))
+
+
 def run(*more: object) -> Result:
     return call("run", DEMO, "--prompt", "The memory", "--max-new-tokens", 5, *more)
 
@@ -128,14 +146,54 @@ def test_run_is_the_same_every_time_and_as_json() -> None:
     assert found["bytes_read"] > 1_600_000
 
 
-def test_run_refuses_a_broken_checkpoint_in_one_line(broken: Callable[[str], Path]) -> None:
+def test_run_lists_what_is_wrong_with_a_broken_checkpoint(broken: Callable[[str], Path]) -> None:
     folder = broken(DEMO.name)
-    drop_scales(folder, 0)
+    drop_scales(folder, 0, 1)
+    edit_tensors(folder, lambda stored: stored.update(more=stored["model.norm.weight"].clone()))
     result = call("run", folder, "--prompt", "x")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "QL201" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    missing, unexpected, last = result.stderr.strip().splitlines()
+    assert missing.startswith("QL201 error: " + SCALE.format("{0..1}"))
+    assert unexpected.startswith("QL210 error: more")
+    assert last == f"Error: {folder}: 2 faults in the checkpoint"
+
+
+@pytest.mark.parametrize("name", [".", ".a", "a.", "", "a..b", "a.weight.", ".weight.b", "a\nb", "\x1b[2J.weight"])
+def test_a_tensors_name_may_be_anything(broken: Callable[[str], Path], name: str) -> None:
+    """It is a finding at most, in one line, and never a traceback."""
+    folder = broken(DEMO.name)
+    edit_tensors(folder, lambda stored: stored.update({name: stored["model.norm.weight"].clone()}))
+    result = call("validate", folder)
+    assert result.exit_code == (1 if result.output.startswith("QL") else 0)
+    assert result.output.splitlines()[-1].startswith(str(folder))
+    assert "\x1b" not in result.output
+    result = call("run", folder, "--prompt", "x")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [["validate"], ["run", "--prompt", "x"], ["methods"]])
+def test_what_nobody_foresaw_is_one_line_and_2(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def discover() -> qload.Registry:
+        raise KeyError("first\nsecond")
+
+    monkeypatch.setattr(qload.Registry, "discover", discover)
+    result = call(*command, *([] if command == ["methods"] else [DEMO]))
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(r"Error: unexpected KeyError: 'first\nsecond' (test_commands.py:")
+    assert "in discover)" in line
+
+
+def test_a_closed_pipe_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def discover() -> qload.Registry:
+        raise BrokenPipeError(errno.EPIPE, "closed")
+
+    monkeypatch.setattr(qload.Registry, "discover", discover)
+    result = CliRunner().invoke(cli, ["methods"])
+    assert result.exit_code == 1
+    assert "defect" not in result.output
 
 
 def test_run_without_a_tokenizer() -> None:

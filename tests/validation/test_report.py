@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from edits import edit_config, edit_tensors, split_files
+from edits import WEIGHTS, edit_config, edit_tensors, split_files
 from samples import DEMO, is_supported, samples, supported
 from torch import Tensor
 
@@ -42,6 +42,15 @@ def test_what_is_counted() -> None:
     report = qload.validate(DEMO)
     assert (report.method, report.tensors) == ("compressed-tensors", 63)
     assert report.nbytes < (DEMO / "model.safetensors").stat().st_size < report.nbytes + 10_000
+
+
+def test_pickled_weights_are_no_clean_checkpoint(broken: Callable[[str], Path]) -> None:
+    """`load` refuses them, unless it is told otherwise."""
+    folder = broken(DEMO.name)
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    report = qload.validate(folder)
+    assert not report.ok
+    assert [finding.code for finding in report.errors] == ["QL001"]
 
 
 def test_a_folder_that_is_not_there() -> None:

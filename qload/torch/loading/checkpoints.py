@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.dtypes import storage_bytes
 from qload.errors import CheckpointError, QloadError
-from qload.findings import report
+from qload.findings import Finding, Severity, report
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.reading import FileReader, MemoryReader, Reader
@@ -58,7 +59,8 @@ def _unpickle(checkpoint: Checkpoint) -> tuple[Checkpoint, Reader]:
         found = {name: value for name, value in loaded.items() if _is_weight(name, value)}
         tensors |= found
         entries |= list_entries(found, file)
-    opened = Checkpoint(checkpoint.path, checkpoint.config, entries, checkpoint.files, checkpoint.findings)
+    findings = tuple(map(_allow, checkpoint.findings))
+    opened = Checkpoint(checkpoint.path, checkpoint.config, entries, checkpoint.files, findings)
     return opened, MemoryReader(tensors)
 
 
@@ -67,6 +69,11 @@ def _is_weight(name: object, value: object) -> bool:
     if not isinstance(name, str) or not isinstance(value, Tensor):
         return False
     return value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
+def _allow(finding: Finding) -> Finding:
+    """That the weights are pickled is worth knowing, and no fault, once they may be."""
+    return replace(finding, severity=Severity.WARNING) if finding.code == "QL001" else finding
 
 
 def _load_pickled(path: Path, name: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def qload_method_info() -> MethodInfo:
     return MethodInfo(
         summary="int8 with a float32 scale for each row",
         config=RowInt8Config,
-        capabilities=Capabilities(embedding=True, quantize=True),
+        capabilities=Capabilities(embedding=True),
         runtime="rowint8.runtime",
     )
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rowint8 import RowInt8Config
-from rowint8.runtime import qload_quantize
+from rowint8.runtime import quantize
 
 
 def main(source: Path, target: Path) -> None:
@@ -20,7 +20,7 @@ def main(source: Path, target: Path) -> None:
     for name, tensor in load_file(source / "model.safetensors").items():
         module = name.removesuffix(".weight")
         if tensor.ndim == 2 and not module.endswith(tuple(config.skip)):
-            tensors |= {f"{module}.{leaf}": value for leaf, value in qload_quantize(tensor).items()}
+            tensors |= {f"{module}.{leaf}": value for leaf, value in quantize(tensor).items()}
         else:
             tensors[name] = tensor
     save_file(tensors, target / "model.safetensors")

@@ -16,6 +16,7 @@ def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
     return layer.values[ids] * layer.row_scale[ids, None]
 
 
-def qload_quantize(weight: Tensor) -> Mapping[str, Tensor]:
+def quantize(weight: Tensor) -> Mapping[str, Tensor]:
+    """What the method makes of a plain weight; no hook, but what `python -m rowint8` uses."""
     scale = weight.float().abs().amax(dim=1).clamp_min(1e-12) / 127
     return {"values": (weight / scale[:, None]).round().to(torch.int8), "row_scale": scale}

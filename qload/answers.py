@@ -1,0 +1,98 @@
+"""What each declaration hook may answer: for each one reader, which gives the answer in its settled form."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from qload.checkpoint import Checkpoint
+from qload.declare import ParameterKind, ParameterSpec
+from qload.dtypes import BITS
+from qload.findings import Finding
+from qload.hookspecs import Claim
+from qload.layout import Axis, Layout
+
+Reader = Callable[[Any], Any]
+
+
+class AnswerError(Exception):
+    """An answer that the core cannot work with; the text says what it is and what it should be."""
+
+
+def _read_claim(answer: object) -> Claim | None:
+    if answer is None:
+        return None
+    claim: Claim = _expect(answer, Claim, "a Claim or None")
+    _expect(claim.specificity, int, "a number", "a Claim with the specificity")
+    _expect(claim.config, Mapping | None, "a mapping or None", "a Claim with the config")
+    _expect(claim.alias, str | None, "a name or None", "a Claim with the alias")
+    return claim
+
+
+def _read_scheme(answer: object) -> object:
+    try:
+        hash(answer)
+        str(answer)
+    except Exception as error:
+        kind = type(answer).__name__
+        raise AnswerError(f"returns {kind}, which is no frozen value that can be hashed and shown ({error})") from error
+    return answer
+
+
+def _read_specs(answer: object) -> tuple[ParameterSpec, ...]:
+    specs: tuple[ParameterSpec, ...] = _read_all(answer, ParameterSpec)
+    names = [_check_spec(spec).name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise AnswerError(f"names a tensor twice: {', '.join(twice)}")
+    return specs
+
+
+def _check_spec(spec: ParameterSpec) -> ParameterSpec:
+    if not isinstance(spec.name, str) or not spec.name.isidentifier():
+        raise AnswerError(f"declares a tensor named {spec.name!r}, which no attribute can be")
+    _expect(spec.kind, ParameterKind, "a ParameterKind", f"{spec.name} with the kind")
+    for axis in _expect(spec.layout, Layout, "a Layout", f"{spec.name} with the layout").axes:
+        _expect(axis, Axis, "an Axis", f"{spec.name} with the axis")
+    unknown = [code for code in spec.dtypes if code not in BITS]
+    if not isinstance(spec.dtypes, tuple) or not spec.dtypes or unknown:
+        raise AnswerError(f"declares {spec.name} with the dtypes {spec.dtypes!r}, not with a tuple of known codes")
+    return spec
+
+
+def _read_findings(answer: object) -> tuple[Finding, ...]:
+    findings: tuple[Finding, ...] = _read_all(answer, Finding)
+    return findings
+
+
+def _read_checkpoint(answer: object) -> Checkpoint | None:
+    return None if answer is None else _expect(answer, Checkpoint, "a Checkpoint or None")
+
+
+READERS: Mapping[str, Reader] = {
+    "qload_claim": _read_claim,
+    "qload_scheme_for": _read_scheme,
+    "qload_create_weights": _read_specs,
+    "qload_check": _read_findings,
+    "qload_open_checkpoint": _read_checkpoint,
+}
+"""A reader gives the answer of the hook of that name, or raises AnswerError."""
+
+MEANT: Mapping[str, tuple[type[Exception], ...]] = {"qload_scheme_for": (ValueError,)}
+"""What a hook raises to say something, besides qload's own errors: a refusal is no fault of the plugin."""
+
+
+def _expect(value: Any, kind: Any, wanted: str, place: str = "") -> Any:
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    given = f"{place} {value!r}" if place else type(value).__name__
+    raise AnswerError(f"returns {given}, not {wanted}")
+
+
+def _read_all(answer: object, kind: type) -> Any:
+    """Every item of the answer; what a generator raises on the way is the hook's own error."""
+    if isinstance(answer, str) or not isinstance(answer, Iterable):
+        raise AnswerError(f"returns {type(answer).__name__}, not a sequence of {kind.__name__}")
+    items = tuple(answer)
+    for item in items:
+        if not isinstance(item, kind):
+            raise AnswerError(f"returns {type(item).__name__} among what should be {kind.__name__}")
+    return items

@@ -1,0 +1,57 @@
+"""The questions that the core asks of every method, whatever its checkpoint, put to one."""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from qload.checkpoint import Checkpoint
+from qload.errors import PluginError
+from qload.geometry import Kind, single
+from qload.hookspecs import ModuleInfo
+from qload.layout import Dim
+from qload.quantization import Quantization
+
+_KINDS = (Kind.LINEAR, Kind.EMBEDDING, Kind.LM_HEAD, Kind.KV_CACHE)
+_CLASSES = ((), ("Linear", "Module"), ("Embedding", "Module"), ("SomeAttention", "Module"))
+"""A module's classes are not known from headers, where it may be a norm as well."""
+
+
+def check_answers(quantization: Quantization) -> Iterator[str]:
+    """What is wrong with a method's answers; each fault once."""
+    faults = [*_check_schemes(quantization), *_check_cache(quantization), *_check_claim(quantization)]
+    return iter(dict.fromkeys(faults))
+
+
+def _check_schemes(quantization: Quantization) -> Iterator[str]:
+    """There is a scheme for every module, or none, or a refusal."""
+    for kind, classes in product(_KINDS, _CLASSES):
+        try:
+            quantization.treat(ModuleInfo(("layer",), kind, classes))
+        except ValueError:
+            continue
+        except PluginError as error:
+            yield from error.faults
+
+
+def _check_cache(quantization: Quantization) -> Iterator[str]:
+    """An attention has no weight: what is declared for it has no rows and no columns."""
+    try:
+        treatment = quantization.treat(ModuleInfo(("self_attn",), Kind.KV_CACHE, ("SomeAttention", "Module")))
+        if treatment.scheme is None:
+            return
+        specs = quantization.declare(treatment, single(1, 1, kind=Kind.KV_CACHE))
+    except (ValueError, PluginError):
+        return
+    weights = [spec.name for spec in specs if spec.layout.follows(Dim.OUT) or spec.layout.follows(Dim.IN)]
+    if weights:
+        yield f"with the capability kv_cache, it declares weights for an attention: {', '.join(weights)}"
+
+
+def _check_claim(quantization: Quantization) -> Iterator[str]:
+    """It is asked about every checkpoint that names no method."""
+    hook = quantization.method.declaration.get("qload_claim")
+    try:
+        if hook is not None and hook({}, Checkpoint(Path("none"), {}, {})) is not None:
+            yield "qload_claim claims a checkpoint that says nothing"
+    except PluginError as error:
+        yield from error.faults
