@@ -6,6 +6,7 @@ layers read nothing else.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry
@@ -73,7 +74,7 @@ class ParameterSpec:
     def matches(self, stored: tuple[int, ...], declared: tuple[int, ...]) -> bool:
         """Whether a tensor stored with the first shape can be viewed as one of the second."""
         if self.view is View.FLAT:
-            return _count(stored) == _count(declared)
+            return prod(stored) == prod(declared)
         if self.view is View.SQUEEZED:
             return _squeeze(stored) == _squeeze(declared)
         return stored == declared
@@ -81,13 +82,6 @@ class ParameterSpec:
 
 _INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX)
 _SCALE_DTYPES = ("F32", "BF16", "F16")
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,7 +14,9 @@ from qload.geometry import Geometry
 from qload.hookspecs import Claim, ModuleInfo, Scheme
 from qload.registry import UNQUANTIZED, Method, Registry
 
-_SECTIONS = ("quantization_config", "compression_config")
+SECTIONS = ("quantization_config", "compression_config")
+"""The names that a model's config gives the section on quantization."""
+
 _NESTED = ("text_config", "llm_config", "thinker_config")
 
 
@@ -98,7 +100,7 @@ def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
 def find_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The quantization config inside a model's config, also where a nested text config holds it."""
     for holder in (config, *(config.get(key) for key in _NESTED)):
-        for key in _SECTIONS:
+        for key in SECTIONS:
             if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
                 section: Mapping[str, Any] = holder[key]
                 return section or None

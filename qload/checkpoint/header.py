@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qload.dtypes import BITS
+from qload.dtypes import storage_bytes
 from qload.findings import Finding, report
 
 MAX_HEADER_BYTES = 100_000_000
@@ -150,7 +150,7 @@ def _entries(table: dict[str, Any], name: str, offset: int) -> tuple[dict[str, T
 def _entry(key: str, value: Any, name: str, offset: int) -> TensorEntry:
     try:
         dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        expected = -(-prod(shape) * BITS[dtype] // 8)
+        expected = storage_bytes(dtype, prod(shape))
         sound = all(type(size) is int and size >= 0 for size in (*shape, start, stop))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _fail("has an entry that says no known dtype, shape and range", name, where=key) from error

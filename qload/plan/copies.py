@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterKind, ParameterSpec
@@ -44,10 +45,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return storage_bytes(self.dtype, count)
+        return storage_bytes(self.dtype, prod(self.shape))
 
 
 def local_shape(spec: ParameterSpec, target: Target) -> tuple[int, ...]:
