@@ -263,6 +263,31 @@ def test_plain_tensors_are_matched_by_name_shape_and_dtype(registry: Registry) -
     assert codes == ["QL307", "QL308", "QL201"]
 
 
+@pytest.mark.parametrize(
+    ("stored", "wanted", "fits"),
+    [
+        ("F32", "BF16", True),
+        ("F16", "F64", True),
+        ("I64", "I64", True),
+        ("F8_E4M3", "F8_E4M3", True),
+        ("F32", None, True),
+        ("F8_E4M3", None, True),
+        ("F32", "I64", False),
+        ("F32", "F8_E4M3", False),
+        ("F8_E4M3", "F32", False),
+        ("I64", "I32", False),
+        ("U8", "BOOL", False),
+    ],
+)
+def test_plain_tensors_are_cast_only_between_ordinary_floats(
+    registry: Registry, stored: str, wanted: str | None, fits: bool
+) -> None:
+    checkpoint = Checkpoint(Path("x"), {}, wrong("ids", stored, (4,)))
+    plan = make_plan(checkpoint, make_quantization(GPTQ, registry), [], [PlainTarget("ids", "ids", (4,), wanted)])
+    assert [(finding.code, finding.found) for finding in plan.findings] == ([] if fits else [("QL308", stored)])
+    assert len(plan.layers) == int(fits)
+
+
 def test_rows_that_lie_in_a_tensor_of_several_layers(registry: Registry) -> None:
     """A layer that is stored as rows 128 to 256 of a fused tensor."""
     quantization = make_quantization(GPTQ, registry)
