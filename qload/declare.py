@@ -14,16 +14,16 @@ from qload.layout import Axis, Dim, Layout, expert, out, part
 
 
 class ParameterKind(StrEnum):
-    """What a tensor is for; findings and fills follow it."""
+    """What a tensor is for, in the noun that findings call it by; fills follow it too."""
 
     WEIGHT = "weight"
-    PACKED = "packed"
-    ZERO_POINT = "zero point"
+    PACKED = "packed weight"
+    ZERO_POINT = "zero-point"
     GROUP_SCALE = "group scale"
     CHANNEL_SCALE = "channel scale"
     BLOCK_SCALE = "block scale"
     TENSOR_SCALE = "tensor scale"
-    INDEX = "index"
+    INDEX = "group index"
     BIAS = "bias"
     METADATA = "metadata"
 

@@ -210,6 +210,16 @@ def test_what_is_wrong_is_named(
     assert [(finding.code, finding.where) for finding in plan.findings] == [(code, where)]
 
 
+@pytest.mark.parametrize(
+    ("leaf", "noun"),
+    [("qweight", "packed weight"), ("qzeros", "zero-point"), ("scales", "group scale"), ("g_idx", "group index")],
+)
+def test_a_tensor_is_called_by_what_it_is_for(registry: Registry, leaf: str, noun: str) -> None:
+    quantization = make_quantization({**GPTQ, "desc_act": True}, registry)
+    plan = plan_layer(quantization, single(256, 256), (Source("a"),), changes={f"a.{leaf}": None})
+    assert [finding.message for finding in plan.findings] == [f"the {noun} is not stored"]
+
+
 def test_an_optional_tensor_may_be_absent_everywhere_but_not_somewhere(registry: Registry) -> None:
     quantization = make_quantization(GPTQ, registry)
     geometry, sources = Geometry(256, (Part("a", 128), Part("b", 128))), (Source("a"), Source("b", 1))

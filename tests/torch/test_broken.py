@@ -98,7 +98,7 @@ def half(tensor: Tensor) -> Tensor:
 IN_HEADERS: dict[str, tuple[Break, set[str], str]] = {
     "a scale that is missing": (drop(f"{LAYER}.weight_scale"), {"QL201"}, f"{LAYER}.weight_scale"),
     "packed weights that are missing": (drop(f"{LAYER}.weight_packed"), {"QL201"}, f"{LAYER}.weight_packed"),
-    "zero-points that are missing": (drop(f"{LAYER}.weight_zero_point"), {"QL201"}, "zero point"),
+    "zero-points that are missing": (drop(f"{LAYER}.weight_zero_point"), {"QL201"}, "the zero-point is not stored"),
     "a layer that is missing": (tensors(drop_layer), {"QL201"}, "layers.1.self_attn.q_proj.weight_packed"),
     "a norm that is missing": (drop("model.norm.weight"), {"QL201"}, "model.norm.weight"),
     "an embedding that is missing": (drop("model.embed_tokens.weight"), {"QL201"}, "embed_tokens"),
