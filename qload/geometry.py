@@ -113,6 +113,9 @@ class Shard:
         """The cut of every dimension for the part with that index; experts are cut by the caller."""
         return {Dim.OUT: self.out[part], Dim.IN: self.in_}
 
+    def without_padding(self) -> "Shard":
+        return replace(self, out=tuple(Cut(cut.start, cut.stop) for cut in self.out))
+
     def local(self, geometry: Geometry) -> Geometry:
         """The layer as this rank holds it, padding included."""
         parts = tuple(Part(part.name, cut.padded_size) for part, cut in zip(geometry.parts, self.out, strict=True))

@@ -7,7 +7,7 @@ from qload.checkpoint import Checkpoint, open_folder
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, Severity, report
 from qload.outline import outline
-from qload.plan import make_plan
+from qload.plan import find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
 
@@ -64,10 +64,10 @@ def _find(checkpoint: Checkpoint, registry: Registry) -> tuple[str | None, tuple
     try:
         quantization = resolve(checkpoint, registry)
     except CheckpointError as error:
-        faults = [fault for fault in error.findings if isinstance(fault, Finding)]
-        return None, (*checkpoint.findings, *faults)
+        reasons = [fault for fault in error.findings if isinstance(fault, Finding)]
+        return None, (*checkpoint.findings, *reasons)
     except MethodError as error:
         return None, (*checkpoint.findings, report("QL104", str(error), file="config.json"))
     drawn = outline(checkpoint, quantization)
-    plan = make_plan(checkpoint, quantization, drawn.targets, drawn.plain)
-    return quantization.method.name, (*plan.findings, *drawn.findings)
+    faults = find_faults(checkpoint, quantization, drawn.targets, drawn.plain)
+    return quantization.method.name, (*faults, *drawn.findings)
