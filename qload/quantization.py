@@ -20,9 +20,12 @@ SECTIONS = ("quantization_config", "compression_config")
 _NESTED = ("text_config", "llm_config", "thinker_config")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Treatment:
-    """A method and what it does to one module; without a scheme the module is not quantized."""
+    """A method and what it does to one module; without a scheme the module is not quantized.
+
+    Modules that a quantization treats alike share one treatment.
+    """
 
     method: Method
     scheme: Scheme | None
@@ -44,6 +47,7 @@ class Quantization:
     unquantized: Method
     config: BaseModel | None = None
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
     )
@@ -54,7 +58,8 @@ class Quantization:
         Raises ValueError where the config asks for what the method cannot do, PluginError where the
         plugin itself fails.
         """
-        module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
+        if not module.stored:
+            module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
         try:
             scheme = self.method.declaration["qload_scheme_for"](self.config, module)
         except ValueError:
@@ -62,7 +67,11 @@ class Quantization:
         except Exception as error:
             fault = f"qload_scheme_for raises {type(error).__name__}: {error}"
             raise PluginError(self.method.name, [fault], module.name) from error
-        return Treatment(self.method if scheme is not None else self.unquantized, scheme)
+        treatment = self._treatments.get(scheme)
+        if treatment is None:
+            treatment = Treatment(self.method if scheme is not None else self.unquantized, scheme)
+            self._treatments[scheme] = treatment
+        return treatment
 
     def declare(self, treatment: Treatment, geometry: Geometry) -> tuple[ParameterSpec, ...]:
         """The tensors of a layer with that treatment, its bias and axis of experts included."""
