@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qload.checkpoint import Checkpoint
 from qload.findings import Finding, refusals
-from qload.geometry import Geometry, Shard, replicated
+from qload.geometry import replicated
 from qload.outline.modules import Likeness, StoredModule, list_modules
 from qload.outline.sizes import PROBE, Solver, find_known_sizes
 from qload.plan import PlainTarget, Source, Target
@@ -16,11 +16,27 @@ _QUANTIZED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F4")
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The layers and plain tensors that a checkpoint's headers speak of, and what is wrong with them."""
+    """The layers and plain tensors that a checkpoint's headers speak of, and what is wrong with them.
 
-    targets: tuple[Target, ...]
+    `layers` are their names, each with the target of the first layer that is alike: that headers cannot tell from it,
+    its name aside.
+    """
+
+    layers: tuple[tuple[str, Target], ...]
     plain: tuple[PlainTarget, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def samples(self) -> tuple[Target, ...]:
+        """One target of each likeness."""
+        return tuple(sample for name, sample in self.layers if name == sample.name)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(
+            Target(name, sample.geometry, sample.treatment, sample.shard, (Source(name),))
+            for name, sample in self.layers
+        )
 
 
 def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
@@ -32,21 +48,21 @@ def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
         (module.info.name, samples.setdefault(module.likeness, module))
         for module in list_modules(checkpoint, quantization, refused)
     ]
-    forms = _solve(samples.values(), checkpoint, quantization)
-    targets = [Target(name, *forms[sample], (Source(name),)) for name, sample in modules if sample in forms]
-    plain = [tensor for name, sample in modules if sample not in forms for tensor in _plain(name, checkpoint)]
-    return Outline(tuple(targets), tuple(plain), tuple(refusals(refused)))
+    found = _find_targets(samples.values(), checkpoint, quantization)
+    layers = [(name, found[sample]) for name, sample in modules if sample in found]
+    plain = [tensor for name, sample in modules if sample not in found for tensor in _plain(name, checkpoint)]
+    return Outline(tuple(layers), tuple(plain), tuple(refusals(refused)))
 
 
-def _solve(
+def _find_targets(
     samples: Collection[StoredModule], checkpoint: Checkpoint, quantization: Quantization
-) -> dict[StoredModule, tuple[Geometry, Treatment, Shard]]:
-    """Of each module that is a layer of a method, all that a target has but its name and sources."""
+) -> dict[StoredModule, Target]:
+    """The targets of the modules that are layers of a method."""
     layers = _find_layers(samples, quantization)
     geometries = Solver(quantization, find_known_sizes(checkpoint.config)).solve_all(layers)
     return {
-        sample: (geometry, sample.treatment, replicated(geometry))
-        for sample, geometry in zip(layers, geometries, strict=True)
+        layer: Target(layer.info.name, geometry, layer.treatment, replicated(geometry), (Source(layer.info.name),))
+        for layer, geometry in zip(layers, geometries, strict=True)
     }
 
 

@@ -91,25 +91,17 @@ class Form:
 
 @dataclass(slots=True)
 class Forms:
-    """The forms of all layers of one plan, whose targets must stay alive as long."""
+    """The forms of all layers of one plan."""
 
     quantization: Quantization
-    _by_value: dict[tuple[Treatment, Geometry, Shard], Form] = field(default_factory=dict)
-    _by_identity: dict[tuple[int, int, int], Form] = field(default_factory=dict)
+    _forms: dict[tuple[Treatment, Geometry, Shard], Form] = field(default_factory=dict)
 
     def of(self, target: Target) -> Form:
-        # Hashing a geometry and a shard takes longer than planning a layer, and most layers share theirs.
-        identity = (id(target.treatment), id(target.geometry), id(target.shard))
-        form = self._by_identity.get(identity)
+        key = (target.treatment, target.geometry, target.shard)
+        form = self._forms.get(key)
         if form is None:
-            form = self._by_identity[identity] = self._find(target)
+            form = self._forms[key] = Form(self.quantization, *key)
         return form
-
-    def _find(self, target: Target) -> Form:
-        value = (target.treatment, target.geometry, target.shard)
-        if value not in self._by_value:
-            self._by_value[value] = Form(self.quantization, *value)
-        return self._by_value[value]
 
 
 def _make_blank(spec: ParameterSpec, geometry: Geometry, shard: Shard) -> Blank:
