@@ -10,7 +10,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,6 +35,7 @@ LINEAR = {
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
 }
+PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors")
 
 
 def make_checkpoint(folder: Path, layers: int) -> int:
@@ -200,18 +200,6 @@ def spread(values: list[float], unit: float, digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def describe_machine() -> dict[str, Any]:
-    packages = ("torch", "transformers", "compressed-tensors", "safetensors")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 1e9, 1),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
@@ -229,7 +217,9 @@ def main() -> None:
         found = run(folder, arguments.rounds)
     show(found, total)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": describe_machine(), "bytes": total, "runs": found}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"machine": describe_machine(PACKAGES), "bytes": total, "runs": found}, indent=1)
+        )
 
 
 if __name__ == "__main__":

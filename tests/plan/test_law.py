@@ -16,10 +16,11 @@ from qload import Quantization, Registry
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.declare import ParameterSpec, channel_scale, group_scale, index, packed, tensor_scale
 from qload.errors import LayoutError, QloadError
-from qload.geometry import Geometry, Part, Sharding, column, expert_parallel, replicated, row, vocabulary
+from qload.geometry import Geometry, Part, Shard, Sharding, column, expert_parallel, replicated, row, vocabulary
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import in_, out, packing, part
-from qload.plan import Source, Target, make_plan
+from qload.plan import Source, Target, forms, make_plan
+from qload.plan.fits import Fit, make_fit
 from qload.registry import UNQUANTIZED, Origin
 
 WORDS = [(1, 1), packing(4), packing(3)]
@@ -169,6 +170,26 @@ def test_an_expert_that_is_missing_is_named_as_it_would_be_stored(registry: Regi
     assert [(each.code, each.message) for each in plan.findings] == [("QL205", "an expert is stored more than once")]
     plan = plan_layer(quantization, geometry, [each for each in sources if each.part == 0])
     assert [each.where for each in plan.findings] == [f"layer.{expert}.up" for expert in range(4)]
+
+
+def test_layers_that_are_alike_cost_no_more_fits_than_one(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[Source] = []
+
+    def count(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:
+        fits.append(source)
+        return make_fit(spec, stored, source, geometry, shard)
+
+    monkeypatch.setattr(forms, "make_fit", count)
+    quantization = make_method(registry, (packed("values", out(), in_(), dtypes=("I8",)),))
+    targets: list[Target] = []
+    for number in range(10):
+        # Each layer has values of its own, which are equal to the others'.
+        geometry = Geometry(64, (Part("", 32),), experts=4)
+        treatment = quantization.treat(ModuleInfo((f"layer.{number}",)))
+        sources = tuple(Source(f"{number}.{expert}", expert=expert) for expert in range(4))
+        targets.append(Target(str(number), geometry, treatment, replicated(geometry), sources))
+    make_plan(Checkpoint(Path("x"), {}, {}), quantization, targets)
+    assert len(fits) == 4
 
 
 def test_layers_that_are_alike_may_have_sources_that_stand_differently(registry: Registry) -> None:
