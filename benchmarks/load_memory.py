@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,11 +19,11 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,6 +37,7 @@ LINEAR = {
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
 }
+PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors")
 
 
 def make_checkpoint(folder: Path, layers: int) -> int:
@@ -229,22 +229,8 @@ def spread(values: list[float], unit: float, digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    packages = ("torch", "transformers", "compressed-tensors", "safetensors")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": name_processor(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 1e9, 1),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
-def name_processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+def name_device(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def main() -> None:
@@ -265,7 +251,7 @@ def main() -> None:
         found = run(folder, arguments.device, arguments.rounds)
     show(found, total)
     if arguments.json:
-        machine = describe_machine(arguments.device)
+        machine = {**describe_machine(PACKAGES), "device": name_device(arguments.device)}
         arguments.json.write_text(json.dumps({"machine": machine, "bytes": total, "runs": found}, indent=1))
 
 

@@ -35,10 +35,12 @@ def make_formats(comparisons: Iterable[Comparison]) -> str:
 
 
 def make_findings(rules: Iterable[Rule]) -> str:
-    rows = ["| code | severity | read from | what | can be waived |", "|---|---|---|---|---|"]
+    rows = ["| code | severity | read from | what | found by | can be waived |", "|---|---|---|---|---|---|"]
     for rule in rules:
         waivable = "yes" if rule.waivable else ""
-        rows.append(f"| {rule.code} | {rule.severity.value} | {TIERS[rule.tier]} | {rule.title} | {waivable} |")
+        finders = "validate, load" if rule.is_validated else "load"
+        cells = (rule.code, rule.severity.value, TIERS[rule.tier], rule.title, finders, waivable)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -6,6 +6,7 @@ layers read nothing else.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry
@@ -13,16 +14,16 @@ from qload.layout import Axis, Dim, Layout, expert, out, part
 
 
 class ParameterKind(StrEnum):
-    """What a tensor is for; findings and fills follow it."""
+    """What a tensor is for, in the noun that findings call it by; fills follow it too."""
 
     WEIGHT = "weight"
-    PACKED = "packed"
-    ZERO_POINT = "zero point"
+    PACKED = "packed weight"
+    ZERO_POINT = "zero-point"
     GROUP_SCALE = "group scale"
     CHANNEL_SCALE = "channel scale"
     BLOCK_SCALE = "block scale"
     TENSOR_SCALE = "tensor scale"
-    INDEX = "index"
+    INDEX = "group index"
     BIAS = "bias"
     METADATA = "metadata"
 
@@ -73,7 +74,7 @@ class ParameterSpec:
     def matches(self, stored: tuple[int, ...], declared: tuple[int, ...]) -> bool:
         """Whether a tensor stored with the first shape can be viewed as one of the second."""
         if self.view is View.FLAT:
-            return _count(stored) == _count(declared)
+            return prod(stored) == prod(declared)
         if self.view is View.SQUEEZED:
             return _squeeze(stored) == _squeeze(declared)
         return stored == declared
@@ -81,13 +82,6 @@ class ParameterSpec:
 
 _INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX)
 _SCALE_DTYPES = ("F32", "BF16", "F16")
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:

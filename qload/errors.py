@@ -2,8 +2,8 @@
 
 QloadError                    what, where, expected, found, remedy
 ├── CheckpointError           a checkpoint that cannot be used: all its findings at once
-├── LayoutError               an axis that cannot be cut or read as asked
-│   └── ShardError            a rank's share that splits a unit: unit, sizes that fit
+├── LayoutError               an axis that cannot be cut or read as asked: unit
+│   └── ShardError            a rank's share that splits a unit: sizes that fit
 ├── MethodError               a quantization method that cannot be had
 │   ├── UnknownMethodError    nobody registers that name: known names
 │   ├── MethodConflictError   several distributions register it: distributions
@@ -82,24 +82,32 @@ class CheckpointError(QloadError):
 
 
 class LayoutError(QloadError):
-    """An axis that cannot be cut or read as asked."""
+    """An axis that cannot be cut or read as asked.
+
+    `unit` is the number of logical elements that stay together; 1 where no unit is at fault.
+    """
+
+    def __init__(
+        self, what: str, *, unit: int = 1, where: str = "", expected: str = "", found: str = "", remedy: str = ""
+    ) -> None:
+        self.unit = unit
+        super().__init__(what, where=where, expected=expected, found=found, remedy=remedy)
 
 
 class ShardError(LayoutError):
     """A rank's share that splits what cannot be split.
 
-    `unit` is the number of logical elements that stay together; `sizes` are the tensor-parallel
-    sizes that would fit.
+    `sizes` are the tensor-parallel sizes that would fit.
     """
 
     def __init__(
         self, what: str, *, where: str, unit: int, sizes: Sequence[int], expected: str = "", found: str = ""
     ) -> None:
-        self.unit = unit
         self.sizes = tuple(sizes)
         fitting = ", ".join(map(str, self.sizes)) or "none"
         super().__init__(
             what,
+            unit=unit,
             where=where,
             expected=expected,
             found=found,

@@ -25,19 +25,29 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of the catalogue. A waivable rule may be ignored by a load."""
+    """One entry of the catalogue. A waivable rule may be ignored by a load.
+
+    One that `needs_model` compares the checkpoint with an architecture, or with a rank's share of it.
+    """
 
     code: str
     severity: Severity
     tier: Tier
     title: str
     waivable: bool = False
+    needs_model: bool = False
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether validating can find it; loading can find all."""
+        return self.tier in (Tier.CONFIG, Tier.HEADERS) and not self.needs_model
 
 
 def _rules(*rows: tuple[str, str, str, str]) -> dict[str, Rule]:
     severities = {"E": Severity.ERROR, "W": Severity.WARNING}
     rules = (
-        Rule(code, severities[flags[0]], Tier(tier), title, "waivable" in flags) for code, flags, tier, title in rows
+        Rule(code, severities[flags[0]], Tier(tier), title, "waivable" in flags, "model" in flags)
+        for code, flags, tier, title in rows
     )
     return {rule.code: rule for rule in rules}
 
@@ -58,12 +68,12 @@ RULES = _rules(
     ("QL105", "E", "C", "the config breaks its schema"),
     ("QL201", "E", "H", "a tensor that the layer needs is not stored"),
     ("QL202", "E", "H", "a module that the config leaves unquantized is stored quantized"),
-    ("QL204", "E", "H", "parts of a fused group are quantized differently"),
-    ("QL205", "E", "H", "experts are missing, or differ in layout"),
-    ("QL206", "W", "H", "tied in the config, but a head is stored"),
-    ("QL208", "W", "H", "a bias that the model does not have"),
+    ("QL204", "E model", "H", "parts of a fused group are quantized differently"),
+    ("QL205", "E model", "H", "experts are missing, too many, or stored twice"),
+    ("QL206", "W model", "H", "tied in the config, but a head is stored"),
+    ("QL208", "W model", "H", "a bias that the model does not have"),
     ("QL210", "E waivable", "H", "a stored tensor that nothing reads"),
-    ("QL211", "E", "H", "a module whose tensors cannot be put into this model"),
+    ("QL211", "E model", "H", "a module whose tensors cannot be put into this model"),
     ("QL301", "E", "H", "the shape of a group scale"),
     ("QL302", "E", "H", "the shape of a packed weight"),
     ("QL303", "E", "H", "the shape of a block scale"),
@@ -71,7 +81,7 @@ RULES = _rules(
     ("QL305", "E", "H", "the shape or dtype of zero-points"),
     ("QL307", "E", "H", "the shape of a tensor"),
     ("QL308", "E", "H", "the dtype of a tensor"),
-    ("QL401", "E", "H", "a rank's share splits a unit"),
+    ("QL401", "E model", "H", "a rank's share splits a unit"),
     ("QL501", "E", "D", "a scale that is NaN or infinite"),
     ("QL505", "E", "D", "an index or a zero-point out of range"),
 )

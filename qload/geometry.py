@@ -7,6 +7,9 @@ from enum import StrEnum
 from qload.errors import LayoutError, ShardError
 from qload.layout import Cut, Dim, Extent, Extents
 
+MAX_SIZE = 64
+"""The greatest tensor-parallel size that is tried for an error's list of sizes."""
+
 
 class Kind(StrEnum):
     """What a layer does, which decides the hooks that it needs."""
@@ -23,12 +26,22 @@ class Part:
     """One of a layer's fused parts: `size` output features, in `heads` heads that stay together.
 
     `heads=None` cuts anywhere. A `replicable` part of fewer heads than ranks gives several ranks the same head.
+    Raises LayoutError where the heads do not divide the size.
     """
 
     name: str
     size: int
     heads: int | None = None
     replicable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or (self.heads is not None and (self.heads < 1 or self.size % self.heads)):
+            raise LayoutError(
+                "a part is not made of whole heads",
+                where=self.name,
+                expected="a size that the number of heads divides",
+                found=f"size {self.size}, {self.heads} heads",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,7 @@ def single(
 class Shard:
     """The logical intervals of one layer that rank `rank` of `size` owns.
 
-    `out` has a cut for each part, in the part's own rows.
+    `out` has a cut for each part, in the part's own rows. Raises LayoutError for a rank that `size` does not have.
     """
 
     rank: int
@@ -93,9 +106,15 @@ class Shard:
     in_: Cut
     experts: Cut = field(default=Cut(0, 1))
 
+    def __post_init__(self) -> None:
+        check_rank(self.rank, self.size)
+
     def cuts(self, part: int) -> Mapping[Dim, Cut]:
         """The cut of every dimension for the part with that index; experts are cut by the caller."""
         return {Dim.OUT: self.out[part], Dim.IN: self.in_}
+
+    def without_padding(self) -> "Shard":
+        return replace(self, out=tuple(Cut(cut.start, cut.stop) for cut in self.out))
 
     def local(self, geometry: Geometry) -> Geometry:
         """The layer as this rank holds it, padding included."""
@@ -106,6 +125,14 @@ class Shard:
 
 Sharding = Callable[[Geometry, int, int], Shard]
 """(geometry, rank, size) -> the shard of that rank."""
+
+
+def check_rank(rank: int, size: int) -> None:
+    """Raises LayoutError unless `rank` is one of `size` ranks."""
+    if size < 1:
+        raise LayoutError("there is no rank to cut a layer for", expected="a size of 1 or more", found=str(size))
+    if not 0 <= rank < size:
+        raise LayoutError("there is no such rank", expected=f"0 to {size - 1}", found=str(rank))
 
 
 def replicated(geometry: Geometry, rank: int = 0, size: int = 1) -> Shard:
@@ -121,20 +148,22 @@ def replicated(geometry: Geometry, rank: int = 0, size: int = 1) -> Shard:
 
 def column(geometry: Geometry, rank: int, size: int) -> Shard:
     """Each part's output features are divided, by whole heads where it has some."""
-    cuts = tuple(_part_cut(part, rank, size) for part in geometry.parts)
-    return replace(replicated(geometry, rank, size), out=cuts)
+    whole = replicated(geometry, rank, size)
+    return replace(whole, out=tuple(_part_cut(part, rank, size) for part in geometry.parts))
 
 
 def row(geometry: Geometry, rank: int, size: int) -> Shard:
     """The input features are divided."""
-    return replace(replicated(geometry, rank, size), in_=_even(geometry.in_features, rank, size, "input features"))
+    whole = replicated(geometry, rank, size)
+    return replace(whole, in_=_even(geometry.in_features, rank, size, "input features"))
 
 
 def expert_parallel(geometry: Geometry, rank: int, size: int) -> Shard:
     """The experts are divided; each is whole."""
     if geometry.experts is None:
         raise LayoutError("a layer without experts cannot be divided by experts")
-    return replace(replicated(geometry, rank, size), experts=_even(geometry.experts, rank, size, "experts"))
+    whole = replicated(geometry, rank, size)
+    return replace(whole, experts=_even(geometry.experts, rank, size, "experts"))
 
 
 def vocabulary(multiple: int = 64) -> Sharding:
@@ -151,7 +180,15 @@ def vocabulary(multiple: int = 64) -> Sharding:
 
 
 def vocabulary_cut(rows: int, rank: int, size: int, multiple: int = 64) -> Cut:
-    """The rows of a vocabulary that one rank owns, with its share of the padding."""
+    """The rows of a vocabulary that one rank owns, with its share of the padding.
+
+    Raises LayoutError for a multiple below 1, and for a rank that `size` does not have.
+    """
+    check_rank(rank, size)
+    if multiple < 1:
+        raise LayoutError(
+            "a vocabulary cannot be padded to that multiple", expected="1 row or more", found=str(multiple)
+        )
     padded = -(-rows // multiple) * multiple
     if padded % size:
         padded = -(-rows // (multiple * size)) * multiple * size
@@ -170,7 +207,7 @@ def _part_cut(part: Part, rank: int, size: int) -> Cut:
         owner = rank // (size // part.heads)
         cut = Cut(owner, owner + 1)
     else:
-        raise _uneven(part.heads, size, f"heads of {part.name}", part.replicable)
+        raise _uneven(part.heads, size, f"heads of {part.name}", head, part.replicable)
     return Cut(cut.start * head, cut.stop * head)
 
 
@@ -181,6 +218,6 @@ def _even(count: int, rank: int, size: int, what: str) -> Cut:
     return Cut(rank * share, (rank + 1) * share)
 
 
-def _uneven(count: int, size: int, what: str, replicable: bool = False) -> ShardError:
-    fits = [n for n in range(1, 65) if count % n == 0 or (replicable and n % count == 0)]
-    return ShardError(f"{count} {what} cannot be divided by {size}", where="", unit=1, sizes=fits)
+def _uneven(count: int, size: int, what: str, unit: int = 1, replicable: bool = False) -> ShardError:
+    fits = [n for n in range(1, MAX_SIZE + 1) if count % n == 0 or (replicable and n % count == 0)]
+    return ShardError(f"{count} {what} cannot be divided by {size}", where="", unit=unit, sizes=fits)

@@ -87,6 +87,7 @@ class Axis:
     """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
 
     A `whole` axis is kept whole on every rank. An axis that follows no dimension has a fixed `size`.
+    Raises LayoutError for a unit that is empty.
     """
 
     dim: Dim | None
@@ -94,6 +95,14 @@ class Axis:
     stored: int = 1
     whole: bool = False
     size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.logical < 1 or self.stored < 1:
+            raise LayoutError(
+                f"a unit of the axis {self.dim or 'of fixed size'} is empty",
+                expected="1 element or more, stored as 1 entry or more",
+                found=f"{self.logical} stored as {self.stored}",
+            )
 
     def entries(self, count: int) -> int:
         """Stored entries of `count` elements that begin at a unit's start; the last unit may be short."""
@@ -128,6 +137,7 @@ class Axis:
         if not self.admits(cut, length):
             raise LayoutError(
                 f"elements {cut.start} to {cut.stop} of {length} split a unit of the axis {self.dim}",
+                unit=self.logical,
                 expected=f"multiples of {self.logical}",
                 found=f"{cut.start} and {cut.stop}",
             )
@@ -141,6 +151,7 @@ class Axis:
         if self.logical != 1 or self.stored != 1:
             raise LayoutError(
                 f"interleaved parts cannot be packed along the axis {self.dim}",
+                unit=self.logical,
                 expected="one entry for each row",
                 found=f"{self.stored} for every {self.logical}",
             )

@@ -1,7 +1,7 @@
 """One matcher of module names for all the dialects in which configs write their lists."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -42,20 +42,22 @@ class Patterns:
 
     def match(self, names: Iterable[str]) -> bool:
         """Whether any of a module's names matches any entry."""
-        return any(self._matches(name) for name in names)
+        return any(map(self._matches, names))
 
     def _matches(self, name: str) -> bool:
-        if any(regex.match(name) for regex in self._regexes):
-            return True
+        return self._matches_plain(name) or any(regex.match(name) for regex in self._regexes)
+
+    @cached_property
+    def _matches_plain(self) -> Callable[[str], bool]:
         match self.dialect:
             case Dialect.EXACT:
-                return name in self._plain
+                return self._plain.__contains__
             case Dialect.SUFFIX:
-                return any(name == entry or name.endswith("." + entry) for entry in self._plain)
+                return lambda name: any(name == entry or name.endswith("." + entry) for entry in self._plain)
             case Dialect.SUBSTRING:
-                return any(entry in name for entry in self._plain)
+                return lambda name: any(entry in name for entry in self._plain)
             case Dialect.REGEX:
-                return False
+                return lambda name: False
 
     @cached_property
     def _regexes(self) -> tuple[re.Pattern[str], ...]:

@@ -15,13 +15,18 @@ from qload.geometry import Geometry, Kind
 from qload.hookspecs import Claim, ModuleInfo, Scheme
 from qload.registry import UNQUANTIZED, Method, Registry
 
-_SECTIONS = ("quantization_config", "compression_config")
+SECTIONS = ("quantization_config", "compression_config")
+"""The names that a model's config gives the section on quantization."""
+
 _NESTED = ("text_config", "llm_config", "thinker_config")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Treatment:
-    """A method and what it does to one module; without a scheme the module is not quantized."""
+    """A method and what it does to one module; without a scheme the module is not quantized.
+
+    Modules that a quantization treats alike share one treatment.
+    """
 
     method: Method
     scheme: Scheme | None
@@ -43,6 +48,7 @@ class Quantization:
     unquantized: Method
     config: BaseModel | None = None
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
     )
@@ -54,10 +60,16 @@ class Quantization:
         where the config asks for what the method cannot do, PluginError where the plugin itself fails.
         """
         if module.kind is Kind.KV_CACHE and not self.method.info.capabilities.kv_cache:
-            return Treatment(self.unquantized, None)
-        module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
-        scheme = self.method.declaration["qload_scheme_for"](self.config, module, where=module.name)
-        return Treatment(self.method if scheme is not None else self.unquantized, scheme)
+            return self._treatment(None)
+        if not module.stored:
+            module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
+        return self._treatment(self.method.declaration["qload_scheme_for"](self.config, module, where=module.name))
+
+    def _treatment(self, scheme: Scheme | None) -> Treatment:
+        if scheme not in self._treatments:
+            method = self.method if scheme is not None else self.unquantized
+            self._treatments[scheme] = Treatment(method, scheme)
+        return self._treatments[scheme]
 
     def declare(self, treatment: Treatment, geometry: Geometry) -> tuple[ParameterSpec, ...]:
         """The tensors of a layer with that treatment, its bias and axis of experts included.
@@ -100,7 +112,7 @@ def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
 def find_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The quantization config inside a model's config, also where a nested text config holds it."""
     for holder in (config, *(config.get(key) for key in _NESTED)):
-        for key in _SECTIONS:
+        for key in SECTIONS:
             if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
                 section: Mapping[str, Any] = holder[key]
                 return section or None

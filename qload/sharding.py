@@ -4,11 +4,8 @@ from collections.abc import Sequence
 
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError, ShardError
-from qload.geometry import Geometry, Shard, Sharding
+from qload.geometry import MAX_SIZE, Geometry, Shard, Sharding, check_rank
 from qload.layout import Dim, Place
-
-MAX_SIZE = 64
-"""The greatest tensor-parallel size that is tried for an error's list of sizes."""
 
 
 def cut_layer(
@@ -16,19 +13,21 @@ def cut_layer(
 ) -> Shard:
     """The shard of one rank, every tensor of which can be cut.
 
-    Raises ShardError, with the layer, the tensor, its unit and the sizes that fit, where it cannot.
+    Raises ShardError, with the layer, the tensor, the unit that is split and the sizes that fit, where it cannot;
+    LayoutError for a rank that `size` does not have.
     """
-    tensor, unit = "", 1
+    check_rank(rank, size)
+    tensor = ""
     try:
         shard = sharding(geometry, rank, size)
         for spec in specs:
-            tensor, unit = f".{spec.name}", max(spec.layout.unit(Dim.OUT), spec.layout.unit(Dim.IN))
+            tensor = f".{spec.name}"
             check_cuts(geometry, shard, spec)
     except LayoutError as error:
         raise ShardError(
             error.what,
             where=name + tensor,
-            unit=unit,
+            unit=error.unit,
             sizes=fitting_sizes(geometry, sharding, specs),
             expected=error.expected,
             found=error.found,

@@ -8,6 +8,7 @@ from qload.errors import LayoutError, ShardError
 from qload.geometry import (
     Geometry,
     Part,
+    Sharding,
     column,
     expert_parallel,
     replicated,
@@ -62,6 +63,31 @@ def test_only_replicable_heads_are_replicated() -> None:
     with pytest.raises(ShardError) as caught:
         column(Geometry(16, (Part("q", 128, heads=2),)), 0, 4)
     assert caught.value.sizes == (1, 2)
+
+
+def test_the_unit_that_stays_together_is_a_head() -> None:
+    with pytest.raises(ShardError) as caught:
+        column(Geometry(16, (Part("q", 192, heads=3),)), 0, 2)
+    assert caught.value.unit == 64
+
+
+@pytest.mark.parametrize(("size", "heads"), [(100, 3), (100, 0), (100, -2), (2, 4), (-1, None)])
+def test_a_part_is_made_of_whole_heads(size: int, heads: int | None) -> None:
+    with pytest.raises(LayoutError, match="q: a part is not made of whole heads"):
+        Part("q", size, heads)
+
+
+@pytest.mark.parametrize("sharding", [replicated, column, row, expert_parallel, vocabulary(64)])
+@pytest.mark.parametrize(("rank", "size"), [(0, 0), (0, -1), (-1, 2), (2, 2), (5, 4)])
+def test_a_rank_that_is_not_there_raises(sharding: Sharding, rank: int, size: int) -> None:
+    with pytest.raises(LayoutError, match="there is no"):
+        sharding(single(64, 64, experts=4), rank, size)
+
+
+@pytest.mark.parametrize("multiple", [0, -64])
+def test_a_vocabulary_is_padded_to_a_multiple_of_something(multiple: int) -> None:
+    with pytest.raises(LayoutError, match="1 row or more"):
+        vocabulary_cut(100, 0, 1, multiple)
 
 
 def test_heads_stay_whole() -> None:

@@ -149,3 +149,9 @@ def extents(rows: int, columns: int, *, parts: tuple[int, ...] | None = None, ex
         Dim.EXPERT: Extent((experts,)),
         Dim.PART: Extent((1,) * len(parts)),
     }
+
+
+@pytest.mark.parametrize(("logical", "stored"), [(0, 1), (1, 0), (-8, 1), (8, -1)])
+def test_a_unit_is_not_empty(logical: int, stored: int) -> None:
+    with pytest.raises(LayoutError, match="a unit of the axis in is empty"):
+        in_(logical, stored)

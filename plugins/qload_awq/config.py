@@ -4,6 +4,7 @@ Source of the fields: AutoAWQ's AwqConfig, which uses other names in its side fi
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
@@ -37,4 +38,9 @@ class AwqConfig(BaseModel):
 
     def excludes(self, names: Iterable[str]) -> bool:
         """Whether a module is left alone: an entry is any part of its name."""
-        return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.SUBSTRING).match(names)
+        return self.excluded.match(names)
+
+    @cached_property
+    def excluded(self) -> Patterns:
+        """The entries of `modules_to_not_convert`, ready to match."""
+        return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.SUBSTRING)

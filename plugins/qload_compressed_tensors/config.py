@@ -4,9 +4,9 @@ Source of the fields, defaults and matching rules: `compressed_tensors.quantizat
 test holds these models against the package's own.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -142,24 +142,23 @@ class CompressedTensorsConfig(BaseModel):
 
     def ignores(self, names: Iterable[str], classes: Iterable[str]) -> bool:
         """Whether an entry of `ignore` is the module's name, a regex for the name, or one of its classes."""
-        ignored = tuple(self.ignore or ())
-        return Patterns(ignored, prefixed=True).match(names) or not set(ignored).isdisjoint(classes)
+        return self.ignored.match(names) or not set(self.ignore or ()).isdisjoint(classes)
 
     def group_for(self, names: Iterable[str], classes: Iterable[str]) -> QuantizationGroup | None:
         """The group of a module: by exact name before regex before class, each in alphabetical order."""
-        targets = self._targets()
         names, classes = tuple(names), tuple(classes)
-        ordered = sorted(targets, key=lambda target: (REGEX_PREFIX in target, target))
-        by_name = [target for target in ordered if _names(target, names)]
-        chosen = by_name or [target for target in ordered if target in classes]
-        return targets[chosen[0]] if chosen else None
+        by_name = (group for _, pattern, group in self.targeted if pattern.match(names))
+        by_class = (group for target, _, group in self.targeted if target in classes)
+        return next(by_name, None) or next(by_class, None)
 
-    def _targets(self) -> Mapping[str, QuantizationGroup]:
-        """Groups by target; the last one written wins where two name the same."""
-        return {target: group for group in self.config_groups.values() for target in group.targets}
+    @cached_property
+    def ignored(self) -> Patterns:
+        """The entries of `ignore`, ready to match."""
+        return Patterns(tuple(self.ignore or ()), prefixed=True)
 
-
-def _names(target: str, names: tuple[str, ...]) -> bool:
-    if target.startswith(REGEX_PREFIX):
-        return any(re.match(target.removeprefix(REGEX_PREFIX), name) for name in names)
-    return target in names
+    @cached_property
+    def targeted(self) -> tuple[tuple[str, Patterns, QuantizationGroup], ...]:
+        """Each target, ready to match, and its group; the last one written wins where two name the same."""
+        groups = {target: group for group in self.config_groups.values() for target in group.targets}
+        ordered = sorted(groups, key=lambda target: (REGEX_PREFIX in target, target))
+        return tuple((target, Patterns((target,), prefixed=True), groups[target]) for target in ordered)

@@ -6,6 +6,7 @@ Source of the fields: GPTQModel's QuantizeConfig; AutoGPTQ and optimum write sub
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -80,9 +81,9 @@ class GptqConfig(BaseModel):
         The first pattern that matches from the start of the name decides, negative ones before the others.
         """
         override = Override()
-        for pattern, candidate in self._ordered_dynamic():
-            if any(re.match(_strip(pattern), name) for name in names):
-                if pattern.startswith(NEGATIVE):
+        for pattern, candidate in self.overrides:
+            if any(pattern.match(name) for name in names):
+                if candidate is None:
                     return None
                 override = candidate
                 break
@@ -97,9 +98,12 @@ class GptqConfig(BaseModel):
         listed = self.modules_in_block_to_quantize
         return listed is None or any(name.endswith(f".{entry}") for name in names for entry in listed)
 
-    def _ordered_dynamic(self) -> list[tuple[str, Override]]:
-        entries = (self.dynamic or {}).items()
-        return sorted(entries, key=lambda entry: not entry[0].startswith(NEGATIVE))
+    @cached_property
+    def overrides(self) -> tuple[tuple[re.Pattern[str], Override | None], ...]:
+        """The entries of `dynamic` in the order in which they are tried; None for those that leave modules out."""
+        entries = [(pattern, pattern.startswith(NEGATIVE), entry) for pattern, entry in (self.dynamic or {}).items()]
+        entries.sort(key=lambda entry: not entry[1])
+        return tuple((re.compile(_strip(pattern)), None if out else entry) for pattern, out, entry in entries)
 
 
 def _strip(pattern: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _PERHAPS_PICKLED = (".bin", ".pt", ".pth")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint without its data: config, the entry of every stored tensor, and what is wrong so far.
 
@@ -53,7 +54,7 @@ class Checkpoint:
         """Whether there is enough to plan with: a config, and some tensors."""
         return bool(self.config and self.tensors)
 
-    @property
+    @cached_property
     def modules(self) -> Mapping[str, tuple[str, ...]]:
         """The names of the tensors stored below each module."""
         return group_names(self.tensors)

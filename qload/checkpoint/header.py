@@ -6,7 +6,7 @@ and data_offsets, then the data without holes or overlaps, counted from the head
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -152,8 +152,8 @@ def _entries(table: dict[str, Any], name: str, offset: int) -> tuple[dict[str, T
 def _entry(key: str, value: Any, name: str, offset: int) -> TensorEntry:
     try:
         dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        sound = _are_sizes((*shape, start, stop))
         bits = BITS[dtype]
-        sound = all(type(size) is int and 0 <= size <= MAX_ENTRIES for size in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
         raise _fail("has an entry that says no known dtype, shape and range", name, where=key) from error
     if not sound or len(shape) > MAX_DIMENSIONS:
@@ -168,6 +168,14 @@ def _entry(key: str, value: Any, name: str, offset: int) -> TensorEntry:
             found=f"{start} to {stop}",
         )
     return TensorEntry(key, dtype, shape, name, offset + start, offset + stop)
+
+
+def _are_sizes(numbers: Iterable[object]) -> bool:
+    # A loop, for it runs for every tensor of a checkpoint.
+    for number in numbers:  # noqa: SIM110
+        if type(number) is not int or not 0 <= number <= MAX_ENTRIES:
+            return False
+    return True
 
 
 def _check_ranges(entries: Mapping[str, TensorEntry], name: str, offset: int, size: int) -> Iterator[Finding]:

@@ -1,12 +1,12 @@
 """The outline itself: which stored modules are layers of a method, and which are taken as they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from qload.checkpoint import Checkpoint
 from qload.findings import Finding, refusals
-from qload.geometry import Geometry, replicated
-from qload.outline.modules import StoredModule, list_modules
+from qload.geometry import replicated
+from qload.outline.modules import Likeness, StoredModule, list_modules
 from qload.outline.sizes import PROBE, Solver, find_known_sizes
 from qload.plan import PlainTarget, Source, Target
 from qload.quantization import Quantization, Treatment
@@ -16,35 +16,60 @@ _QUANTIZED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F4")
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The layers and plain tensors that a checkpoint's headers speak of, and what is wrong with them."""
+    """The layers and plain tensors that a checkpoint's headers speak of, and what is wrong with them.
 
-    targets: tuple[Target, ...]
+    `layers` are their names, each with the target of the first layer that is alike: that headers cannot tell from it,
+    its name aside.
+    """
+
+    layers: tuple[tuple[str, Target], ...]
     plain: tuple[PlainTarget, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def samples(self) -> tuple[Target, ...]:
+        """One target of each likeness."""
+        return tuple(sample for name, sample in self.layers if name == sample.name)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(
+            Target(name, sample.geometry, sample.treatment, sample.shard, (Source(name),))
+            for name, sample in self.layers
+        )
 
 
 def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
     """Read a model's outline off the headers; what a method refuses is a finding."""
     refused: dict[str, str] = {}
-    modules = list(list_modules(checkpoint, quantization, refused))
-    quantized = {module.pattern for module in modules if _is_quantized(module, quantization)}
-    marks = _marks(modules, quantization)
-    solver = Solver(quantization, find_known_sizes(checkpoint.config))
-    layers: list[StoredModule] = []
-    plain: list[PlainTarget] = []
-    for module in modules:
-        if not module.refused and _is_layer(module, quantized, marks, quantization):
-            layers.append(module)
-            solver.learn(module)
-        else:
-            plain += _plain(module)
-    targets = tuple(_target(module, solver.solve(module)) for module in layers)
-    return Outline(targets, tuple(plain), tuple(refusals(refused)))
+    samples: dict[Likeness, StoredModule] = {}
+    # One module stands for all that are alike, however many a checkpoint has.
+    modules = [
+        (module.info.name, samples.setdefault(module.likeness, module))
+        for module in list_modules(checkpoint, quantization, refused)
+    ]
+    found = _find_targets(samples.values(), checkpoint, quantization)
+    layers = [(name, found[sample]) for name, sample in modules if sample in found]
+    plain = [tensor for name, sample in modules if sample not in found for tensor in _plain(name, checkpoint)]
+    return Outline(tuple(layers), tuple(plain), tuple(refusals(refused)))
 
 
-def _target(module: StoredModule, geometry: Geometry) -> Target:
-    name = module.info.name
-    return Target(name, geometry, module.treatment, replicated(geometry), (Source(name),))
+def _find_targets(
+    samples: Collection[StoredModule], checkpoint: Checkpoint, quantization: Quantization
+) -> dict[StoredModule, Target]:
+    """The targets of the modules that are layers of a method."""
+    layers = _find_layers(samples, quantization)
+    geometries = Solver(quantization, find_known_sizes(checkpoint.config)).solve_all(layers)
+    return {
+        layer: Target(layer.info.name, geometry, layer.treatment, replicated(geometry), (Source(layer.info.name),))
+        for layer, geometry in zip(layers, geometries, strict=True)
+    }
+
+
+def _find_layers(samples: Collection[StoredModule], quantization: Quantization) -> list[StoredModule]:
+    quantized = {sample.pattern for sample in samples if _is_quantized(sample, quantization)}
+    marks = _marks(samples, quantization)
+    return [sample for sample in samples if not sample.refused and _is_layer(sample, quantized, marks, quantization)]
 
 
 def _is_quantized(module: StoredModule, quantization: Quantization) -> bool:
@@ -82,6 +107,8 @@ def _is_layer(module: StoredModule, quantized: set[str], marks: set[str], quanti
     return any(entry.dtype in _QUANTIZED_DTYPES and len(entry.shape) == 2 for entry in module.tensors.values())
 
 
-def _plain(module: StoredModule) -> Iterator[PlainTarget]:
-    for entry in module.tensors.values():
+def _plain(name: str, checkpoint: Checkpoint) -> Iterator[PlainTarget]:
+    prefix = f"{name}." if name else ""
+    for leaf in checkpoint.modules[name]:
+        entry = checkpoint.tensors[prefix + leaf]
         yield PlainTarget(entry.name, entry.name, entry.shape, None)

@@ -14,32 +14,42 @@ _HEADS = ("lm_head", "embed_out")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 
 
-@dataclass(frozen=True, slots=True)
+Likeness = tuple[str, Treatment, bool, tuple[tuple[str, str, tuple[int, ...]], ...]]
+"""A module's pattern, its treatment, whether it was refused, and the name, dtype and shape of each of its tensors."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredModule:
-    """A module's tensors by their names below it, and what its method does to it, if it does not refuse."""
+    """A module's tensors by their names below it, and what its method does to it, if it does not refuse.
+
+    `pattern` is what its name shares with those of the same place in other layers.
+    """
 
     info: ModuleInfo
     tensors: Mapping[str, TensorEntry]
     treatment: Treatment
+    pattern: str
     refused: bool = False
 
     @property
-    def pattern(self) -> str:
-        """What the module's name shares with those of the same place in other layers."""
-        return generalise(self.info.name)
+    def likeness(self) -> Likeness:
+        """What modules share that headers cannot tell apart, their names aside."""
+        stored = tuple([(leaf, entry.dtype, entry.shape) for leaf, entry in self.tensors.items()])
+        return (self.pattern, self.treatment, self.refused, stored)
 
 
 def list_modules(checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]) -> Iterator[StoredModule]:
     """Every module of the headers; why a method refuses one is put into `refused`."""
+    plain = Treatment(quantization.unquantized, None)
     for name, leaves in checkpoint.modules.items():
         prefix = f"{name}." if name else ""
         tensors = {leaf: checkpoint.tensors[prefix + leaf] for leaf in leaves}
-        info = _describe(name, tensors)
+        info, pattern = _describe(name, tensors), generalise(name)
         try:
-            yield StoredModule(info, tensors, quantization.treat(info))
+            yield StoredModule(info, tensors, quantization.treat(info), pattern)
         except ValueError as error:
             refused[name] = str(error)
-            yield StoredModule(info, tensors, Treatment(quantization.unquantized, None), refused=True)
+            yield StoredModule(info, tensors, plain, pattern, refused=True)
 
 
 def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
@@ -52,6 +62,6 @@ def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
         kind = Kind.LM_HEAD
     elif last in _ATTENTIONS:
         kind, classes = Kind.KV_CACHE, ()
-    elif all(len(entry.shape) != 2 for entry in tensors.values()):
+    elif not any(len(entry.shape) == 2 for entry in tensors.values()):
         classes = ()
-    return ModuleInfo((name,), kind, classes)
+    return ModuleInfo((name,), kind, classes, frozenset(tensors))

@@ -19,7 +19,7 @@ PROBE = single(1, 1)
 
 @dataclass(slots=True)
 class Solver:
-    """Solves for sizes, module by module.
+    """Solves for sizes; of modules that are alike it takes one.
 
     Where a module's tensors disagree, modules of the same name in other layers decide which of them is wrong,
     and else the weight's own word is taken.
@@ -28,6 +28,13 @@ class Solver:
     quantization: Quantization
     known: frozenset[int]
     solved: dict[tuple[str, Dim], set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def solve_all(self, modules: Iterable[StoredModule]) -> list[Geometry]:
+        """The geometry of each module; what those say whose tensors agree helps with the others."""
+        modules = tuple(modules)
+        for module in modules:
+            self.learn(module)
+        return [self.solve(module) for module in modules]
 
     def learn(self, module: StoredModule) -> None:
         """Remember the size of a module whose tensors agree."""

@@ -1,6 +1,6 @@
 """What is wrong between declarations and stored tensors, and the tensors that nobody took."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from qload.checkpoint import TensorEntry
@@ -9,6 +9,8 @@ from qload.declare import ParameterKind, ParameterSpec
 from qload.dtypes import FLOATS
 from qload.findings import Finding, report
 from qload.plan.copies import Copy, Slot
+from qload.plan.fits import Fit
+from qload.plan.forms import Arrangement, Gap
 from qload.plan.targets import PlainTarget, Source, Target
 from qload.quantization import Quantization
 
@@ -20,54 +22,69 @@ _SHAPE_RULES = {
 }
 
 
-def check_entry(stored: ParameterSpec, entry: TensorEntry, source: Source, target: Target) -> Iterator[Finding]:
+def check_entry(fit: Fit, entry: TensorEntry, source: Source, target: Target) -> Iterator[Finding]:
     """Compare a stored tensor with its declaration: dtype, then shape."""
-    if entry.dtype not in stored.dtypes:
+    if entry.dtype not in fit.stored.dtypes:
         yield report(
-            _dtype_rule(stored),
-            f"the {stored.kind.value} has the wrong dtype",
+            _dtype_rule(fit.stored),
+            f"the {fit.stored.kind.value} has the wrong dtype",
             where=entry.name,
             file=entry.file,
-            expected=" or ".join(stored.dtypes),
+            expected=" or ".join(fit.stored.dtypes),
             found=entry.dtype,
         )
-    declared = stored.layout.shape(source.geometry(target.geometry).extents)
-    fused = stored.layout.shape(source.fused_extents(target.geometry))
-    if not stored.matches(entry.shape, declared) and not stored.matches(entry.shape, fused):
+    if fit.read(entry.shape) is None:
         yield report(
-            _SHAPE_RULES.get(stored.kind, "QL307"),
-            f"the {stored.kind.value} has the wrong shape",
+            _SHAPE_RULES.get(fit.stored.kind, "QL307"),
+            f"the {fit.stored.kind.value} has the wrong shape",
             where=entry.name,
             file=entry.file,
-            expected=list(declared),
+            expected=list(fit.shape),
             found=list(entry.shape),
             remedy=f"{source.prefix} is {_size(target, source)} and {target.treatment.label}",
         )
 
 
-def check_coverage(target: Target) -> Iterator[Finding]:
+def check_coverage(target: Target, arrangement: Arrangement) -> Iterator[Finding]:
     """Every part of every expert that the rank owns must come from exactly one source."""
-    owned = target.shard.experts
-    experts = range(owned.start, owned.stop) if target.geometry.experts is not None else (None,)
-    sources = Counter(
-        (part, expert)
-        for source in target.sources
-        for part in range(source.part, source.part + source.parts)
-        for expert in (experts if source.expert is None else (source.expert,))
-    )
-    for expert in experts:
-        for number, part in enumerate(target.geometry.parts):
-            if sources[number, expert] != 1:
-                yield _wrong_coverage(target, part.name, expert, sources[number, expert])
+    for gap in arrangement.gaps:
+        what = "a part of the layer" if gap.expert is None else "an expert"
+        yield report(
+            "QL201" if gap.expert is None else "QL205",
+            f"{what} is not stored" if gap.count == 0 else f"{what} is stored more than once",
+            where=_name_part(target, gap),
+            expected="one module",
+            found=f"{gap.count}",
+        )
 
 
-def _wrong_coverage(target: Target, part: str, expert: int | None, count: int) -> Finding:
+def _name_part(target: Target, gap: Gap) -> str:
+    """What the checkpoint would call a part of an expert: as it calls that of another one."""
+    for source in target.sources:
+        first, number, last = source.prefix.rpartition(f".{source.expert}.")
+        if gap.expert is not None and source.part == gap.part and number:
+            return f"{first}.{gap.expert}.{last}"
+    names = (target.name, "" if gap.expert is None else str(gap.expert), target.geometry.parts[gap.part].name)
+    return ".".join(name for name in names if name)
+
+
+def stray(source: Source, target: Target) -> Finding:
+    """A module of the checkpoint that has no place in its layer."""
+    if source.expert is not None and source.expert not in range(target.geometry.experts or 0):
+        return report(
+            "QL205",
+            "the model has no such expert",
+            where=source.prefix,
+            expected=f"{target.geometry.experts or 0} experts",
+            found=f"expert {source.expert}",
+            remedy="correct the number of experts in config.json",
+        )
     return report(
-        "QL205" if expert is not None else "QL201",
-        "an expert is not stored" if count == 0 else "a part of the layer is stored more than once",
-        where=target.name if expert is None else f"{target.name}.{expert}",
-        expected=f"one module for {part or 'it'}",
-        found=f"{count}",
+        "QL210",
+        "the layer has no such part",
+        where=source.prefix,
+        expected=f"{len(target.geometry.parts)} parts",
+        found=f"part {source.part + source.parts - 1}",
     )
 
 
@@ -104,13 +121,15 @@ def missing_plain(tensor: PlainTarget) -> Finding:
 
 def check_plain(tensor: PlainTarget, entry: TensorEntry) -> Iterator[Finding]:
     """Compare a tensor that is loaded as it is with what the model has."""
-    if tensor.dtype in FLOATS and entry.dtype not in FLOATS:
+    # Only ordinary floats are cast: anything else would lose its values, or their meaning.
+    allowed = FLOATS if tensor.dtype in FLOATS else (tensor.dtype or entry.dtype,)
+    if entry.dtype not in allowed:
         yield report(
             "QL308",
             "the tensor has the wrong dtype",
             where=entry.name,
             file=entry.file,
-            expected=" or ".join(FLOATS),
+            expected=" or ".join(allowed),
             found=entry.dtype,
         )
     if entry.shape != tensor.shape:

@@ -1,15 +1,17 @@
 """Puts targets and stored tensors together: every slot filled exactly once, every tensor accounted for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.declare import ParameterSpec
-from qload.errors import LayoutError
+from qload.errors import QloadError
 from qload.findings import Finding, report
 from qload.layout import Interval, volume
 from qload.plan import accounts
-from qload.plan.copies import Copy, Slot, local_shape, make_copies
+from qload.plan.copies import Copy, Slot
+from qload.plan.fits import Fit, Reading
+from qload.plan.forms import Arrangement, Blank, Form, Forms
 from qload.plan.targets import PlainTarget, Source, Target
 from qload.quantization import Quantization
 
@@ -49,6 +51,10 @@ class Plan:
         return sum(layer.nbytes for layer in self.layers)
 
 
+_Found = tuple[TensorEntry, Reading]
+"""A stored tensor that is as declared, and how it is read."""
+
+
 @dataclass(slots=True)
 class _Ledger:
     """What has been taken of a checkpoint, and what was found wrong."""
@@ -74,78 +80,125 @@ def make_plan(
 ) -> Plan:
     """Plan the load of `targets` and `plain` tensors; never raises for what is wrong with the checkpoint.
 
-    `is_expected` says which stored tensors may be left over without a finding.
+    `is_expected` says which stored tensors may be left over without a finding. Raises QloadError where a method's
+    declaration makes copies that leave entries of a parameter unwritten, or write some twice.
     """
-    ledger = _Ledger(checkpoint.tensors, checkpoint.modules, checkpoint.lost, findings=list(checkpoint.findings))
-    targets = tuple(targets)
-    layers = [_plan_layer(target, quantization, ledger) for target in targets]
-    layers += [layer for tensor in plain if (layer := _plan_plain(tensor, ledger)) is not None]
-    left = [entry for name, entry in checkpoint.tensors.items() if name not in ledger.used]
-    ledger.findings += accounts.explain_leftovers(
-        [entry for entry in left if not is_expected(entry.name)], targets, quantization
-    )
-    return Plan(tuple(layers), tuple(accounts.merge_unquantized(ledger.findings)))
+    ledger, targets = _open_ledger(checkpoint), tuple(targets)
+    layers = tuple(_plan_layers(targets, plain, quantization, ledger))
+    return Plan(layers, _settle(ledger, targets, quantization, is_expected))
 
 
-def _plan_layer(target: Target, quantization: Quantization, ledger: _Ledger) -> LayerPlan:
-    specs = quantization.declare(target.treatment, target.geometry)
+def find_faults(
+    checkpoint: Checkpoint, quantization: Quantization, targets: Iterable[Target], plain: Iterable[PlainTarget] = ()
+) -> tuple[Finding, ...]:
+    """The findings of `make_plan`, without keeping the plan, which has a value or more for every stored tensor."""
+    ledger, targets = _open_ledger(checkpoint), tuple(targets)
+    for _ in _plan_layers(targets, plain, quantization, ledger):
+        pass
+    return _settle(ledger, targets, quantization, lambda name: False)
+
+
+def _open_ledger(checkpoint: Checkpoint) -> _Ledger:
+    return _Ledger(checkpoint.tensors, checkpoint.modules, checkpoint.lost, findings=list(checkpoint.findings))
+
+
+def _plan_layers(
+    targets: Sequence[Target], plain: Iterable[PlainTarget], quantization: Quantization, ledger: _Ledger
+) -> Iterator[LayerPlan]:
+    forms = Forms(quantization)
+    for target in targets:
+        yield _plan_layer(target, forms.of(target), ledger)
+    for tensor in plain:
+        layer = _plan_plain(tensor, ledger)
+        if layer is not None:
+            yield layer
+
+
+def _settle(
+    ledger: _Ledger, targets: Sequence[Target], quantization: Quantization, is_expected: Callable[[str], bool]
+) -> tuple[Finding, ...]:
+    """All findings, those of the tensors that nobody took included."""
+    left = [entry for name, entry in ledger.tensors.items() if name not in ledger.used and not is_expected(name)]
+    ledger.findings += accounts.explain_leftovers(left, targets, quantization)
+    return tuple(accounts.merge_unquantized(ledger.findings))
+
+
+def _plan_layer(target: Target, form: Form, ledger: _Ledger) -> LayerPlan:
+    arrangement = form.arrange(target.sources)
+    sources = [target.sources[number] for number in arrangement.used]
     slots = []
-    for spec in specs:
-        slot = _plan_slot(spec, target, quantization, ledger)
-        if slot is not None:
-            slots.append(slot)
-    ledger.findings += (*accounts.check_coverage(target), *_check_sources(target, ledger))
+    for blank, fits in zip(form.blanks, arrangement.fits, strict=True):
+        found = _find_tensors(blank.spec, target, sources, fits, ledger)
+        if found and blank.spec.loaded:
+            # What is missing has a finding; what is there must fill the rest.
+            complete = len(found) == len(sources) and not arrangement.gaps
+            slot = _fill_slot(blank, target, found, complete, ledger)
+            slots += [slot] if slot is not None else []
+    if arrangement.strays or arrangement.gaps:
+        _account_sources(target, arrangement, ledger)
+    ledger.findings += _check_sources(target, ledger)
     return LayerPlan(target.name, tuple(slots), target)
 
 
-def _plan_slot(spec: ParameterSpec, target: Target, quantization: Quantization, ledger: _Ledger) -> Slot | None:
-    found: list[tuple[Source, ParameterSpec, TensorEntry]] = []
+def _find_tensors(
+    spec: ParameterSpec, target: Target, sources: Sequence[Source], fits: Sequence[Fit], ledger: _Ledger
+) -> list[_Found]:
+    """What the sources store for one parameter, as far as it is as declared."""
+    found: list[_Found] = []
     missing: list[str] = []
-    for source in target.sources:
+    for source, fit in zip(sources, fits, strict=True):
         name = f"{source.prefix}.{spec.stored_as}"
         entry = ledger.take(name)
         if entry is None:
             # A finding says already that its file cannot be read.
             missing += [] if name in ledger.lost else [name]
             continue
-        stored = _stored_spec(spec, target, source, quantization)
-        faults = list(accounts.check_entry(stored, entry, source, target))
-        ledger.findings += faults
-        if not faults:
-            found.append((source, stored, entry))
+        reading = fit.read(entry.shape)
+        if reading is None or entry.dtype not in fit.stored.dtypes:
+            ledger.findings += accounts.check_entry(fit, entry, source, target)
+        else:
+            found.append((entry, reading))
     if missing and (spec.required or found):
         ledger.findings += (accounts.missing(name, spec, target) for name in missing)
-    if not found or not spec.loaded:
-        return None
-    return _fill_slot(spec, target, found, ledger)
+    return found
 
 
-def _stored_spec(spec: ParameterSpec, target: Target, source: Source, quantization: Quantization) -> ParameterSpec:
-    specs = quantization.declare(target.treatment, source.geometry(target.geometry))
-    return next(each for each in specs if each.name == spec.name)
-
-
-def _fill_slot(
-    spec: ParameterSpec,
-    target: Target,
-    found: list[tuple[Source, ParameterSpec, TensorEntry]],
-    ledger: _Ledger,
-) -> Slot | None:
-    dtypes = {entry.dtype for _, _, entry in found}
+def _fill_slot(blank: Blank, target: Target, found: Sequence[_Found], complete: bool, ledger: _Ledger) -> Slot | None:
+    spec, dtypes = blank.spec, {entry.dtype for entry, _ in found}
     if len(dtypes) > 1 and not spec.cast:
         ledger.findings.append(accounts.mixed_dtypes(spec, target, dtypes))
         return None
-    try:
-        copies = tuple(
-            copy for source, stored, entry in found for copy in make_copies(spec, target, source, stored, entry)
-        )
-        shape = local_shape(spec, target)
-    except LayoutError as error:
-        ledger.findings.append(report("QL401", str(error), where=f"{target.name}.{spec.name}"))
-        return None
-    padded = any(cut.padding for cut in target.shard.out)
+    written = sum([reading.written for _, reading in found])
+    if written != blank.owned:
+        fault = next((reading.fault for _, reading in found if reading.fault), "")
+        if fault:
+            ledger.findings.append(report("QL401", fault, where=f"{target.name}.{spec.name}"))
+            return None
+        if complete:
+            raise _broken_law(blank, target, written)
+    copies = [Copy(entry, reading.shape, *move) for entry, reading in found for move in reading.moves]
     dtype = target.geometry.dtype if spec.cast else dtypes.pop()
-    return Slot(spec.name, spec.kind, dtype, shape, 0 if padded else spec.fill, copies, spec.bounds)
+    return Slot(spec.name, spec.kind, dtype, blank.shape, blank.fill, tuple(copies), spec.bounds)
+
+
+def _broken_law(blank: Blank, target: Target, written: int) -> QloadError:
+    """The planner's own law: copies write every entry that the rank owns once. No checkpoint can break it."""
+    return QloadError(
+        "the planned copies do not write every entry exactly once",
+        where=f"{target.name}.{blank.spec.name}",
+        expected=f"{blank.owned} entries",
+        found=f"{written}",
+        remedy=f"correct the axes that {target.treatment.method.name} declares, or report a fault of qload",
+    )
+
+
+def _account_sources(target: Target, arrangement: Arrangement, ledger: _Ledger) -> None:
+    """One finding for each module that has no place in its layer, whatever it stores, and for each that lacks."""
+    for number in arrangement.strays:
+        source = target.sources[number]
+        ledger.used.update(f"{source.prefix}.{leaf}" for leaf in ledger.modules.get(source.prefix, ()))
+        ledger.findings.append(accounts.stray(source, target))
+    ledger.findings += accounts.check_coverage(target, arrangement)
 
 
 def _check_sources(target: Target, ledger: _Ledger) -> Iterator[Finding]:

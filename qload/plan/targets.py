@@ -6,6 +6,9 @@ from qload.geometry import Geometry, Part, Shard
 from qload.layout import Dim, Extent, Extents
 from qload.quantization import Treatment
 
+Position = tuple[int, int, int | None, int, int]
+"""Which rows of which parts of which expert a source has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -21,6 +24,16 @@ class Source:
     expert: int | None = None
     before: int = 0
     after: int = 0
+
+    @property
+    def position(self) -> Position:
+        """What sources share that fill the same share of layers that are alike."""
+        return (self.part, self.parts, self.expert, self.before, self.after)
+
+    def belongs_to(self, layer: Geometry) -> bool:
+        """Whether the layer has those parts, and that expert."""
+        has_expert = self.expert is None or 0 <= self.expert < (layer.experts or 0)
+        return has_expert and 0 <= self.part < self.part + self.parts <= len(layer.parts)
 
     def geometry(self, layer: Geometry) -> Geometry:
         """The geometry of the stored tensors. Parts that are fused on disk round as one."""

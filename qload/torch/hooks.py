@@ -76,8 +76,8 @@ class LoadedLayer(Protocol):
 class Completion:
     """What runs once a layer's last copy has landed: the method's own hook; then its other hooks prove themselves.
 
-    The proof is a value of the right shape and dtype, for one layer of each scheme and kind: hot calls then go
-    without a check. Raises PluginError where a hook raises, or answers with something else.
+    The proof is a value of the right shape and dtype, for one layer of each scheme, and one embedding: hot calls
+    then go without a check. Raises PluginError where a hook raises, or answers with something else.
     """
 
     runtime: Runtime
@@ -87,7 +87,7 @@ class Completion:
         if process is not None:
             name = "qload_process_weights_after_loading"
             call(self.runtime.method.origin, name, process, layer, where=layer.name)
-        kind = (layer.scheme, layer.local.kind)
+        kind = (layer.scheme, layer.local.kind is Kind.EMBEDDING)
         if kind not in self.runtime.proven and _can_compute(layer.local):
             with torch.no_grad():
                 self._prove(layer)

@@ -7,7 +7,7 @@ import torch
 
 from qload.errors import CheckpointError
 from qload.findings import Finding, report
-from qload.geometry import Kind
+from qload.geometry import Kind, check_rank
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
@@ -17,7 +17,8 @@ from qload.quantization import Quantization, Treatment
 class Site:
     """What all layers of a model share, and the name below which one stands.
 
-    `rank` of `size` says whose shard a layer is to be; `dtype` is what it computes in.
+    `rank` of `size` says whose shard a layer is to be; `dtype` is what it computes in. Raises LayoutError for a
+    rank that `size` does not have.
     """
 
     quantization: Quantization
@@ -25,6 +26,9 @@ class Site:
     rank: int = 0
     size: int = 1
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank, self.size)
 
     def at(self, name: str) -> "Site":
         """The site of that name below this one."""

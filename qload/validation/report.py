@@ -1,13 +1,13 @@
 """The verdict on a checkpoint: its plan's findings, without the copying."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, open_folder
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, Severity, report
-from qload.outline import outline
-from qload.plan import make_plan
+from qload.outline import Outline, outline
+from qload.plan import find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
 
@@ -64,13 +64,29 @@ def _find(checkpoint: Checkpoint, registry: Registry) -> tuple[str | None, tuple
     try:
         return _plan(checkpoint, resolve(checkpoint, registry))
     except CheckpointError as error:
-        faults = [fault for fault in error.findings if isinstance(fault, Finding)]
-        return None, (*checkpoint.findings, *faults)
+        reasons = [fault for fault in error.findings if isinstance(fault, Finding)]
+        return None, (*checkpoint.findings, *reasons)
     except MethodError as error:
         return None, (*checkpoint.findings, report("QL104", str(error), file="config.json"))
 
 
 def _plan(checkpoint: Checkpoint, quantization: Quantization) -> tuple[str, tuple[Finding, ...]]:
     drawn = outline(checkpoint, quantization)
-    plan = make_plan(checkpoint, quantization, drawn.targets, drawn.plain)
-    return quantization.method.name, (*plan.findings, *drawn.findings)
+    return quantization.method.name, (*_find_faults(checkpoint, quantization, drawn), *drawn.findings)
+
+
+def _find_faults(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> tuple[Finding, ...]:
+    """The plan's findings; layers that headers cannot tell apart are planned one by one only where one has some."""
+    if "qload_check" not in quantization.method.declaration:
+        thin = _thin(checkpoint, drawn)
+        if not find_faults(thin, quantization, drawn.samples, drawn.plain):
+            return ()
+    return find_faults(checkpoint, quantization, drawn.targets, drawn.plain)
+
+
+def _thin(checkpoint: Checkpoint, drawn: Outline) -> Checkpoint:
+    """The checkpoint without the layers that are like another one."""
+    layers = [sample.name for sample in drawn.samples]
+    names = [f"{layer}.{leaf}" for layer in layers for leaf in checkpoint.modules[layer]]
+    names += [tensor.stored_as for tensor in drawn.plain]
+    return replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})

@@ -1,6 +1,6 @@
 """The plan: every slot covered exactly once, every tensor accounted for, and what is wrong named."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planning import entries, plan_layer, written, wrong
 from samples import make_quantization
 
-from qload import Quantization, Registry
+from qload import Registry
 from qload.checkpoint import Checkpoint, TensorEntry
-from qload.dtypes import storage_bytes
 from qload.errors import LayoutError
 from qload.geometry import (
     Geometry,
@@ -27,7 +27,7 @@ from qload.geometry import (
     vocabulary,
 )
 from qload.hookspecs import ModuleInfo
-from qload.plan import PlainTarget, Plan, Slot, Source, Target, make_plan
+from qload.plan import PlainTarget, Source, Target, make_plan
 
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 SECTIONS: list[dict[str, Any]] = [
@@ -49,47 +49,6 @@ SECTIONS: list[dict[str, Any]] = [
         )
     ),
 ]  # fmt: skip
-
-
-def entries(quantization: Quantization, geometry: Geometry, sources: Sequence[Source]) -> dict[str, TensorEntry]:
-    """What a whole checkpoint would store for a layer, byte after byte."""
-    found: dict[str, TensorEntry] = {}
-    offset = 0
-    treatment = quantization.treat(ModuleInfo((sources[0].prefix,)))
-    for source in sources:
-        stored = source.geometry(geometry)
-        for spec in quantization.declare(treatment, stored):
-            shape = spec.layout.shape(stored.extents)
-            size = storage_bytes(spec.dtypes[0], int(np.prod(shape)))
-            name = f"{source.prefix}.{spec.stored_as}"
-            found[name] = TensorEntry(name, spec.dtypes[0], shape, "f", offset, offset + size)
-            offset += size
-    return found
-
-
-def plan_layer(
-    quantization: Quantization,
-    geometry: Geometry,
-    sources: Sequence[Source],
-    sharding: Sharding = replicated,
-    rank: int = 0,
-    size: int = 1,
-    changes: Mapping[str, TensorEntry | None] | None = None,
-) -> Plan:
-    stored = entries(quantization, geometry, sources)
-    changed = {**stored, **(changes or {})}
-    stored = {name: entry for name, entry in changed.items() if entry is not None}
-    treatment = quantization.treat(ModuleInfo((sources[0].prefix,)))
-    target = Target("layer", geometry, treatment, sharding(geometry, rank, size), tuple(sources))
-    return make_plan(Checkpoint(Path("x"), {}, stored), quantization, [target])
-
-
-def written(slot: Slot) -> "np.ndarray[Any, Any]":
-    """How many copies write each entry of a slot."""
-    count = np.zeros(slot.shape, dtype=np.int64)
-    for copy in slot.copies:
-        count[tuple(interval.slice for interval in copy.destination)] += 1
-    return count
 
 
 def layouts() -> Iterator[tuple[Geometry, tuple[Source, ...]]]:
@@ -181,10 +140,6 @@ def test_bytes_are_counted(registry: Registry) -> None:
     assert plan.bytes_read == plan.nbytes == sum(entry.nbytes for entry in stored.values())
 
 
-def wrong(name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, TensorEntry]:
-    return {name: TensorEntry(name, dtype, shape, "f", 0, storage_bytes(dtype, int(np.prod(shape))))}
-
-
 @pytest.mark.parametrize(
     ("changes", "code", "where"),
     [
@@ -208,6 +163,16 @@ def test_what_is_wrong_is_named(
     quantization = make_quantization(GPTQ, registry)
     plan = plan_layer(quantization, single(256, 256), (Source("a"),), changes=changes)
     assert [(finding.code, finding.where) for finding in plan.findings] == [(code, where)]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "noun"),
+    [("qweight", "packed weight"), ("qzeros", "zero-point"), ("scales", "group scale"), ("g_idx", "group index")],
+)
+def test_a_tensor_is_called_by_what_it_is_for(registry: Registry, leaf: str, noun: str) -> None:
+    quantization = make_quantization({**GPTQ, "desc_act": True}, registry)
+    plan = plan_layer(quantization, single(256, 256), (Source("a"),), changes={f"a.{leaf}": None})
+    assert [finding.message for finding in plan.findings] == [f"the {noun} is not stored"]
 
 
 def test_an_optional_tensor_may_be_absent_everywhere_but_not_somewhere(registry: Registry) -> None:
@@ -261,6 +226,31 @@ def test_plain_tensors_are_matched_by_name_shape_and_dtype(registry: Registry) -
     bad = [replace(targets[0], shape=(5,)), replace(targets[1], dtype="F32"), PlainTarget("x", "x", (1,), None)]
     codes = [finding.code for finding in make_plan(checkpoint, quantization, [], bad).findings]
     assert codes == ["QL307", "QL308", "QL201"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "fits"),
+    [
+        ("F32", "BF16", True),
+        ("F16", "F64", True),
+        ("I64", "I64", True),
+        ("F8_E4M3", "F8_E4M3", True),
+        ("F32", None, True),
+        ("F8_E4M3", None, True),
+        ("F32", "I64", False),
+        ("F32", "F8_E4M3", False),
+        ("F8_E4M3", "F32", False),
+        ("I64", "I32", False),
+        ("U8", "BOOL", False),
+    ],
+)
+def test_plain_tensors_are_cast_only_between_ordinary_floats(
+    registry: Registry, stored: str, wanted: str | None, fits: bool
+) -> None:
+    checkpoint = Checkpoint(Path("x"), {}, wrong("ids", stored, (4,)))
+    plan = make_plan(checkpoint, make_quantization(GPTQ, registry), [], [PlainTarget("ids", "ids", (4,), wanted)])
+    assert [(finding.code, finding.found) for finding in plan.findings] == ([] if fits else [("QL308", stored)])
+    assert len(plan.layers) == int(fits)
 
 
 def test_rows_that_lie_in_a_tensor_of_several_layers(registry: Registry) -> None:

@@ -99,7 +99,7 @@ def half(tensor: Tensor) -> Tensor:
 IN_HEADERS: dict[str, tuple[Break, set[str], str]] = {
     "a scale that is missing": (drop(f"{LAYER}.weight_scale"), {"QL201"}, f"{LAYER}.weight_scale"),
     "packed weights that are missing": (drop(f"{LAYER}.weight_packed"), {"QL201"}, f"{LAYER}.weight_packed"),
-    "zero-points that are missing": (drop(f"{LAYER}.weight_zero_point"), {"QL201"}, "zero point"),
+    "zero-points that are missing": (drop(f"{LAYER}.weight_zero_point"), {"QL201"}, "the zero-point is not stored"),
     "a layer that is missing": (tensors(drop_layer), {"QL201"}, "layers.1.self_attn.q_proj.weight_packed"),
     "a norm that is missing": (drop("model.norm.weight"), {"QL201"}, "model.norm.weight"),
     "an embedding that is missing": (drop("model.embed_tokens.weight"), {"QL201"}, "embed_tokens"),
@@ -306,9 +306,27 @@ def test_a_whole_expert_that_is_missing(broken: Callable[[str], Path]) -> None:
             del stored[name]
 
     edit_tensors(folder, change)
-    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts\.gate_up_proj\.3.* is not stored") as caught:
+    with pytest.raises(CheckpointError, match="an expert is not stored") as caught:
         qload.load(folder)
-    assert {finding.code for finding in caught.value.findings} == {"QL205"}
+    assert [(finding.code, finding.where) for finding in caught.value.findings] == [
+        ("QL205", f"model.layers.0.mlp.experts.3.{name}") for name in ("gate_proj", "up_proj", "down_proj")
+    ]
+
+
+def test_an_expert_too_many(broken: Callable[[str], Path]) -> None:
+    """The config says four experts, and the router has rows for as many: nothing would ever read the fifth."""
+    folder = broken("ct-qwen3moe-w4a16")
+
+    def change(stored: dict[str, Tensor]) -> None:
+        for name in [name for name in stored if ".layers.0.mlp.experts.3." in name]:
+            stored[name.replace("experts.3", "experts.4")] = stored[name].clone()
+
+    edit_tensors(folder, change)
+    with pytest.raises(CheckpointError, match="the model has no such expert") as caught:
+        qload.load(folder, ignore=["QL210"])
+    assert [(finding.code, finding.where) for finding in caught.value.findings] == [
+        ("QL205", f"model.layers.0.mlp.experts.4.{name}") for name in ("gate_proj", "up_proj", "down_proj")
+    ]
 
 
 def test_experts_of_different_schemes_are_refused(broken: Callable[[str], Path]) -> None:

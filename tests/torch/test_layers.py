@@ -1,6 +1,7 @@
 """What post-load hooks may do to a layer, and what stays true of every layer whatever its method."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from qload.errors import ModelError
 from qload.geometry import Part
 from qload.layout import in_, out
 from qload.torch import Layer, MergedColumnParallelLinear, ReplicatedLinear, Site, make_experts
-from qload.torch.hooks import Hooks
 
 GATE = "model.layers.0.mlp.gate_proj"
 FUSED = "model.layers.0.mlp.gate_up_proj"
@@ -51,7 +51,7 @@ def apply_twice(piece: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def with_hooks(layer: Layer) -> Layer:
-    layer.hooks = Hooks(layer.hooks.dequantize, apply_twice, None, None, repack)  # type: ignore[arg-type]
+    layer.hooks = replace(layer.hooks, apply=apply_twice, process=repack)  # type: ignore[arg-type]
     return layer
 
 
@@ -75,7 +75,7 @@ def test_the_repacking_that_the_docs_show() -> None:
     layer.set_tensor("values", values)
     layer.set_tensor("row_scale", scale)
     process, apply = shown["qload_process_weights_after_loading"], shown["qload_apply"]
-    layer.hooks = Hooks(layer.hooks.dequantize, apply, None, None, process)
+    layer.hooks = replace(layer.hooks, apply=apply, process=process)
     for _ in range(2):
         process(layer)
     x = torch.randn(3, 256)
@@ -87,7 +87,7 @@ def test_loading_again_starts_from_what_is_stored() -> None:
     layer = with_hooks(merged())
     hooks = layer.hooks
     load(layer)
-    layer.hooks = Hooks(hooks.dequantize, hooks.apply, None, None, None)
+    layer.hooks = replace(hooks, process=lambda _: None)
     assert torch.equal(qload.dequantize(load(layer)), qload.dequantize(load(merged())))
     assert "weight_twice" not in layer.specs
 

@@ -1,7 +1,7 @@
 """Validating: real checkpoints are clean, and what is said of a bad one can be read by people and programs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,9 @@ from samples import DEMO, is_supported, samples, supported
 from torch import Tensor
 
 import qload
+from qload.checkpoint import TensorEntry
 from qload.errors import QloadError
+from qload.findings import Finding
 
 
 @pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
@@ -92,6 +94,41 @@ def test_modules_that_a_class_name_may_or_may_not_mean_are_left_alone(broken: Ca
 
     edit_config(folder, change)
     assert qload.validate(folder).findings == ()
+
+
+@pytest.mark.parametrize("projection", ["self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_fault_is_found_in_whichever_layer_it_is(layer: int, projection: str, broken: Callable[[str], Path]) -> None:
+    """Layers that are alike are planned once; one that differs is not among them."""
+    folder, scale = broken(DEMO.name), f"model.layers.{layer}.{projection}.weight_scale"
+    edit_tensors(folder, lambda stored: stored.update({scale: stored[scale][:, 1:].clone()}))
+    assert [(each.code, each.where) for each in qload.validate(folder).findings] == [("QL301", scale)]
+
+
+def test_a_fault_of_many_layers_is_named_for_each(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+
+    def rename(stored: dict[str, Tensor]) -> None:
+        for name in [name for name in stored if name.endswith("up_proj.weight_scale")]:
+            stored[name + "s"] = stored.pop(name)
+
+    edit_tensors(folder, rename)
+    layers = [f"model.layers.{number}.mlp.up_proj.weight_scale" for number in (0, 1)]
+    found = [each.where for each in qload.validate(folder).findings]
+    assert sorted(found) == sorted([*layers, *(f"{layer}s" for layer in layers)])
+
+
+def test_a_methods_own_rules_see_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, seen = qload.Registry.discover(), []
+
+    def check(_: object, tensors: Mapping[str, TensorEntry]) -> list[Finding]:
+        seen.append(tensors["weight_packed"].name)
+        return []
+
+    method = registry.method("compressed-tensors")
+    monkeypatch.setattr(method, "declaration", {**method.declaration, "qload_check": check})
+    assert qload.validate(DEMO, registry=registry).findings == ()
+    assert len(seen) == len(set(seen)) == 14
 
 
 def test_nothing_that_passes_is_refused_for_what_headers_show() -> None:

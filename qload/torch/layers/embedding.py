@@ -53,7 +53,6 @@ class VocabParallelEmbedding(_VocabularyLayer):
         super().__init__(num_embeddings, embedding_dim, site, multiple=multiple, source=source, treatment=treatment)
         if self.hooks.embedding is None:
             raise CapabilityError(self.treatment.method.name, "qload_embedding", site.name)
-        self._look_up = self.hooks.embedding
 
     @property
     def num_embeddings(self) -> int:
@@ -65,17 +64,19 @@ class VocabParallelEmbedding(_VocabularyLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] into [..., embedding_dim]: zeros for the rows that other ranks hold."""
-        piece = self.pieces()[0]
-        if self.shard.size == 1:
-            rows = self._look_up(piece, ids.reshape(-1))
-        else:
-            rows = self._look_up_owned(ids.reshape(-1))
-        return rows.to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+        look_up = self._look_up if self.shard.size == 1 else self._look_up_owned
+        return look_up(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+
+    def _look_up(self, ids: Tensor) -> Tensor:
+        hook = self.hooks.embedding
+        if hook is None:
+            raise CapabilityError(self.treatment.method.name, "qload_embedding", self.name)
+        return hook(self.pieces()[0], ids)
 
     def _look_up_owned(self, ids: Tensor) -> Tensor:
         cut = self.shard.out[0]
         owned = (ids >= cut.start) & (ids < cut.stop)
-        rows = self._look_up(self.pieces()[0], torch.where(owned, ids - cut.start, 0))
+        rows = self._look_up(torch.where(owned, ids - cut.start, 0))
         return torch.where(owned[:, None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
 
 

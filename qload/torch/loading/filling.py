@@ -70,7 +70,7 @@ def _fill_layer(
             tally.add(reader.read(copy, region), copy.nbytes, layer.name)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    if isinstance(module, Layer) and not findings and module.hooks.process is not None:
+    if isinstance(module, Layer) and not findings:
         module.hooks.process(module)
     return findings
 

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -17,7 +17,6 @@ from qload.quantization import Quantization, Treatment
 from qload.torch.layers import (
     ExpertLinear,
     Experts,
-    Gate,
     Layer,
     ParallelLMHead,
     ReplicatedLinear,
@@ -228,8 +227,18 @@ def _make_experts(name: str, module: nn.Module, context: _Context) -> Experts | 
     down_proj = stack(down, inner, [Part("", hidden)], row)
     # What is left of the original module is its gate.
     del module.gate_up_proj, module.down_proj
-    gate: Gate = module._apply_gate  # type: ignore[assignment]
-    return Experts(gate_up_proj, down_proj, gate)
+    return Experts(gate_up_proj, down_proj, ModuleGate(module))
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleGate:
+    """The gate of a stack of experts: what is left of a module of transformers, whose weights are taken away."""
+
+    module: nn.Module
+
+    def __call__(self, projected: Tensor) -> Tensor:
+        gated: Tensor = self.module._apply_gate(projected)  # type: ignore[operator]
+        return gated
 
 
 def _is_plain_stack(module: nn.Module) -> bool:

@@ -1,0 +1,116 @@
+"""How the tensors of a source lie in the parameters of a layer, whatever module of the checkpoint the source is."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qload.declare import ParameterSpec
+from qload.errors import LayoutError
+from qload.geometry import Geometry, Shard
+from qload.layout import Cut, Dim, Extents, Place, Region, volume
+from qload.plan.targets import Source
+
+
+class Move(NamedTuple):
+    """From a region of a stored tensor to a region of a parameter."""
+
+    source: Region
+    destination: Region
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A stored tensor viewed with one shape: what is moved of it, and how many entries of the parameter that writes.
+
+    `fault` says why the shard cannot be cut from it.
+    """
+
+    shape: tuple[int, ...]
+    moves: tuple[Move, ...] = ()
+    written: int = 0
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One source's tensor for one parameter: its declaration on disk, and the shapes with which it can be read."""
+
+    stored: ParameterSpec
+    readings: tuple[Reading, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the declaration gives it."""
+        return self.readings[0].shape
+
+    def read(self, shape: tuple[int, ...]) -> Reading | None:
+        """How to read a tensor that is stored with that shape; None where nothing of it would be right."""
+        for reading in self.readings:
+            if shape == reading.shape or self.stored.matches(shape, reading.shape):
+                return reading
+        return None
+
+
+def make_fit(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:
+    """How a source's tensor, declared as `stored`, fills the parameter `spec` of one rank's share of a layer."""
+    extents = source.geometry(geometry).extents
+    whole = _read(spec, stored, source, geometry, shard, extents)
+    by_part = _read(spec, stored, source, geometry, shard, source.fused_extents(geometry))
+    return Fit(stored, (whole,) if whole.shape == by_part.shape else (whole, by_part))
+
+
+def _read(
+    spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard, extents: Extents
+) -> Reading:
+    shape = stored.layout.shape(extents)
+    try:
+        # Parts that a tensor does not tell apart are moved once.
+        moves = tuple(dict.fromkeys(_moves(spec, stored, source, geometry, shard, extents)))
+    except LayoutError as error:
+        return Reading(shape, fault=str(error))
+    return Reading(shape, moves, sum(volume(move.destination) for move in moves))
+
+
+def _moves(
+    spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard, extents: Extents
+) -> Iterator[Move]:
+    """The moves of each part; none where the rank owns nothing of it. Raises LayoutError where a unit is split."""
+    layer, local = geometry.extents, shard.local(geometry).extents
+    goals = _expert_cut(source, shard)
+    if goals is None:
+        return
+    for part in range(source.part, source.part + source.parts):
+        origin = _source_place(source, part, geometry, shard, len(extents[Dim.PART].sizes))
+        region = stored.layout.region(extents, origin)
+        if volume(region):
+            yield Move(region, spec.layout.region(local, _destination_place(part, shard, goals), whole=layer))
+
+
+def _source_place(source: Source, part: int, geometry: Geometry, shard: Shard, stored_parts: int) -> Place:
+    cuts = dict(shard.cuts(part))
+    segments: dict[Dim, int] = {Dim.PART: part - source.part if stored_parts > 1 else 0}
+    if source.parts > 1 and geometry.interleaved:
+        segments[Dim.OUT] = part - source.part
+    else:
+        before = sum(each.size for each in geometry.parts[source.part : part])
+        cuts[Dim.OUT] = _shift(cuts[Dim.OUT], source.before + before)
+    if source.expert is None and geometry.experts is not None:
+        cuts[Dim.EXPERT] = shard.experts
+    return Place(segments, cuts)
+
+
+def _destination_place(part: int, shard: Shard, experts: Mapping[Dim, Cut]) -> Place:
+    owned = shard.out[part]
+    return Place({Dim.OUT: part, Dim.PART: part}, {Dim.OUT: Cut(0, owned.size, owned.padding), **experts})
+
+
+def _expert_cut(source: Source, shard: Shard) -> Mapping[Dim, Cut] | None:
+    """Where a source's expert lies among those that the rank owns; None where it is not among them."""
+    if source.expert is None:
+        return {}
+    number = source.expert - shard.experts.start
+    return {Dim.EXPERT: Cut(number, number + 1)} if 0 <= number < shard.experts.size else None
+
+
+def _shift(cut: Cut, offset: int) -> Cut:
+    return Cut(cut.start + offset, cut.stop + offset, cut.padding)

@@ -1,0 +1,133 @@
+"""What layers have in common that are alike: worked out once, however many there are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from qload.declare import ParameterSpec
+from qload.geometry import Geometry, Shard
+from qload.layout import Cut
+from qload.plan.fits import Fit, make_fit
+from qload.plan.targets import Position, Source, Target
+from qload.quantization import Quantization, Treatment
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """A parameter before it is filled: its shape on this rank, and what it holds.
+
+    `owned` is the number of its entries that copies are to write, each once: all but the padding.
+    """
+
+    spec: ParameterSpec
+    shape: tuple[int, ...]
+    owned: int
+    fill: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A part of an expert that the rank owns, and that `count` sources fill in place of one."""
+
+    part: int
+    expert: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How the sources of a layer make it up: by their numbers, those that it `uses`, and the `strays`.
+
+    `fits` has for each of the layer's parameters the fit of each source that is used.
+    """
+
+    used: tuple[int, ...]
+    strays: tuple[int, ...]
+    gaps: tuple[Gap, ...]
+    fits: tuple[tuple[Fit, ...], ...]
+
+
+@dataclass(slots=True)
+class Form:
+    """Layers of one treatment, geometry and shard."""
+
+    quantization: Quantization
+    treatment: Treatment
+    geometry: Geometry
+    shard: Shard
+    blanks: tuple[Blank, ...] = ()
+    _arrangements: dict[tuple[Position, ...], Arrangement] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        specs = self.quantization.declare(self.treatment, self.geometry)
+        self.blanks = tuple(_make_blank(spec, self.geometry, self.shard) for spec in specs)
+
+    def arrange(self, sources: Sequence[Source]) -> Arrangement:
+        """The arrangement of a layer's sources, which is that of all layers whose sources stand alike."""
+        positions = tuple([source.position for source in sources])
+        if positions not in self._arrangements:
+            self._arrangements[positions] = self._arrange(sources)
+        return self._arrangements[positions]
+
+    def _arrange(self, sources: Sequence[Source]) -> Arrangement:
+        used = tuple(number for number, source in enumerate(sources) if source.belongs_to(self.geometry))
+        chosen = [sources[number] for number in used]
+        fits = [self._fit(source) for source in chosen]
+        return Arrangement(
+            used,
+            tuple(number for number in range(len(sources)) if number not in used),
+            _find_gaps(chosen, self.geometry, self.shard),
+            tuple(tuple(fit[number] for fit in fits) for number in range(len(self.blanks))),
+        )
+
+    def _fit(self, source: Source) -> list[Fit]:
+        stored = self.quantization.declare(self.treatment, source.geometry(self.geometry))
+        # The first wins where a faulty method declares a name twice.
+        by_name = {spec.name: spec for spec in reversed(stored)}
+        specs = [blank.spec for blank in self.blanks]
+        return [make_fit(spec, by_name[spec.name], source, self.geometry, self.shard) for spec in specs]
+
+
+@dataclass(slots=True)
+class Forms:
+    """The forms of all layers of one plan."""
+
+    quantization: Quantization
+    _forms: dict[tuple[Treatment, Geometry, Shard], Form] = field(default_factory=dict)
+
+    def of(self, target: Target) -> Form:
+        key = (target.treatment, target.geometry, target.shard)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = Form(self.quantization, *key)
+        return form
+
+
+def _make_blank(spec: ParameterSpec, geometry: Geometry, shard: Shard) -> Blank:
+    extents = geometry.extents
+    shape = spec.layout.local_shape(extents, shard.local(geometry).extents)
+    owned = spec.layout.local_shape(extents, shard.without_padding().local(geometry).extents)
+    padded = any(cut.padding for cut in shard.out)
+    return Blank(spec, shape, prod(owned), 0 if padded else spec.fill)
+
+
+def _find_gaps(sources: Sequence[Source], geometry: Geometry, shard: Shard) -> tuple[Gap, ...]:
+    """The parts of the experts that the rank owns, but for those that come from exactly one source."""
+    experts = _range(shard.experts) if geometry.experts is not None else (None,)
+    counts = Counter(
+        (part, expert)
+        for source in sources
+        for part in range(source.part, source.part + source.parts)
+        for expert in (experts if source.expert is None else (source.expert,))
+    )
+    return tuple(
+        Gap(part, expert, counts[part, expert])
+        for expert in experts
+        for part in range(len(geometry.parts))
+        if counts[part, expert] != 1
+    )
+
+
+def _range(cut: Cut) -> range:
+    return range(cut.start, cut.stop)

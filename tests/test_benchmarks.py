@@ -1,0 +1,23 @@
+"""The benchmarks run: a figure that nobody can measure again is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_planning_is_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    options = ["--layers", "5", "--experts", "2", "--rounds", "2", "--json", str(kept)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "plan_speed.py"), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(kept.read_text())
+    assert found["tensors"] == 3 + 5 * (5 + 4 * 3 + 2 * 3 * 3)
+    assert {way: len(runs) for way, runs in found["seconds"].items()} == {
+        "parse the headers": 2, "qload.validate": 2, "plan": 2,
+    }  # fmt: skip
+    assert found["machine"]["processor"]

@@ -1,0 +1,158 @@
+"""What validating can find without a model, and what only loading can: the catalogue says it, and this holds it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edits import INDEX, WEIGHTS, edit_config, edit_tensors, split_files, write_index
+from samples import DEMO
+from torch import Tensor
+
+import qload
+from qload.errors import CheckpointError
+from qload.findings import RULES
+
+Break = Callable[[Path], Any]
+LAYER = "model.layers.0.mlp.down_proj"
+MIXTURE = "ct-qwen3moe-w4a16"
+EXPERT = "model.layers.0.mlp.experts.3."
+
+
+def put(name: str, change: Callable[[Tensor], Tensor]) -> Break:
+    return lambda folder: edit_tensors(folder, lambda stored: stored.update({name: change(stored[name])}))
+
+
+def put_leaf(leaf: str, change: Callable[[Tensor], Tensor]) -> Break:
+    return put(f"{LAYER}.{leaf}", change)
+
+
+def add(name: str, tensor: Tensor) -> Break:
+    return lambda folder: edit_tensors(folder, lambda stored: stored.update({name: tensor}))
+
+
+def drop(begin: str) -> Break:
+    def change(stored: dict[str, Tensor]) -> None:
+        for name in [name for name in stored if name.startswith(begin)]:
+            del stored[name]
+
+    return lambda folder: edit_tensors(folder, change)
+
+
+def config(change: Callable[[dict[str, Any]], Any]) -> Break:
+    return lambda folder: edit_config(folder, change)
+
+
+def cut(size: int) -> Break:
+    return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+
+
+def pickle(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def lose_file(folder: Path) -> None:
+    (folder / split_files(folder)[f"{LAYER}.weight_scale"]).unlink()
+
+
+def misplace(folder: Path) -> None:
+    placed = split_files(folder)
+    write_index(folder, {**placed, "surplus": placed[f"{LAYER}.weight_scale"]})
+
+
+def lose_index(folder: Path) -> None:
+    split_files(folder)
+    (folder / INDEX).unlink()
+
+
+def store_twice(folder: Path) -> None:
+    lose_index(folder)
+    first = min(folder.glob("model-*"))
+    (folder / "model-00003-of-00003.safetensors").write_bytes(first.read_bytes())
+
+
+def half(tensor: Tensor) -> Tensor:
+    return tensor[: len(tensor) // 2].clone()
+
+
+VALIDATED: dict[str, tuple[str, Break]] = {
+    "QL001": (DEMO.name, pickle),
+    "QL002": (DEMO.name, lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1")),
+    "QL003": (DEMO.name, lambda folder: (folder / WEIGHTS).write_bytes(b"\2" + bytes(7) + b"[]")),
+    "QL004": (DEMO.name, cut(100_000)),
+    "QL005": (DEMO.name, lose_file),
+    "QL006": (DEMO.name, misplace),
+    "QL007": (DEMO.name, lose_index),
+    "QL008": (DEMO.name, store_twice),
+    "QL011": (DEMO.name, lambda folder: (folder / WEIGHTS).unlink()),
+    "QL101": (DEMO.name, config(lambda whole: whole.pop("quantization_config"))),
+    "QL104": (DEMO.name, config(lambda whole: whole["quantization_config"].update(quant_method="wish"))),
+    "QL105": (DEMO.name, lambda folder: (folder / "config.json").write_text("{")),
+    "QL201": (DEMO.name, drop(f"{LAYER}.weight_scale")),
+    "QL202": (DEMO.name, config(lambda whole: whole["quantization_config"]["ignore"].append(LAYER))),
+    "QL210": (DEMO.name, add(f"{LAYER}.surplus", torch.zeros(2))),
+    "QL301": (DEMO.name, put_leaf("weight_scale", lambda scale: scale[:, 1:].clone())),
+    "QL302": (DEMO.name, put_leaf("weight_packed", half)),
+    "QL303": ("ct-fp8-block", put_leaf("weight_scale", half)),
+    "QL304": (DEMO.name, put_leaf("weight_scale", lambda scale: scale.to(torch.uint8))),
+    "QL305": (DEMO.name, put_leaf("weight_zero_point", half)),
+    "QL307": (DEMO.name, put_leaf("weight_shape", half)),
+    "QL308": (DEMO.name, put_leaf("weight_packed", lambda packed: packed.to(torch.int64))),
+}
+"""For each code that validating can find, a checkpoint and what makes it so."""
+
+LOADED: dict[str, tuple[str, Break]] = {
+    "QL205": (MIXTURE, drop(EXPERT)),
+    "QL206": ("ct-qwen2-tied-w8a8", lambda folder: add("lm_head.weight", read_table(folder))(folder)),
+    "QL208": ("gptq-4bit-g128-asym", add(f"{LAYER}.bias", torch.zeros(256, dtype=torch.float16))),
+    "QL501": (DEMO.name, put_leaf("weight_scale", lambda scale: scale * float("nan"))),
+    "QL505": ("gptq-4bit-g32-sym-descact", put_leaf("g_idx", lambda index: index + 1)),
+}
+"""The same for some that only loading can."""
+
+
+def read_table(folder: Path) -> Tensor:
+    found: list[Tensor] = []
+    edit_tensors(folder, lambda stored: found.append(stored["model.embed_tokens.weight"].clone()))
+    return found[0]
+
+
+def test_the_catalogue_says_what_validating_can_find() -> None:
+    assert {code for code, rule in RULES.items() if rule.is_validated} == VALIDATED.keys()
+
+
+@pytest.mark.parametrize("code", VALIDATED)
+def test_what_validating_can_find_it_finds(code: str, broken: Callable[[str], Path]) -> None:
+    name, broken_by = VALIDATED[code]
+    folder = broken(name)
+    broken_by(folder)
+    found = {finding.code for finding in qload.validate(folder).findings}
+    assert code in found
+    assert all(RULES[each].is_validated for each in found)
+
+
+@pytest.mark.parametrize("code", LOADED)
+def test_what_only_loading_can_find_is_no_fault_to_the_validator(code: str, broken: Callable[[str], Path]) -> None:
+    name, broken_by = LOADED[code]
+    folder = broken(name)
+    broken_by(folder)
+    assert qload.validate(folder).findings == ()
+    assert {finding.code for finding in load(folder)} == {code}
+    assert not RULES[code].is_validated
+
+
+@pytest.mark.parametrize("begin", ["model.layers.1.", "model.layers.0.mlp.up_proj.", "model.norm."])
+def test_what_is_wholly_missing_is_found_by_loading(begin: str, broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    drop(begin)(folder)
+    assert qload.validate(folder).findings == ()
+    assert {finding.code for finding in load(folder)} == {"QL201"}
+
+
+def load(folder: Path) -> tuple[Any, ...]:
+    """What a load finds, whether it raises it or not."""
+    try:
+        return qload.report(qload.load(folder)).findings
+    except CheckpointError as error:
+        return error.findings
