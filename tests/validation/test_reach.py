@@ -86,6 +86,7 @@ VALIDATED: dict[str, tuple[str, Break]] = {
     "QL007": (DEMO.name, lose_index),
     "QL008": (DEMO.name, store_twice),
     "QL011": (DEMO.name, lambda folder: (folder / WEIGHTS).unlink()),
+    "QL012": (DEMO.name, lambda folder: (folder / "config.json").unlink()),
     "QL101": (DEMO.name, config(lambda whole: whole.pop("quantization_config"))),
     "QL104": (DEMO.name, config(lambda whole: whole["quantization_config"].update(quant_method="wish"))),
     "QL105": (DEMO.name, lambda folder: (folder / "config.json").write_text("{")),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from samples import DEMO, is_supported, samples, supported
 from torch import Tensor
 
 import qload
+from qload.calls import BoundHook
 from qload.checkpoint import TensorEntry
 from qload.errors import QloadError
 from qload.findings import Finding
@@ -126,7 +128,8 @@ def test_a_methods_own_rules_see_every_layer(monkeypatch: pytest.MonkeyPatch) ->
         return []
 
     method = registry.method("compressed-tensors")
-    monkeypatch.setattr(method, "declaration", {**method.declaration, "qload_check": check})
+    hooks = {**method.declaration, "qload_check": BoundHook(method.origin, "qload_check", check)}
+    monkeypatch.setattr(method, "_declaration", replace(method._declaration, hooks=hooks))
     assert qload.validate(DEMO, registry=registry).findings == ()
     assert len(seen) == len(set(seen)) == 14
 
