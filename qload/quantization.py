@@ -97,6 +97,8 @@ def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
     schema or names an unknown method.
     """
     section = find_section(checkpoint.config)
+    if section is not None and not isinstance(section, Mapping):
+        raise CheckpointError(str(checkpoint.path), [_not_an_object(section)])
     name = section.get("quant_method") if section is not None else None
     if isinstance(name, str) and name in registry.names:
         return _bind(registry.method(name), section, "config.json", checkpoint, registry)
@@ -109,14 +111,22 @@ def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
     raise _unknown(name, checkpoint, registry)
 
 
-def find_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The quantization config inside a model's config, also where a nested text config holds it."""
-    for holder in (config, *(config.get(key) for key in _NESTED)):
-        for key in SECTIONS:
-            if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
-                section: Mapping[str, Any] = holder[key]
-                return section or None
-    return None
+def find_section(config: Mapping[str, Any]) -> object:
+    """What a model's config, or a nested config of its text, says of quantization; None for nothing."""
+    holders = (config, *(config.get(key) for key in _NESTED))
+    sections = (holder.get(key) for holder in holders if isinstance(holder, Mapping) for key in SECTIONS)
+    return next((section for section in sections if section not in (None, {})), None)
+
+
+def _not_an_object(section: object) -> Finding:
+    return report(
+        "QL105",
+        "is not a JSON object",
+        where=SECTIONS[0],
+        file="config.json",
+        found=type(section).__name__,
+        remedy="leave it out where nothing is quantized",
+    )
 
 
 def _unknown(name: object, checkpoint: Checkpoint, registry: Registry) -> CheckpointError:

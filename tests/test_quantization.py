@@ -59,6 +59,12 @@ def test_the_section_is_found_where_tools_put_it(config: dict[str, Any]) -> None
     assert find_section(config) == {"quant_method": "x"}
 
 
+@pytest.mark.parametrize("section", [[1], "gptq", 3, True])
+def test_a_section_that_is_no_object(section: object, registry: Registry) -> None:
+    with pytest.raises(CheckpointError, match=r"QL105 quantization_config in config\.json: is not a JSON object"):
+        resolve(bare({"quantization_config": section}), registry)
+
+
 @pytest.mark.parametrize("config", [{}, {"quantization_config": None}, {"quantization_config": {}}])
 def test_no_section_means_not_quantized(registry: Registry, config: dict[str, Any]) -> None:
     quantization = resolve(bare(config), registry)

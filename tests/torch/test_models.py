@@ -1,6 +1,7 @@
 """Real checkpoints, made by other people's tools, against the numbers of those tools."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from samples import DATA, DEMO, is_supported, read_config, read_reference, relat
 from torch import Tensor, nn
 
 import qload
+from qload import Registry
+from qload.calls import Origin
+from qload.checkpoint import Checkpoint, open_folder
 from qload.errors import CheckpointError, ModelError
 from qload.torch import Experts, Layer, ParallelLMHead, VocabParallelEmbedding
 
@@ -211,6 +215,26 @@ def test_several_files_load_as_one(broken: Callable[[str], Path]) -> None:
     split_files(folder, 3)
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(compute(load(folder), ids), compute(load(DEMO), ids))
+
+
+def test_the_config_is_the_one_that_the_checkpoint_was_opened_with(broken: Callable[[str], Path]) -> None:
+    """Whoever opens a checkpoint, the folder's own file is not looked at again."""
+    folder = broken(DEMO.name)
+
+    class Opener:
+        @staticmethod
+        def qload_open_checkpoint(path: Path) -> Checkpoint:
+            return replace(open_folder(path), config=read_config(DEMO), findings=())
+
+    (folder / "config.json").unlink()
+    found = Registry.discover()
+    origin = Origin("opener", "opener", "strangers", "1", lambda: Opener)
+    registry = Registry([each for name in found.names for each in found.origins(name)], plugins=[origin])
+    model = qload.load(folder, registry=registry)
+    assert model.config.name_or_path == str(folder)
+    assert not hasattr(model.config, "quantization_config")
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(compute(model, ids), compute(qload.load(DEMO), ids))
 
 
 def test_an_architecture_that_is_not_there(broken: Callable[[str], Path]) -> None:

@@ -1,9 +1,11 @@
 """Builds transformers models without weights, and finishes them once theirs are there."""
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers import initialization as hf_init
 
 from qload.checkpoint import Checkpoint
+from qload.checkpoint.folder import CONFIG
 from qload.errors import ModelError
+from qload.quantization import SECTIONS
 from qload.torch.dtypes import dtype_code, is_written, make_unwritten, torch_dtype
-
-_SECTIONS = ("quantization_config", "compression_config")
 
 
 def build_model(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> PreTrainedModel:
@@ -43,22 +45,29 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> PreT
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The model's config, without the section on quantization, on which transformers would act."""
+    """The model's config, as the checkpoint was opened, without what it says of quantization.
+
+    Transformers would act on that. It reads configs from folders alone, so that this one gets a folder.
+    """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            checkpoint.path, trust_remote_code=False, local_files_only=True
-        )
+        with TemporaryDirectory() as folder:
+            (Path(folder) / CONFIG).write_text(json.dumps(_without_quantization(checkpoint.config)))
+            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # its checks of a config raise errors of many kinds
         raise ModelError(
             f"transformers cannot read the config ({describe_error(error)})",
             where=str(checkpoint.path / "config.json"),
             remedy="check model_type and architectures; code that comes with a checkpoint is never run",
         ) from error
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        for section in _SECTIONS:
-            if part is not None and hasattr(part, section):
-                delattr(part, section)
+    config.name_or_path = str(checkpoint.path)
     return config
+
+
+def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        key: _without_quantization(value) if isinstance(value, Mapping) else value for key, value in config.items()
+    }
+    return {key: value for key, value in nested.items() if key not in SECTIONS}
 
 
 def choose_dtype(
