@@ -113,7 +113,7 @@ class SideFiles(Protocol):
     def read_json(self, name: str) -> dict[str, Any] | None: ...
 
 
-class Layer(Protocol):
+class LayerPiece(Protocol):
     """One part of one expert of a layer: what the torch hooks compute with.
 
     Its tensors are attributes under their specs' names, without axes of parts and experts, and only this
@@ -181,7 +181,7 @@ class RuntimeSpecs:
     """Torch hooks of a method."""
 
     @hookspec
-    def qload_dequantize(self, layer: Layer) -> Tensor:
+    def qload_dequantize(self, layer: LayerPiece) -> Tensor:
         """The weight as the method means it, [out_features, in_features], in the scales' dtype. Required."""
         raise NotImplementedError
 
@@ -190,12 +190,12 @@ class RuntimeSpecs:
         """Prepare a whole layer once its last copy has landed. Must be idempotent and safe to reload."""
 
     @hookspec
-    def qload_apply(self, layer: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
+    def qload_apply(self, layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compute x [..., in_features] into [..., out_features]; without it, with the dequantized weight."""
         raise NotImplementedError
 
     @hookspec
-    def qload_embedding(self, layer: Layer, ids: Tensor) -> Tensor:
+    def qload_embedding(self, layer: LayerPiece, ids: Tensor) -> Tensor:
         """Look rows up: ids [n] of this rank's rows into [n, in_features]. Needed by quantized embeddings."""
         raise NotImplementedError
 

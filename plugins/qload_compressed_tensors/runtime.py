@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qload.hookspecs import Layer
-from qload.torch import layers
+from qload.hookspecs import LayerPiece
+from qload.torch import Layer
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import scale_blocks, scale_by_index, scale_groups, take, unpack
 from qload.torch.ordering import settle_group_index
@@ -15,14 +15,14 @@ from qload_compressed_tensors.config import Strategy
 from qload_compressed_tensors.schemes import PACKED, CompressedScheme, Quantizer
 
 
-def qload_dequantize(layer: Layer) -> Tensor:
+def qload_dequantize(layer: LayerPiece) -> Tensor:
     weights: Quantizer = layer.scheme.weights
     if weights.block is not None:
         return scale_blocks(layer.weight_quantized, layer.weight_scale, weights.block)
     return _scale(layer, _values(layer), layer.weight_scale, _zeros(layer))
 
 
-def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     weights: Quantizer = layer.scheme.weights
     if weights.block is not None:
         height, width = weights.block
@@ -31,26 +31,26 @@ def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
     return _scale(layer, _values(layer, ids), scale, _zeros(layer, ids))
 
 
-def qload_apply(layer: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
+def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     inputs = layer.scheme.inputs
     if inputs is not None and layer.quantize_activations:
         x = _quantize_input(layer, inputs, x)
     return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
 
 
-def qload_process_weights_after_loading(layer: layers.Layer) -> None:
+def qload_process_weights_after_loading(layer: Layer) -> None:
     scheme = layer.scheme
     if isinstance(scheme, CompressedScheme) and scheme.weights.group and scheme.weights.orders_groups:
         settle_group_index(layer, "weight_g_idx", scheme.weights.group, ordered=True)
 
 
-def _values(layer: Layer, ids: Tensor | None = None) -> Tensor:
+def _values(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
     stored = layer.weight_packed if layer.scheme.format == PACKED else layer.weight_quantized
     rows = stored if ids is None else stored[ids]
     return unpack(rows, layer.scheme.weights.bits, layer.in_features) if layer.scheme.format == PACKED else rows
 
 
-def _zeros(layer: Layer, ids: Tensor | None = None) -> Tensor | int:
+def _zeros(layer: LayerPiece, ids: Tensor | None = None) -> Tensor | int:
     """Zero-points [rows, groups] of the values as they are stored."""
     weights: Quantizer = layer.scheme.weights
     if layer.scheme.format != PACKED:
@@ -68,7 +68,7 @@ def _zeros(layer: Layer, ids: Tensor | None = None) -> Tensor | int:
     return columns.T
 
 
-def _scale(layer: Layer, values: Tensor, scale: Tensor, zeros: Tensor | int) -> Tensor:
+def _scale(layer: LayerPiece, values: Tensor, scale: Tensor, zeros: Tensor | int) -> Tensor:
     weights: Quantizer = layer.scheme.weights
     if weights.strategy is Strategy.TENSOR:
         return (values.to(scale.dtype) - zeros) * scale
@@ -77,7 +77,7 @@ def _scale(layer: Layer, values: Tensor, scale: Tensor, zeros: Tensor | int) -> 
     return scale_groups(values, scale, zeros, weights.group or layer.in_features)
 
 
-def _quantize_input(layer: Layer, inputs: Quantizer, x: Tensor) -> Tensor:
+def _quantize_input(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
     if not inputs.dynamic:
         return fake_quantize(x, layer.input_scale, layer.input_zero_point, inputs.bits, inputs.is_float)
     return fake_quantize_dynamic(

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from qload.hookspecs import Layer
-from qload.torch import layers
+from qload.hookspecs import LayerPiece
+from qload.torch import Layer
 from qload.torch.arithmetic import scale_by_index, scale_groups, take, unpack
 from qload.torch.ordering import settle_group_index
 from qload_gptq import GptqScheme
@@ -12,24 +12,24 @@ from qload_gptq import GptqScheme
 _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
 
-def qload_dequantize(layer: Layer) -> Tensor:
+def qload_dequantize(layer: LayerPiece) -> Tensor:
     values = unpack(layer.qweight.T, layer.scheme.bits, layer.in_features)
     zeros = _restore(unpack(_words(layer), layer.scheme.bits, layer.out_features), layer.scheme)
     return _scale(layer, values, layer.scales.T, zeros.T)
 
 
-def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     values = unpack(layer.qweight[:, ids].T, layer.scheme.bits, layer.in_features)
     zeros = _restore(take(_words(layer), layer.scheme.bits, ids), layer.scheme)
     return _scale(layer, values, layer.scales[:, ids].T, zeros.T)
 
 
-def qload_process_weights_after_loading(layer: layers.Layer) -> None:
+def qload_process_weights_after_loading(layer: Layer) -> None:
     scheme: GptqScheme = layer.scheme
     settle_group_index(layer, "g_idx", scheme.group_size or layer.geometry.in_features, ordered=scheme.desc_act)
 
 
-def _words(layer: Layer) -> Tensor:
+def _words(layer: LayerPiece) -> Tensor:
     ones = _ONES.get(layer.scheme.bits, 0)
     return layer.qzeros + ones if layer.scheme.less_one else layer.qzeros
 
@@ -39,7 +39,7 @@ def _restore(zeros: Tensor, scheme: GptqScheme) -> Tensor:
     return (zeros + 1) & 7 if scheme.less_one and scheme.bits == 3 else zeros
 
 
-def _scale(layer: Layer, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def _scale(layer: LayerPiece, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     if layer.g_idx is not None:
         return scale_by_index(values, scales, zeros, layer.g_idx)
     return scale_groups(values, scales, zeros, layer.scheme.group_size or layer.in_features)

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from qload.hookspecs import Layer
+from qload.hookspecs import LayerPiece
 
 
-def qload_dequantize(layer: Layer) -> Tensor:
+def qload_dequantize(layer: LayerPiece) -> Tensor:
     return layer.weight
 
 
-def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     return layer.weight[ids]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qload.answers import AnswerError
 from qload.calls import call
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Layer
+from qload.hookspecs import LayerPiece
 from qload.registry import Runtime
 from qload.torch.dtypes import torch_dtype
 
@@ -24,9 +24,9 @@ class Hooks:
     """
 
     runtime: Runtime
-    dequantize: Callable[[Layer], Tensor]
-    apply: Callable[[Layer, Tensor, Tensor | None], Tensor]
-    embedding: Callable[[Layer, Tensor], Tensor] | None
+    dequantize: Callable[[LayerPiece], Tensor]
+    apply: Callable[[LayerPiece, Tensor, Tensor | None], Tensor]
+    embedding: Callable[[LayerPiece, Tensor], Tensor] | None
     apply_experts: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None
     process: Callable[[nn.Module], None]
 
@@ -54,9 +54,9 @@ def bind(runtime: Runtime) -> Hooks:
 class DequantizedApply:
     """The way to compute that every method has: a dense weight, made anew for each call."""
 
-    dequantize: Callable[[Layer], Tensor]
+    dequantize: Callable[[LayerPiece], Tensor]
 
-    def __call__(self, layer: Layer, x: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, self.dequantize(layer).to(x.dtype), bias)
 
 

@@ -18,7 +18,7 @@ Index = tuple[int | slice, ...]
 
 
 class Piece:
-    """The tensors of one part of one expert, as attributes of their names; see `qload.hookspecs.Layer`."""
+    """The tensors of one part of one expert, as attributes of their names; see `qload.hookspecs.LayerPiece`."""
 
     def __init__(
         self,

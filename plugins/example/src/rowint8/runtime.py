@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qload.hookspecs import Layer
+from qload.hookspecs import LayerPiece
 
 
-def qload_dequantize(layer: Layer) -> Tensor:
+def qload_dequantize(layer: LayerPiece) -> Tensor:
     return layer.values * layer.row_scale[:, None]
 
 
-def qload_embedding(layer: Layer, ids: Tensor) -> Tensor:
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     return layer.values[ids] * layer.row_scale[ids, None]
 
 
