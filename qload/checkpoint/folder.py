@@ -65,7 +65,7 @@ def open_folder(path: Path) -> Checkpoint:
 
     Raises QloadError if there is no such folder; everything else that is wrong is a finding.
     """
-    files = _list_files(path)
+    files = list_files(path)
     config, fault = _read_config(path, files)
     weights = find_weights(path, files)
     stored = read_headers(path, weights)
@@ -88,7 +88,8 @@ def open_folder(path: Path) -> Checkpoint:
     )
 
 
-def _list_files(path: Path) -> tuple[str, ...]:
+def list_files(path: Path) -> tuple[str, ...]:
+    """The names of what lies in a checkpoint's folder. Raises QloadError if there is no such folder."""
     try:
         return tuple(sorted(entry.name for entry in path.iterdir()))
     except (OSError, ValueError) as error:  # a path with a null byte is a ValueError

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 import qload
+from qload.checkpoint import list_files
 from qload.cli.shared import (
     checkpoint_argument,
     describe_bytes,
@@ -29,6 +30,9 @@ from qload.cli.shared import (
     print_json,
 )
 from qload.errors import ModelError
+
+_TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
+"""How the names of the files begin that hold one."""
 
 
 @click.command(name="run")
@@ -83,16 +87,17 @@ def _load(path: Path, device: str, dtype: str | None, weights_only: bool, consol
 
 
 def _read_tokenizer(path: Path) -> Any:
+    """The checkpoint's tokenizer, read first, for without one there is nothing to load for."""
+    files = list_files(path)
+    remedy = "put tokenizer.json beside config.json"
+    if not any(name.startswith(_TOKENIZERS) for name in files):
+        raise ModelError("there is no tokenizer", where=str(path), remedy=remedy)
     transformers = importlib.import_module("transformers")
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # each tokenizer's code has errors of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"the tokenizer cannot be read: {first}",
-            where=str(path),
-            remedy="put tokenizer.json beside config.json",
-        ) from error
+        raise ModelError(f"the tokenizer cannot be read: {first}", where=str(path), remedy=remedy) from error
 
 
 def _generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[str, int, float]:

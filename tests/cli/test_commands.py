@@ -200,7 +200,22 @@ def test_run_without_a_tokenizer() -> None:
     without = next(path for path in samples() if not (path / "tokenizer.json").exists())
     result = call("run", without, "--prompt", "x")
     assert result.exit_code == 2
-    assert "put tokenizer.json beside config.json" in result.stderr
+    assert result.stderr.endswith("there is no tokenizer; put tokenizer.json beside config.json\n")
+
+
+def test_run_with_a_tokenizer_that_is_none(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    (folder / "tokenizer.json").write_text("{}")
+    result = call("run", folder, "--prompt", "x")
+    assert result.exit_code == 2
+    assert "the tokenizer cannot be read: " in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_run_without_a_folder() -> None:
+    result = call("run", Path("nowhere"), "--prompt", "x")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: nowhere: there is no such folder")
 
 
 @pytest.mark.parametrize("option", [["--device", "marsupial"], ["--dtype", "float33"], ["--max-new-tokens", "0"]])
