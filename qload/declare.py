@@ -23,6 +23,8 @@ class ParameterKind(StrEnum):
     CHANNEL_SCALE = "channel scale"
     BLOCK_SCALE = "block scale"
     TENSOR_SCALE = "tensor scale"
+    GLOBAL_SCALE = "global scale"
+    """A scale of scales: it is never rounded to the dtype that the weight is computed in."""
     INDEX = "group index"
     BIAS = "bias"
     METADATA = "metadata"
@@ -138,6 +140,11 @@ def tensor_scale(
 ) -> ParameterSpec:
     """One scale for each fused part; on disk a scalar or a one-element tensor for each."""
     return _spec(name, ParameterKind.TENSOR_SCALE, (part(),), dtypes, stored_as, required=required, view=View.SQUEEZED)
+
+
+def global_scale(name: str, *, dtypes: tuple[str, ...] = ("F32",), stored_as: str | None = None) -> ParameterSpec:
+    """One scale for the scales of each fused part; on disk a scalar or a one-element tensor for each."""
+    return _spec(name, ParameterKind.GLOBAL_SCALE, (part(),), dtypes, stored_as, view=View.SQUEEZED)
 
 
 def index(

@@ -28,9 +28,6 @@ NOT_SUPPORTED = (
     "autoround-w4g128-asym-autoround-awq",
     "autoround-w4g128-sym",
     "bnb-",
-    "ct-mxfp",
-    "ct-nvfp4",
-    "ct-qwen3moe-nvfp4",
     "ct-sparse",
     "ct-w4a16-24-marlin",
     "gguf-",
@@ -72,15 +69,18 @@ def supported() -> list[Path]:
 
 
 def read_reference(path: Path) -> Reference:
-    """The reference of a checkpoint; logits are those of a plain fp32 model with the dequantized weights."""
+    """The reference of a checkpoint; logits are those of a plain model with the dequantized weights, in float32.
+
+    One checkpoint has those of a model in bfloat16 alone.
+    """
     tensors = load_file(path / "reference.safetensors")
     weights = {
         name.removeprefix("dequant.").removesuffix("[:64]").removesuffix(".weight"): tensor
         for name, tensor in tensors.items()
         if name.startswith("dequant.")
     }
-    logits = tensors.get("logits_dequant_fp32", tensors.get("logits_fp32"))
-    assert logits is not None
+    names = ("logits_dequant_fp32", "logits_fp32", "logits_dequant_bf16")
+    logits = next(tensors[name] for name in names if name in tensors)
     return Reference(tensors["input_ids"], logits, weights)
 
 

@@ -10,6 +10,7 @@ from qload.declare import (
     View,
     block_scale,
     channel_scale,
+    global_scale,
     group_scale,
     index,
     metadata,
@@ -23,7 +24,11 @@ from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, fixed, in_, out, packing, part
 from qload_compressed_tensors.config import CompressedTensorsConfig, Strategy
 from qload_compressed_tensors.schemes import (
+    MXFP4,
+    MXFP8,
+    NVFP4,
     PACKED,
+    SMALL_FLOATS,
     CacheScheme,
     CompressedScheme,
     Quantizer,
@@ -34,7 +39,7 @@ from qload_compressed_tensors.schemes import (
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="compressed-tensors: packed int, int8 and fp8 weights, quantized activations",
+        summary="compressed-tensors: packed int, int8, fp8, nvfp4, mxfp4 and mxfp8 weights, quantized activations",
         config=CompressedTensorsConfig,
         capabilities=Capabilities(
             embedding=True,
@@ -62,7 +67,7 @@ def qload_create_weights(scheme: CompressedScheme | CacheScheme, geometry: Geome
     weights = scheme.weights
     return (
         *_values(scheme),
-        _scale(weights),
+        *_scales(scheme),
         *_zero_point(scheme),
         *_index(weights, geometry),
         *_inputs(scheme),
@@ -84,8 +89,20 @@ def _values(scheme: CompressedScheme) -> tuple[ParameterSpec, ...]:
             packed("weight_packed", out(), in_(*packing(weights.bits)), dtypes=("I32",)),
             metadata("weight_shape", fixed(2), dtypes=("I64", "I32")),
         )
+    if scheme.format in (NVFP4, MXFP4):
+        return (packed("weight_packed", out(), in_(2), dtypes=("U8",)),)
     dtype = "F8_E4M3" if weights.is_float else "I8"
     return (packed("weight_quantized", out(), in_(), dtypes=(dtype,), stored_as="weight"),)
+
+
+def _scales(scheme: CompressedScheme) -> tuple[ParameterSpec, ...]:
+    weights = scheme.weights
+    if scheme.format in (MXFP4, MXFP8):
+        return (group_scale("weight_scale", out(), in_(weights.group or 1), dtypes=("U8",)),)
+    if scheme.format == NVFP4:
+        scale = group_scale("weight_scale", out(), in_(weights.group or 1), dtypes=("F8_E4M3",))
+        return scale, global_scale("weight_global_scale")
+    return (_scale(weights),)
 
 
 def _scale(weights: Quantizer) -> ParameterSpec:
@@ -111,6 +128,8 @@ def _scale_axes(weights: Quantizer) -> tuple[Axis, Axis]:
 def _zero_point(scheme: CompressedScheme) -> tuple[ParameterSpec, ...]:
     weights = scheme.weights
     required = not weights.symmetric
+    if scheme.format in SMALL_FLOATS:
+        return ()
     if weights.strategy is Strategy.TENSOR:
         return (_tensor_zero_point("weight_zero_point", required),)
     rows, columns = _scale_axes(weights)
@@ -130,6 +149,8 @@ def _index(weights: Quantizer, geometry: Geometry) -> tuple[ParameterSpec, ...]:
 
 def _inputs(scheme: CompressedScheme) -> tuple[ParameterSpec, ...]:
     inputs = scheme.inputs
+    if inputs is not None and inputs.has_global_scale:
+        return (global_scale("input_global_scale"),)
     if inputs is None or inputs.dynamic:
         return ()
     return tensor_scale("input_scale"), _tensor_zero_point("input_zero_point", not inputs.symmetric)

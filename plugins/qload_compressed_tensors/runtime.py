@@ -10,13 +10,16 @@ from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import scale_blocks, scale_by_index, scale_groups, take, unpack
+from qload.torch.floats import decode_e2m1, decode_e8m0
 from qload.torch.ordering import settle_group_index
 from qload_compressed_tensors.config import Strategy
-from qload_compressed_tensors.schemes import PACKED, CompressedScheme, Quantizer
+from qload_compressed_tensors.schemes import MXFP8, NVFP4, PACKED, SMALL_FLOATS, CompressedScheme, Quantizer
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     weights: Quantizer = layer.scheme.weights
+    if layer.scheme.format in SMALL_FLOATS:
+        return scale_groups(_small_floats(layer), _small_scale(layer), 0, weights.group or layer.in_features)
     if weights.block is not None:
         return scale_blocks(layer.weight_quantized, layer.weight_scale, weights.block)
     return _scale(layer, _values(layer), layer.weight_scale, _zeros(layer))
@@ -24,6 +27,9 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     weights: Quantizer = layer.scheme.weights
+    if layer.scheme.format in SMALL_FLOATS:
+        scale = _small_scale(layer, ids)
+        return scale_groups(_small_floats(layer, ids), scale, 0, weights.group or layer.in_features)
     if weights.block is not None:
         height, width = weights.block
         return scale_groups(layer.weight_quantized[ids], layer.weight_scale[ids // height], 0, width)
@@ -42,6 +48,21 @@ def qload_process_weights_after_loading(layer: Layer) -> None:
     scheme = layer.scheme
     if isinstance(scheme, CompressedScheme) and scheme.weights.group and scheme.weights.orders_groups:
         settle_group_index(layer, "weight_g_idx", scheme.weights.group, ordered=True)
+
+
+def _small_floats(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
+    if layer.scheme.format == MXFP8:
+        return layer.weight_quantized if ids is None else layer.weight_quantized[ids]
+    stored = layer.weight_packed if ids is None else layer.weight_packed[ids]
+    return decode_e2m1(unpack(stored, 4, layer.in_features), torch.bfloat16)
+
+
+def _small_scale(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
+    """The scales [rows, groups]: powers of two, which bfloat16 holds; or fp8 over the scale of scales, in float32."""
+    stored = layer.weight_scale if ids is None else layer.weight_scale[ids]
+    if layer.scheme.format == NVFP4:
+        return stored.to(torch.float32) / layer.weight_global_scale
+    return decode_e8m0(stored, torch.bfloat16)
 
 
 def _values(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
@@ -87,4 +108,5 @@ def _quantize_input(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
         symmetric=inputs.symmetric,
         group=inputs.group,
         by_tensor=inputs.strategy is Strategy.TENSOR,
+        global_scale=layer.input_global_scale if inputs.has_global_scale else None,
     )

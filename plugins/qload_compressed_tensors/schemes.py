@@ -6,7 +6,12 @@ from qload_compressed_tensors.config import QuantizationArgs, QuantizationGroup,
 
 PACKED = "pack-quantized"
 PLAIN_FORMATS = ("int-quantized", "float-quantized", "naive-quantized")
-FORMATS = (PACKED, *PLAIN_FORMATS)
+NVFP4 = "nvfp4-pack-quantized"
+MXFP4 = "mxfp4-pack-quantized"
+MXFP8 = "mxfp8-quantized"
+SMALL_FLOATS = {NVFP4: (4, Strategy.TENSOR_GROUP, 16), MXFP4: (4, Strategy.GROUP, 32), MXFP8: (8, Strategy.GROUP, 32)}
+"""The formats of microscaled floats: what each fixes of bits, strategy and group size."""
+FORMATS = (PACKED, *PLAIN_FORMATS, *SMALL_FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,16 @@ class Quantizer:
     block: tuple[int, int] | None = None
     dynamic: bool = False
     orders_groups: bool = False
+
+    @property
+    def has_global_scale(self) -> bool:
+        """Whether the scales of groups are themselves scaled, by one for the tensor."""
+        return self.strategy is Strategy.TENSOR_GROUP
+
+    @property
+    def is_plain_float(self) -> bool:
+        """Whether values are floats whose scales are stored, symmetric and in the columns' order."""
+        return self.is_float and self.symmetric and not self.dynamic and not self.orders_groups
 
     def __str__(self) -> str:
         extent = self.group or (self.block and "{}x{}".format(*self.block))
@@ -101,12 +116,18 @@ def _format(written: str | None, weights: Quantizer, inputs: Quantizer | None) -
         if written not in FORMATS:
             raise ValueError(f"format {written!r} is not one of {', '.join(FORMATS)}")
         return written
+    if weights.is_float and weights.bits == 4:
+        return NVFP4 if weights.strategy is Strategy.TENSOR_GROUP else MXFP4
     if weights.is_float:
         return "float-quantized"
     return PACKED if inputs is None else "int-quantized"
 
 
 def _check_weights(weights: Quantizer, stored_as: str) -> None:
+    if stored_as in SMALL_FLOATS:
+        if (weights.bits, weights.strategy, weights.group) != SMALL_FLOATS[stored_as] or not weights.is_plain_float:
+            raise ValueError(f"{weights} cannot be stored as {stored_as}")
+        return
     if weights.dynamic or weights.strategy in (Strategy.TOKEN, Strategy.TENSOR_GROUP, Strategy.ATTN_HEAD):
         raise ValueError(f"weights by {weights.strategy} are not supported")
     if stored_as == PACKED and (weights.is_float or not 1 <= weights.bits <= 8):
@@ -120,6 +141,10 @@ def _check_weights(weights: Quantizer, stored_as: str) -> None:
 
 
 def _check_inputs(inputs: Quantizer) -> None:
+    if inputs.has_global_scale:
+        if (inputs.bits, inputs.is_float, inputs.dynamic, inputs.symmetric) != (4, True, True, True):
+            raise ValueError(f"inputs of {inputs} are not supported")
+        return
     if inputs.bits != 8 and (inputs.is_float or not 2 <= inputs.bits <= 8):
         raise ValueError(f"inputs of {inputs} are not supported")
     dynamic = (Strategy.TOKEN, Strategy.TENSOR, Strategy.GROUP)

@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
+from qload.torch.floats import E2M1, round_e2m1
+
 FP8_MAX = 448.0
 """The greatest value of E4M3 without infinities."""
 
 
 def value_range(bits: int, is_float: bool) -> tuple[float, float]:
-    """The least and greatest value of signed integers of `bits` bits, or of 8-bit floats."""
+    """The least and greatest value of signed integers of `bits` bits, or of floats of 4 (E2M1) or 8 (E4M3)."""
     if is_float:
-        return -FP8_MAX, FP8_MAX
+        greatest = FP8_MAX if bits == 8 else E2M1[-1]
+        return -greatest, greatest
     return -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
 
 
@@ -26,10 +29,16 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_f
     if zero is not None:
         scaled = scaled + zero.to(dtype)
     clamped = scaled.clamp(low, high)
-    rounded = clamped.to(torch.float8_e4m3fn).to(scale.dtype) if is_float else clamped.round().to(scale.dtype)
+    rounded = _round(clamped, bits, is_float).to(scale.dtype)
     if zero is not None:
         rounded = rounded - zero.to(scale.dtype)
     return (rounded * scale).to(x.dtype)
+
+
+def _round(x: Tensor, bits: int, is_float: bool) -> Tensor:
+    if not is_float:
+        return x.round()
+    return x.to(torch.float8_e4m3fn) if bits == 8 else round_e2m1(x)
 
 
 def fake_quantize_dynamic(
@@ -40,17 +49,26 @@ def fake_quantize_dynamic(
     symmetric: bool = True,
     group: int | None = None,
     by_tensor: bool = False,
+    global_scale: Tensor | None = None,
 ) -> Tensor:
     """x rounded with scales of its own: for each token, each group of its features, or the whole tensor.
 
-    x [..., features]. Zero is always inside the range.
+    x [..., features]. Zero is always inside the range. With a `global_scale` [], the scales are rounded to fp8
+    once they are multiplied by it.
     """
     values = x if group is None else x.unflatten(-1, (-1, group))
     low = values.amin() if by_tensor else values.amin(-1, keepdim=True)
     high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
     scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
+    if global_scale is not None:
+        scale = _round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
     rounded = fake_quantize(values, scale, zero, bits, is_float)
     return rounded if group is None else rounded.flatten(-2)
+
+
+def _round_scale(scale: Tensor) -> Tensor:
+    rounded = scale.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(scale.dtype)
+    return torch.where(rounded == 0, torch.finfo(torch.float8_e4m3fn).eps, rounded)
 
 
 def choose_scale(low: Tensor, high: Tensor, bits: int, is_float: bool, symmetric: bool) -> tuple[Tensor, Tensor | None]:

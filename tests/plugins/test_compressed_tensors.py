@@ -10,7 +10,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs as TheirArgs
 from compressed_tensors.quantization import QuantizationConfig as TheirConfig
 from compressed_tensors.quantization import QuantizationScheme as TheirScheme
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from compressed_tensors.utils.match import is_match, match_targets
 from pydantic import ValidationError
 from qload_compressed_tensors.config import (
@@ -218,6 +218,52 @@ def test_what_the_package_stores_is_what_we_read(
     assert torch.equal(table(ids), expected[ids])
 
 
+SMALL_FLOATS: dict[str, dict[str, Any]] = {
+    "nvfp4-pack-quantized": {
+        "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16,
+        "scale_dtype": "torch.float8_e4m3fn"},
+    "mxfp4-pack-quantized": {
+        "num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"},
+    "mxfp8-quantized": {
+        "num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"},
+}  # fmt: skip
+
+
+def compress_floats(form: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """As `compress`, in bfloat16, with a scale of scales where the format has one."""
+    args = TheirArgs.model_validate(SMALL_FLOATS[form])
+    scheme = TheirScheme(targets=["Linear"], weights=args)
+    grouped = weight.unflatten(1, (-1, args.group_size))
+    state = {"weight": weight}
+    if form.startswith("nvfp4"):
+        state["weight_global_scale"] = generate_gparam(weight.amin(), weight.amax()).reshape(1)
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    state["weight_scale"], _ = calculate_qparams(low, high, args, state.get("weight_global_scale"))
+    compressor = BaseCompressor.get_value_from_registry(form)
+    stored = compressor.compress(state, scheme)
+    return stored, compressor.decompress(stored, scheme)["weight"]
+
+
+@pytest.mark.parametrize("form", SMALL_FLOATS)
+@pytest.mark.parametrize("spread", [0.0, 6.0])
+def test_small_floats_are_the_packages(form: str, spread: float, registry: Registry) -> None:
+    """Rounded to bfloat16 at the end, as the package computes; with groups of very different sizes, and zeros."""
+    torch.manual_seed(0)
+    size = (64, 96)
+    weight = torch.randn(size) * torch.exp(spread * torch.randn(size[0], 1))
+    weight[3] = 0
+    stored, expected = compress_floats(form, weight.to(torch.bfloat16))
+    quantization = quantization_of(form, SMALL_FLOATS[form], registry)
+    tensors = {f"m.{name}": tensor for name, tensor in stored.items()}
+    layer = ReplicatedLinear(size[1], size[0], Site(quantization, "m"))
+    qload.load_tensors(layer, tensors, quantization)
+    assert torch.equal(qload.dequantize(layer, dtype=torch.bfloat16), expected)
+    table = VocabParallelEmbedding(*size, Site(quantization, "m", dtype=torch.bfloat16), multiple=1)
+    qload.load_tensors(table, tensors, quantization)
+    ids = torch.tensor([0, size[0] - 1, 3, 7, 8, 8])
+    assert torch.equal(table(ids), expected[ids])
+
+
 @pytest.mark.parametrize("args", [WEIGHTS[4], WEIGHTS[2], {"num_bits": 8, "symmetric": False, "strategy": "tensor"}])
 def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: Registry) -> None:
     """Parts of 20 and 12 rows: packed zero-points end in the middle of a word, and scales are by tensor."""
@@ -245,6 +291,12 @@ def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: R
         ({"weights": {"num_bits": 4, "type": "float", "strategy": "channel"}}, "fp4 channel cannot be stored"),
         ({"weights": {"num_bits": 8, "strategy": "token", "dynamic": True}}, "not supported"),
         ({"weights": {"num_bits": 16}}, "cannot be stored"),
+        ({"format": "nvfp4-pack-quantized"}, "int4 tensor cannot be stored as nvfp4-pack-quantized"),
+        (
+            {"format": "mxfp4-pack-quantized", "weights": {**SMALL_FLOATS["mxfp8-quantized"]}},
+            "cannot be stored as mxfp4",
+        ),
+        ({"input_activations": {**SMALL_FLOATS["nvfp4-pack-quantized"]}}, "inputs of fp4 tensor_group 16"),
         ({"input_activations": {"num_bits": 4, "type": "float"}}, "not supported"),
         ({"input_activations": {"num_bits": 8, "strategy": "channel"}}, "not supported"),
         ({"output_activations": {"num_bits": 8}}, "output activations"),

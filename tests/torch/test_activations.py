@@ -9,6 +9,7 @@ from compressed_tensors.quantization.lifecycle.forward import fake_quantize as t
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic, value_range
+from qload.torch.floats import E2M1, decode_e2m1, decode_e8m0, round_e2m1
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -57,6 +58,39 @@ def test_static_is_what_the_package_computes(
     expected = their_fake_quantize(x, scale, point, args)
     for own_scale in (scale, scale[0]):
         assert torch.equal(fake_quantize(x, own_scale, point, 8, kind == "float"), expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_with_a_scale_of_scales_are_what_the_package_computes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(2, 5, 64) * torch.exp(3 * torch.randn(2, 5, 1))).to(dtype)
+    x[0, 0] = 0
+    args = QuantizationArgs.model_validate({
+        "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "dynamic": "local",
+        "scale_dtype": "torch.float8_e4m3fn"})  # fmt: skip
+    over = torch.tensor([448 * 6 / 20.0])
+    scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Module(), over)
+    expected = their_fake_quantize(x, scale, zero, args, over)
+    found = fake_quantize_dynamic(x, 4, True, group=16, global_scale=over[0])
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+def test_e2m1_rounds_to_the_nearest_and_ties_to_even() -> None:
+    x = torch.tensor([0.25, 0.26, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 5.1, 9.0, 0.0])
+    expected = torch.tensor([0.0, 0.5, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 6.0, 6.0, 0.0])
+    assert torch.equal(round_e2m1(x), expected)
+    assert torch.equal(round_e2m1(-x), -expected)
+    codes = torch.arange(16, dtype=torch.uint8)
+    values = decode_e2m1(codes, torch.float16)
+    assert torch.equal(round_e2m1(values), values)
+    assert sorted(set(values.tolist())) == sorted({*E2M1, *(-value for value in E2M1)})
+
+
+def test_e8m0_is_a_power_of_two() -> None:
+    codes = torch.tensor([0, 1, 126, 127, 128, 254], dtype=torch.uint8)
+    assert torch.equal(decode_e8m0(codes, torch.float32), 2.0 ** (codes.float() - 127))
+    assert decode_e8m0(torch.tensor([255], dtype=torch.uint8), torch.bfloat16).isnan().all()
 
 
 def test_two_dimensional_inputs_are_tokens_too() -> None:

@@ -141,7 +141,8 @@ class Layer(nn.Module):
         return y if bias is None else y + bias
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
-        return self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
+        weight = self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
+        return weight if dtype is None else weight.to(dtype)
 
     def _join(self, parts: list[Tensor], dim: int) -> Tensor:
         """Put the parts together along `dim`, as the layer has them."""
@@ -198,6 +199,8 @@ class Layer(nn.Module):
 
 def _cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:
     """Scales, and what is computed with like them; 8-bit floats keep the dtype that gives them meaning."""
+    if spec.kind is ParameterKind.GLOBAL_SCALE:
+        return tensor
     computed = spec.kind.is_scale or spec.kind in (ParameterKind.ZERO_POINT, ParameterKind.WEIGHT)
     wide = tensor.is_floating_point() and tensor.dtype.itemsize > 1
     return tensor.to(dtype) if computed and wide else tensor
