@@ -21,7 +21,6 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
-    "autoawq-gemv",
     "autoround-fp8",
     "autoround-gguf",
     "autoround-mxfp4",

@@ -1,36 +1,45 @@
-"""AWQ: 4-bit values packed along the output features in an order of their own, stored transposed.
+"""AWQ: 4-bit values with zero-points and scales by group, in the layouts of three kernels.
 
-Source of the layout: AutoAWQ's `WQLinear_GEMM` and `packing_utils`. Zero-points are stored as they are.
+gemm packs along the output features, in an order of its own, and stores the transpose; gemv packs along the input
+features; gemv_fast interleaves four rows, and stores zero-points times scales, negated. Source of the layouts:
+AutoAWQ's `WQLinear_GEMM`, `WQLinear_GEMV`, `WQLinear_GEMVFast` and `packing_utils`.
 """
 
 from dataclasses import dataclass
 
 from qload.declare import ParameterSpec, group_scale, packed, zero_point
-from qload.geometry import Kind
+from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
 from qload.layout import fixed, in_, out, packing
 from qload_awq.config import AwqConfig
 
 BITS = 4
+GEMM, GEMV, GEMV_FAST = "gemm", "gemv", "gemv_fast"
+STRIDE = 64
+"""The columns of four rows that gemv_fast interleaves."""
 LEAVES = frozenset({"qweight", "qzeros", "scales"})
 SIDE_FILE = "quant_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class AwqScheme:
-    """Group size; None is one group of all input features."""
+    """Group size, None for one group of all input features; and which of the layouts it is stored in."""
 
     group_size: int | None
+    version: str = GEMM
 
     def __str__(self) -> str:
-        return f"int{BITS} " + (f"group {self.group_size}" if self.group_size else "channel")
+        group = f"group {self.group_size}" if self.group_size else "channel"
+        return f"int{BITS} {group}" + ("" if self.version == GEMM else f" {self.version}")
 
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="AWQ, gemm version; 4 bits",
+        summary="AWQ, versions gemm, gemv and gemv_fast; 4 bits",
         config=AwqConfig,
-        capabilities=Capabilities(embedding=True, tensor_parallel="whole groups, and eight rows"),
+        capabilities=Capabilities(
+            embedding=True, tensor_parallel="gemm: whole groups, and eight rows; the others: no inputs"
+        ),
         runtime="qload_awq.runtime",
     )
 
@@ -46,21 +55,47 @@ def qload_claim(files: SideFiles) -> Claim | None:
 def qload_scheme_for(config: AwqConfig, module: ModuleInfo) -> AwqScheme | None:
     if config.excludes(module.names) or not _is_quantized(module):
         return None
-    if config.version != "gemm":
-        raise ValueError(f"version {config.version!r} is not gemm")
+    if config.version not in (GEMM, GEMV, GEMV_FAST):
+        raise ValueError(f"version {config.version!r} is not one of {GEMM}, {GEMV}, {GEMV_FAST}")
     if config.bits != BITS:
         raise ValueError(f"{config.bits} bits are not {BITS}")
-    return AwqScheme(config.group_size if config.group_size > 0 else None)
+    return AwqScheme(config.group_size if config.group_size > 0 else None, config.version)
 
 
-def qload_create_weights(scheme: AwqScheme) -> tuple[ParameterSpec, ...]:
+def qload_create_weights(scheme: AwqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     groups = in_(scheme.group_size) if scheme.group_size else fixed(1)
     word = packing(BITS)
+    if scheme.version != GEMM:
+        return _create_padded(scheme, geometry)
     return (
         packed("qweight", in_(), out(*word), dtypes=("I32",)),
         zero_point("qzeros", groups, out(*word), dtypes=("I32",)),
         group_scale("scales", groups, out()),
     )
+
+
+def _create_padded(scheme: AwqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+    """Groups are padded to whole words, so that all inputs are one unit: no rank can hold some of them."""
+    words = count_words(geometry.in_features, scheme.group_size or geometry.in_features)
+    scales = in_(geometry.in_features, 8 * words)
+    if scheme.version == GEMV:
+        return (
+            packed("qweight", out(), in_(*packing(BITS)), dtypes=("I32",)),
+            zero_point("qzeros", out(), in_(geometry.in_features, words), dtypes=("I32",)),
+            group_scale("scales", out(), scales),
+        )
+    return (
+        packed("qweight", out(4), in_(STRIDE, STRIDE), dtypes=("I16",)),
+        zero_point("qzeros", scales, out(), dtypes=("F16",)),
+        group_scale("scales", scales, out()),
+    )
+
+
+def count_words(columns: int, group: int) -> int:
+    """The words of eight zero-points to a row, as AutoAWQ's `calculate_zeros_width` pads them."""
+    multiple = max(1, 128 // group)
+    words = -(-columns // (8 * group))
+    return -(-words // multiple) * multiple
 
 
 def _is_quantized(module: ModuleInfo) -> bool:

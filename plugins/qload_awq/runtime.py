@@ -5,23 +5,33 @@ from torch import Tensor
 
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import scale_groups, take, unpack
-from qload_awq import BITS
+from qload_awq import BITS, GEMM, GEMV, STRIDE
 
 # The value of a word that holds each of its eight columns.
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
-    columns = torch.arange(layer.out_features, device=layer.qweight.device)
-    values = unpack(layer.qweight, BITS, layer.out_features)[:, _places(columns)]
-    zeros = unpack(layer.qzeros, BITS, layer.out_features)[:, _places(columns)]
-    return _scale(layer, values, layer.scales, zeros)
+    if layer.scheme.version == GEMM:
+        columns = torch.arange(layer.out_features, device=layer.qweight.device)
+        values = unpack(layer.qweight, BITS, layer.out_features)[:, _places(columns)]
+        zeros = unpack(layer.qzeros, BITS, layer.out_features)[:, _places(columns)]
+        return _scale(layer, values.T, layer.scales.T, zeros.T)
+    if layer.scheme.version == GEMV:
+        return _scale_rows(layer, layer.qweight, layer.scales, layer.qzeros)
+    return _scale_products(layer, _separate(layer.qweight).flatten(0, 1), layer.scales.T, layer.qzeros.T)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
-    places = _places(ids)
-    values, zeros = take(layer.qweight, BITS, places), take(layer.qzeros, BITS, places)
-    return _scale(layer, values, layer.scales[:, ids], zeros)
+    if layer.scheme.version == GEMM:
+        places = _places(ids)
+        values, zeros = take(layer.qweight, BITS, places), take(layer.qzeros, BITS, places)
+        return _scale(layer, values.T, layer.scales[:, ids].T, zeros.T)
+    if layer.scheme.version == GEMV:
+        return _scale_rows(layer, layer.qweight[ids], layer.scales[ids], layer.qzeros[ids])
+    blocks = _separate(layer.qweight[ids // 4])
+    values = blocks[torch.arange(len(ids), device=ids.device), ids % 4]
+    return _scale_products(layer, values, layer.scales[:, ids].T, layer.qzeros[:, ids].T)
 
 
 def _places(columns: Tensor) -> Tensor:
@@ -29,5 +39,39 @@ def _places(columns: Tensor) -> Tensor:
     return columns - columns % 8 + order[columns % 8]
 
 
+def _scale_rows(layer: LayerPiece, words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Of gemv: rows in order, whose zero-points and scales are padded."""
+    groups = layer.in_features // _group(layer)
+    values = unpack(words, BITS, layer.in_features)
+    return _scale(layer, values, scales[:, :groups], unpack(zeros, BITS, groups))
+
+
+def _scale_products(layer: LayerPiece, values: Tensor, scales: Tensor, products: Tensor) -> Tensor:
+    """Of gemv_fast: the products are of zero-points and scales, negated, out of which the zero-points are had again.
+
+    Added as they are, they would leave of a zero what they were rounded by.
+    """
+    groups = layer.in_features // _group(layer)
+    scales = scales[:, :groups]
+    zeros = (-products[:, :groups] / scales).round().nan_to_num()
+    return _scale(layer, values, scales, zeros)
+
+
+def _separate(words: Tensor) -> Tensor:
+    """Four rows interleaved by strips of 64 columns, and each 32 and each 8 columns shuffled, int16 [n, columns]:
+    their values in order, [n, 4, columns].
+    """
+    count, columns = words.shape
+    strips = unpack(words, BITS, 4 * columns).view(count, columns // STRIDE, 4, STRIDE)
+    rows = strips.transpose(1, 2).reshape(count, 4, columns // 32, 4, 2, 4)
+    paired = rows.transpose(-1, -2).reshape(count, 4, columns // 32, 4, 4, 2)
+    return paired.transpose(-2, -3).reshape(count, 4, columns)
+
+
 def _scale(layer: LayerPiece, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    return scale_groups(values.T, scales.T, zeros.T, layer.scheme.group_size or layer.in_features)
+    return scale_groups(values, scales, zeros, _group(layer))
+
+
+def _group(layer: LayerPiece) -> int:
+    group: int = layer.scheme.group_size or layer.in_features
+    return group
