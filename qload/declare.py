@@ -24,7 +24,7 @@ class ParameterKind(StrEnum):
     BLOCK_SCALE = "block scale"
     TENSOR_SCALE = "tensor scale"
     GLOBAL_SCALE = "global scale"
-    """A scale of scales: it is never rounded to the dtype that the weight is computed in."""
+    """A scale of scales."""
     INDEX = "group index"
     BIAS = "bias"
     METADATA = "metadata"

@@ -46,6 +46,15 @@ SECTIONS: list[dict[str, Any]] = [
     compressed("int-quantized", num_bits=8, strategy="channel"),
     compressed("int-quantized", num_bits=8, strategy="tensor"),
     compressed("float-quantized", type="float", strategy="block", block_structure=[64, 128]),
+    compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
+    compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32),
+    compressed("mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32),
+    *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
+    {"quant_method": "fp8"},
+    *(
+        {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
+        for more in ({}, {"weight_scale_semantics": "inverse"})
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qload.torch.floats import E2M1, round_e2m1
 
@@ -53,17 +54,18 @@ def fake_quantize_dynamic(
 ) -> Tensor:
     """x rounded with scales of its own: for each token, each group of its features, or the whole tensor.
 
-    x [..., features]. Zero is always inside the range. With a `global_scale` [], the scales are rounded to fp8
-    once they are multiplied by it.
+    x [..., features]; the last group may be short. Zero is always inside the range. With a `global_scale` [],
+    the scales are rounded to fp8 once they are multiplied by it.
     """
-    values = x if group is None else x.unflatten(-1, (-1, group))
+    columns = x.shape[-1]
+    values = x if group is None else F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
     low = values.amin() if by_tensor else values.amin(-1, keepdim=True)
     high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
     scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
     if global_scale is not None:
         scale = _round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
     rounded = fake_quantize(values, scale, zero, bits, is_float)
-    return rounded if group is None else rounded.flatten(-2)
+    return rounded if group is None else rounded.flatten(-2)[..., :columns]
 
 
 def _round_scale(scale: Tensor) -> Tensor:

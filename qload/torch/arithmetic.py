@@ -28,18 +28,19 @@ def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
     return (shifted & _mask(bits)).to(torch.uint8)
 
 
-def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int) -> Tensor:
+def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int, *, divide: bool = False) -> Tensor:
     """(values - zero) * scale, computed in the scale's dtype, with a scale for every `group` columns.
 
-    values [rows, columns], scale and zero [rows, groups]; the last group may be short.
+    values [rows, columns], scale and zero [rows, groups]; the last group may be short. With `divide`, divided by
+    the scale.
     """
     columns = values.shape[-1]
     if columns % group:
         zero = _spread(zero, group, columns) if isinstance(zero, Tensor) else zero
-        return _scale(values, _spread(scale, group, columns), zero)
+        return _scale(values, _spread(scale, group, columns), zero, divide)
     grouped: Tensor = values.unflatten(-1, (columns // group, group))
     zero = zero.unsqueeze(-1) if isinstance(zero, Tensor) else zero
-    return _scale(grouped, scale.unsqueeze(-1), zero).flatten(-2)
+    return _scale(grouped, scale.unsqueeze(-1), zero, divide).flatten(-2)
 
 
 def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Tensor) -> Tensor:
@@ -49,28 +50,28 @@ def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Ten
     return _scale(values, scale[:, order], zero)
 
 
-def scale_blocks(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+def scale_blocks(values: Tensor, scale: Tensor, block: tuple[int, int], *, divide: bool = False) -> Tensor:
     """values * scale, computed in the scale's dtype, with a scale for every block of rows and columns.
 
-    values [rows, columns], scale [ceil(rows / block[0]), ceil(columns / block[1])].
+    values [rows, columns], scale [ceil(rows / block[0]), ceil(columns / block[1])]. With `divide`, values / scale.
     """
     rows, columns = values.shape
     tall = scale.repeat_interleave(block[0], 0)[:rows]
-    return _scale(values, _spread(tall, block[1], columns), 0)
+    return _scale(values, _spread(tall, block[1], columns), 0, divide)
 
 
 def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
     return scale.repeat_interleave(group, -1)[..., :columns]
 
 
-def _scale(values: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:
-    """(values - zero) * scale in the scale's dtype. In place, for memory that is fresh costs more than arithmetic."""
+def _scale(values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = False) -> Tensor:
+    """(values - zero) * or / scale in its dtype. In place, for memory that is fresh costs more than arithmetic."""
     dense = values.to(scale.dtype, copy=True)
     if isinstance(zero, Tensor):
         dense.sub_(zero.to(scale.dtype))
     elif zero:
         dense.sub_(zero)
-    return dense.mul_(scale)
+    return dense.div_(scale) if divide else dense.mul_(scale)
 
 
 def _mask(bits: int) -> int:

@@ -35,6 +35,9 @@ SECTIONS: list[dict[str, Any]] = [
     {**GPTQ, "bits": 3, "desc_act": True},
     {**GPTQ, "bits": 8, "group_size": -1},
     {"quant_method": "awq", "bits": 4, "group_size": 64},
+    {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"},
+    {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast"},
+    {"quant_method": "fp8", "weight_block_size": [64, 128]},
     *(
         {
             "quant_method": "compressed-tensors",
@@ -46,9 +49,14 @@ SECTIONS: list[dict[str, Any]] = [
             ("pack-quantized", {"num_bits": 3, "strategy": "channel"}),
             ("int-quantized", {"num_bits": 8, "strategy": "tensor"}),
             ("float-quantized", {"type": "float", "strategy": "block", "block_structure": [64, 128]}),
+            ("nvfp4-pack-quantized",
+             {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
         )
     ),
 ]  # fmt: skip
+
+
+TENSOR_SCALES = next(each for each in SECTIONS if each.get("format") == "int-quantized")
 
 
 def layouts() -> Iterator[tuple[Geometry, tuple[Source, ...]]]:
@@ -204,7 +212,7 @@ def test_a_module_stored_quantized_against_the_config(registry: Registry) -> Non
 
 
 def test_a_scalar_on_disk_fills_every_part(registry: Registry) -> None:
-    quantization = make_quantization(SECTIONS[6], registry)
+    quantization = make_quantization(TENSOR_SCALES, registry)
     geometry = Geometry(256, (Part("a", 128), Part("b", 128)))
     sources = (Source("a", parts=2),)
     for shape in ((), (1,), (2,)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import IN_MEMORY, Comparison, compare, compute, load
+from comparison import ROUNDED, Comparison, compare, compute, load
 from edits import edit_config, edit_tensors, split_files
 from safetensors.torch import load_file
 from samples import DATA, DEMO, is_supported, read_config, read_reference, relative_error, samples, supported
@@ -32,7 +32,7 @@ def compared() -> Callable[[Path], Comparison]:
 @names
 def test_weights_are_the_producers(path: Path, compared: Callable[[Path], Comparison]) -> None:
     """Bit for bit, in the dtype in which the producer's decoder computed."""
-    assert compared(path).weight_error <= (2**-7 if path.name in IN_MEMORY else 0)
+    assert compared(path).weight_error <= (2**-7 if path.name in ROUNDED else 0)
 
 
 @names
@@ -45,7 +45,10 @@ def test_logits_are_the_dequantized_models(path: Path, compared: Callable[[Path]
 def test_formats_that_are_not_there_are_refused_with_a_reason(path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(path)
-    assert {finding.code for finding in caught.value.findings} <= {"QL011", "QL101", "QL104", "QL105"}
+    codes = {finding.code for finding in caught.value.findings}
+    # One is of a format that is there, and broken: its blocks' scales have one dimension.
+    expected = {"QL303"} if path.name == "hf-fp8-block-qwen3moe" else {"QL011", "QL101", "QL104", "QL105"}
+    assert codes <= expected
     assert len(caught.value.findings) <= 7
 
 

@@ -198,9 +198,9 @@ class Layer(nn.Module):
 
 
 def _cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:
-    """Scales, and what is computed with like them; 8-bit floats keep the dtype that gives them meaning."""
-    if spec.kind is ParameterKind.GLOBAL_SCALE:
-        return tensor
+    """Scales, and what is computed with like them.
+
+    8-bit floats keep the dtype that gives them meaning, and float32 is not narrowed: who stores it computes in it.
+    """
     computed = spec.kind.is_scale or spec.kind in (ParameterKind.ZERO_POINT, ParameterKind.WEIGHT)
-    wide = tensor.is_floating_point() and tensor.dtype.itemsize > 1
-    return tensor.to(dtype) if computed and wide else tensor
+    return tensor.to(dtype) if computed and tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,68 @@
+"""fp8: weights stored as E4M3, with a scale for each block of rows and columns, or for the whole tensor.
+
+Source of the layout: transformers' fine-grained fp8 (`weight_scale_inv`, by which weights are multiplied), vLLM's
+static and dynamic fp8 (`weight_scale`, `input_scale`), and GPTQModel's fp8, which divides by `weight_scale_inv`
+and says so with `weight_scale_semantics: inverse`.
+"""
+
+from dataclasses import dataclass
+
+from qload.declare import ParameterSpec, block_scale, packed, tensor_scale
+from qload.geometry import Geometry, Kind
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.layout import in_, out
+from qload_fp8.config import Fp8Config
+
+SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
+SCALES = frozenset({"weight_scale_inv", "weight_scale"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Scheme:
+    """Rows and columns to a scale, None for one scale; whether it divides; and how inputs are quantized.
+
+    `inputs` is static, dynamic or none.
+    """
+
+    block: tuple[int, int] | None
+    divides: bool
+    inputs: str
+
+    def __str__(self) -> str:
+        extent = "block {}x{}".format(*self.block) if self.block is not None else "tensor"
+        words = [extent, *(["inverse"] if self.divides else [])]
+        return " ".join(words) + ("" if self.inputs == "none" else f", inputs {self.inputs}")
+
+
+def qload_method_info() -> MethodInfo:
+    return MethodInfo(
+        summary="fp8 weights with block or tensor scales, multiplied or divided by",
+        config=Fp8Config,
+        capabilities=Capabilities(embedding=True, activations=True, tensor_parallel="whole blocks"),
+        runtime="qload_fp8.runtime",
+    )
+
+
+def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | None:
+    if config.excludes(module.names) or not _is_quantized(module):
+        return None
+    return Fp8Scheme(config.weight_block_size, config.weight_scale_semantics == "inverse", config.inputs)
+
+
+def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+    # Under another name on the layer than on disk: what asks a layer for its weight means the dense one.
+    values = packed("weight_quantized", out(), in_(), dtypes=("F8_E4M3",), stored_as="weight")
+    if scheme.block is not None:
+        rows, columns = scheme.block
+        return values, block_scale("weight_scale_inv", out(rows), in_(columns), dtypes=SCALE_DTYPES)
+    scales = [tensor_scale("weight_scale")]
+    if scheme.inputs == "static" and geometry.kind is not Kind.EMBEDDING:
+        scales.append(tensor_scale("input_scale"))
+    return values, *scales
+
+
+def _is_quantized(module: ModuleInfo) -> bool:
+    """The config names what is left alone: of the rest the checkpoint itself says which is quantized."""
+    if module.stored:
+        return bool(module.stored & SCALES)
+    return module.kind is Kind.LINEAR

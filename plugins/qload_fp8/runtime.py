@@ -1,0 +1,44 @@
+"""Computes with fp8's tensors."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from qload.hookspecs import LayerPiece
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic
+from qload.torch.arithmetic import scale_blocks, scale_groups
+
+
+def qload_dequantize(layer: LayerPiece) -> Tensor:
+    block = layer.scheme.block
+    if block is None:
+        return layer.weight_quantized.to(layer.weight_scale.dtype) * layer.weight_scale
+    return scale_blocks(layer.weight_quantized, _scales(layer), block, divide=layer.scheme.divides)
+
+
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
+    block, rows = layer.scheme.block, layer.weight_quantized[ids]
+    if block is None:
+        return rows.to(layer.weight_scale.dtype) * layer.weight_scale
+    height, width = block
+    return scale_groups(rows, _scales(layer)[ids // height], 0, width, divide=layer.scheme.divides)
+
+
+def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
+    if layer.quantize_activations:
+        x = _quantize_input(layer, x)
+    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+
+
+def _scales(layer: LayerPiece) -> Tensor:
+    """The blocks' scales; those stored as powers of two in one byte as float32."""
+    stored = layer.weight_scale_inv
+    return stored.float() if stored.itemsize == 1 else stored
+
+
+def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
+    if layer.scheme.inputs == "static":
+        return fake_quantize(x, layer.input_scale, None, 8, is_float=True)
+    if layer.scheme.inputs == "dynamic":
+        block = layer.scheme.block
+        return fake_quantize_dynamic(x, 8, is_float=True, group=None if block is None else block[1])
+    return x

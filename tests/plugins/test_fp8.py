@@ -1,0 +1,126 @@
+"""fp8's layouts, against arithmetic that goes block by block, and refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+from samples import make_quantization
+from torch import Tensor
+
+import qload
+from qload import Registry
+from qload.errors import CheckpointError, ShardError
+from qload.hookspecs import ModuleInfo
+from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic
+
+BLOCK = {"quant_method": "fp8", "weight_block_size": [64, 32], "activation_scheme": "dynamic"}
+SIZE = (100, 80)
+
+
+def blocks(divide: bool = False, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], Tensor]:
+    """A module of blocks of which the last are short, and what it means."""
+    torch.manual_seed(0)
+    weight = torch.randn(SIZE).to(torch.float8_e4m3fn)
+    scale = (torch.rand(2, 3) + 0.5).to(dtype)
+    expected = weight.to(dtype)
+    for row in range(2):
+        for column in range(3):
+            place = slice(64 * row, 64 * row + 64), slice(32 * column, 32 * column + 32)
+            expected[place] = expected[place] / scale[row, column] if divide else expected[place] * scale[row, column]
+    return {"m.weight": weight, "m.weight_scale_inv": scale}, expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("divide", [False, True])
+def test_blocks_in_both_senses(divide: bool, dtype: torch.dtype, registry: Registry) -> None:
+    tensors, expected = blocks(divide, dtype)
+    section = {**BLOCK, **({"weight_scale_semantics": "inverse"} if divide else {})}
+    quantization = make_quantization(section, registry)
+    layer = ReplicatedLinear(80, 100, Site(quantization, "m"))
+    qload.load_tensors(layer, tensors, quantization)
+    assert torch.equal(qload.dequantize(layer), expected)
+    treatment = quantization.treat(ModuleInfo(("m",)))
+    table = VocabParallelEmbedding(100, 80, Site(quantization, "m", dtype=dtype), multiple=1, treatment=treatment)
+    qload.load_tensors(table, tensors, quantization)
+    ids = torch.tensor([99, 0, 63, 64, 64])
+    assert torch.equal(table(ids), expected[ids])
+
+
+def test_powers_of_two_in_one_byte(registry: Registry) -> None:
+    tensors, _ = blocks()
+    scale = torch.tensor([[127, 128, 120], [130, 127, 126]], dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    quantization = make_quantization(BLOCK, registry)
+    layer = ReplicatedLinear(80, 100, Site(quantization, "m"))
+    qload.load_tensors(layer, {**tensors, "m.weight_scale_inv": scale}, quantization)
+    wide = tensors["m.weight"].float()
+    assert torch.equal(qload.dequantize(layer)[64:, 64:], wide[64:, 64:] / 2)
+    assert torch.equal(qload.dequantize(layer)[:64, 32:64], wide[:64, 32:64] * 2)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static", None])
+def test_inputs_are_quantized_as_the_config_says(scheme: str | None, registry: Registry) -> None:
+    torch.manual_seed(0)
+    weight, scale, inputs = torch.randn(16, 64).to(torch.float8_e4m3fn), torch.tensor(0.5), torch.tensor([0.02])
+    section: dict[str, Any] = {"quant_method": "fp8"} | ({"activation_scheme": scheme} if scheme else {})
+    quantization = make_quantization(section, registry)
+    layer = ReplicatedLinear(64, 16, Site(quantization, "m"))
+    stored = {"m.weight": weight, "m.weight_scale": scale, "m.input_scale": inputs}
+    if scheme != "static":
+        del stored["m.input_scale"]
+    qload.load_tensors(layer, stored, quantization)
+    x = torch.randn(3, 64)
+    seen = {"dynamic": fake_quantize_dynamic(x, 8, True), "static": fake_quantize(x, inputs, None, 8, True), None: x}
+    dense = weight.float() * 0.5
+    assert torch.equal(qload.dequantize(layer), dense)
+    assert torch.allclose(layer(x), seen[scheme] @ dense.T, atol=1e-5)
+    layer.quantize_activations = False
+    assert torch.allclose(layer(x), x @ dense.T, atol=1e-5)
+
+
+def test_dynamic_inputs_share_the_blocks_columns(registry: Registry) -> None:
+    tensors, expected = blocks()
+    quantization = make_quantization({**BLOCK, "weight_block_size": [64, 32]}, registry)
+    layer = ReplicatedLinear(80, 100, Site(quantization, "m"))
+    qload.load_tensors(layer, tensors, quantization)
+    x = torch.randn(3, 80)
+    padded = torch.nn.functional.pad(x, (0, 16))
+    seen = fake_quantize_dynamic(padded, 8, True, group=32)[:, :80]
+    assert torch.allclose(layer(x), seen @ expected.T, atol=1e-4)
+
+
+def test_ranks_take_whole_blocks(registry: Registry) -> None:
+    quantization = make_quantization(BLOCK, registry)
+    for kind, sizes in ((ColumnParallelLinear, (128, 192)), (RowParallelLinear, (192, 128))):
+        with pytest.raises(ShardError):
+            kind(*sizes, Site(quantization, "m", 0, 4))
+        assert kind(*sizes, Site(quantization, "m", 0, 3)).local.extents
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "excluded"),
+    [
+        ({"modules_to_not_convert": ["lm_head"]}, "lm_head", True),
+        ({"modules_to_not_convert": ["mlp.gate"]}, "model.layers.0.mlp.gate", True),
+        ({"ignored_layers": ["model.layers.0.self_attn.q_proj"]}, "model.layers.0.self_attn.q_proj", True),
+        ({"modules_to_not_convert": None}, "model.layers.0.mlp.up_proj", False),
+    ],
+)
+def test_what_is_left_alone(more: dict[str, Any], name: str, excluded: bool, registry: Registry) -> None:
+    treatment = make_quantization({**BLOCK, **more}, registry).treat(ModuleInfo((name,)))
+    assert (treatment.scheme is None) == excluded
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"weight_block_size": [128]},
+        {"weight_block_size": [0, 128]},
+        {"activation_scheme": "sometimes"},
+        {"activation_scheme": "static"},
+        {"weight_scale_semantics": "sideways"},
+    ],
+)
+def test_configs_that_make_no_sense(more: dict[str, Any], registry: Registry) -> None:
+    with pytest.raises(CheckpointError, match="QL105"):
+        make_quantization({**BLOCK, **more}, registry)
