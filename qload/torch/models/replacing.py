@@ -60,6 +60,10 @@ class _Context:
             raise ModelError("several modules of the checkpoint fill one of the model", where=name, found=prefixes)
         return found[0]
 
+    def is_converted(self, name: str) -> bool:
+        """Whether a module's weight is made of dense tensors that no layer of ours could read as they lie."""
+        return name not in self.names.sources and f"{name}.weight" in self.names.converted
+
     def site(self, name: str, checkpoint_name: str) -> Site:
         dtype = kept_dtype(self.model, name, self.dtype)
         return Site(self.quantization, checkpoint_name, dtype=dtype)
@@ -133,6 +137,8 @@ def _replace(name: str, module: nn.Module, is_head: bool, context: _Context) -> 
 def _make_linear(
     name: str, module: nn.Linear | Conv1D, is_head: bool, context: _Context
 ) -> Iterator[tuple[str, nn.Module]]:
+    if context.is_converted(name):
+        return
     source = context.source(name)
     kind = Kind.LM_HEAD if is_head else Kind.LINEAR
     treatment = _treat(name, source.prefix, kind, module, context)
@@ -153,6 +159,8 @@ def _make_linear(
 
 
 def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Iterator[tuple[str, nn.Module]]:
+    if context.is_converted(name):
+        return
     source = context.source(name)
     treatment = _treat(name, source.prefix, Kind.EMBEDDING, module, context)
     if not _can_replace(name, module, (nn.Embedding,), treatment):
@@ -208,26 +216,30 @@ def _is_stack(module: nn.Module) -> bool:
 
 def _make_experts(name: str, module: nn.Module, context: _Context) -> Experts | None:
     """Experts that the checkpoint stores one by one; other stacks stay as they are, unless quantized."""
-    fused, down = f"{name}.gate_up_proj", f"{name}.down_proj"
-    if not {fused, down} <= context.names.parts.keys():
+    up, down = f"{name}.{'gate_up_proj' if module.has_gate else 'up_proj'}", f"{name}.down_proj"
+    if not {up, down} <= context.names.parts.keys():
         return None
-    count, hidden, inner = module.get_parameter("down_proj").shape
-    if not _is_plain_stack(module):
-        raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
     # A method's config speaks of experts as of linear layers, which they are where they are stored quantized.
-    stored = {source.prefix for stack in (fused, down) for source in context.names.sources[stack]}
-    classes = _class_names(module) if context.names.plain >= stored else ("Linear",)
+    stored = {source.prefix for stack in (up, down) for source in context.names.sources[stack]}
+    is_plain = context.names.plain >= stored
+    if not _is_plain_stack(module):
+        if is_plain:
+            return None
+        raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
+    classes = _class_names(module) if is_plain else ("Linear",)
+    count, hidden, inner = module.get_parameter("down_proj").shape
 
     def stack(place: str, inputs: int, parts: Sequence[Part], sharding: Sharding) -> ExpertLinear:
         sources, site = context.names.sources[place], context.site(place, place)
         treatment = site.treat(sources, Kind.LINEAR, classes)
         return ExpertLinear(count, inputs, parts, site, sources=sources, sharding=sharding, treatment=treatment)
 
-    gate_up_proj = stack(fused, hidden, [Part(name, inner) for name in context.names.parts[fused]], column)
+    up_proj = stack(up, hidden, [Part(name, inner) for name in context.names.parts[up]], column)
     down_proj = stack(down, inner, [Part("", hidden)], row)
     # What is left of the original module is its gate.
-    del module.gate_up_proj, module.down_proj
-    return Experts(gate_up_proj, down_proj, ModuleGate(module))
+    for weight in (up, down):
+        delattr(module, weight.removeprefix(f"{name}."))
+    return Experts(up_proj, down_proj, ModuleGate(module))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +249,14 @@ class ModuleGate:
     module: nn.Module
 
     def __call__(self, projected: Tensor) -> Tensor:
-        gated: Tensor = self.module._apply_gate(projected)  # type: ignore[operator]
+        gate = self.module._apply_gate if self.module.has_gate else self.module.act_fn
+        gated: Tensor = gate(projected)  # type: ignore[operator]
         return gated
 
 
 def _is_plain_stack(module: nn.Module) -> bool:
     more = module.is_transposed or module.has_bias or getattr(module, "has_post_expert_norm", False)
-    return bool(module.has_gate and module.is_concatenated) and not more
+    return bool(module.is_concatenated or not module.has_gate) and not more
 
 
 def _unsupported(module: str) -> Finding:

@@ -49,7 +49,7 @@ def settle_names(model: PreTrainedModel, names: Names) -> Names:
     """Where a checkpoint stores only the other end of a tie, let its owner in the model read that."""
     sources, tensors = dict(names.sources), dict(names.tensors)
     for target, owner in _tied_modules(model).items():
-        if target in sources and owner not in sources:
+        if target in sources and owner not in sources and f"{owner}.weight" not in names.converted:
             sources[owner] = sources.pop(target)
             tensors[f"{owner}.weight"] = tensors.pop(f"{target}.weight", f"{target}.weight")
     for target, owner in _tied_tensors(model).items():
@@ -61,7 +61,8 @@ def settle_names(model: PreTrainedModel, names: Names) -> Names:
 def find_ties(model: PreTrainedModel, names: Names) -> Ties:
     """What a model's config ties, and its checkpoint does not store or does."""
     tied = _tied_modules(model)
-    stored = {split_name(name)[0] for name in names.tensors if not name.endswith(".bias")}
+    there = (*names.tensors, *names.converted)
+    stored = {split_name(name)[0] for name in there if not name.endswith(".bias")}
     return Ties(
         {target: owner for target, owner in tied.items() if target not in stored},
         {target: owner for target, owner in tied.items() if target in stored},
