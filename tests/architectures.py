@@ -39,6 +39,10 @@ NEMOTRON_H = {
     "moe_shared_expert_intermediate_size": 32, "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16,
     "n_groups": 1, "chunk_size": 8, "num_hidden_layers": 3, "layers_block_type": ["mamba", "moe", "attention"],
 }  # fmt: skip
+ZAMBA = {
+    "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 2, "mamba_dt_rank": 16,
+    "use_mamba_kernels": False,
+}  # fmt: skip
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"mlp_bias": True, "attention_bias": True},
@@ -69,6 +73,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "nemotron_h": NEMOTRON_H,  # experts with an up projection alone
     "olmo_hybrid": DELTA,  # three convolutions on disk that are one in the model
     "inkling2_text": EXPERTS,  # rows of gate and up projections in turns on disk
+    "zamba": ZAMBA,  # whole blocks tied to one
+    "falcon": {"head_dim": None, "num_key_value_heads": None},  # a class of its own for plain linear layers
     "llama4_text": {**LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 96},
 }
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -77,26 +83,29 @@ GROUP = 16
 
 def make_model(name: str) -> Any:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **{**SIZES, **ARCHITECTURES[name]})
+    settings = {**SIZES, **ARCHITECTURES[name]}
+    config = AutoConfig.for_model(name, **{key: value for key, value in settings.items() if value is not None})
     kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return kind.from_config(config).eval()
 
 
-def compute(model: Any) -> Tensor:
+def compute(model: Any, **inputs: Tensor) -> Tensor:
+    """What a model makes of `inputs`, or of IDS: logits, or the last hidden states of one without a head."""
+    inputs = inputs or ({"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}) | {"input_ids": IDS}
     with torch.inference_mode():
-        more: dict[str, Any] = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
-        logits: Tensor = model(IDS, use_cache=False, **more).logits
-    return logits
+        output = model(**inputs)
+    found: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return found
 
 
-def quantize(model: Any, path: Path) -> Tensor:
+def quantize(model: Any, path: Path, **inputs: Tensor) -> Tensor:
     """Save the model with its linear layers packed to 4 bits by the package; the logits of what that means."""
     linear = {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     odd = [name for name, weight in linear.items() if weight.shape[0] % 8 or weight.shape[1] % (2 * GROUP)]
     weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP, symmetric=False)
     config = QuantizationConfig(
         config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
-        ignore=["lm_head", "re:.*router.*", "re:.*gate$", "re:.*(dt|x)_proj$", *odd],
+        ignore=["re:.*lm_head", "proj_out", "re:.*router.*", "re:.*gate$", "re:.*(dt|x)_proj$", *odd],
         quantization_status="frozen",
     )
     apply_quantization_config(model, config, show_progress=False)
@@ -114,4 +123,4 @@ def quantize(model: Any, path: Path) -> Tensor:
     compressor.decompress_model(model)
     for layer in layers:
         layer.quantization_enabled = False
-    return compute(model)
+    return compute(model, **inputs)

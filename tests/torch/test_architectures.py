@@ -3,17 +3,29 @@
 Whatever a model's layers are called, tied to, stacked or fused into, what is loaded computes what transformers does.
 """
 
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, SIZES, compute, make_model, quantize
+from edits import edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 import qload
 from qload.torch import Experts, ParallelLMHead
+
+INT8_EXPERTS = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "config_groups": {
+        "group_0": {"targets": ["re:.*experts.*"], "weights": {"num_bits": 8, "strategy": "channel", "symmetric": True}}
+    },
+    "ignore": ["re:.*shared_experts.*"],
+}
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -68,11 +80,51 @@ def test_a_head_whose_bias_is_tied_too(stored: tuple[str, ...], tmp_path: Path) 
     assert isinstance(ours.get_output_embeddings(), ParallelLMHead)
 
 
+def test_linear_layers_that_are_tied(tmp_path: Path) -> None:
+    """One end is stored, and quantized: both are one module."""
+    made = make_model("zamba")
+    tied = tuple(name.removesuffix("weight") for name in made.all_tied_weights_keys if "shared_transf" in name)
+    expected = quantize(made, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(tied)}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    ours = qload.load(tmp_path)
+    assert torch.allclose(compute(ours), expected, atol=1e-5)
+    blocks = [ours.get_submodule(f"model.layers.{number}.shared_transf.self_attn") for number in (1, 3)]
+    assert blocks[0].q_proj is blocks[1].q_proj
+
+
 def test_experts_are_stacked_where_they_are_stored_one_by_one(tmp_path: Path) -> None:
-    for name, stacked in (("mixtral", True), ("qwen3_moe", True), ("granitemoe", False), ("gpt_oss", False)):
+    stacks = {"mixtral": True, "qwen3_moe": True, "nemotron_h": True, "granitemoe": False, "gpt_oss": False}
+    for name, stacked in stacks.items():
         make_model(name).save_pretrained(tmp_path / name)
         model = qload.load(tmp_path / name)
         assert any(isinstance(module, Experts) for module in model.modules()) == stacked
+
+
+@pytest.mark.parametrize("name", ["mixtral", "nemotron_h"])
+def test_experts_that_are_stored_quantized_one_by_one(name: str, tmp_path: Path) -> None:
+    """As tools write them: eight bits, with a scale for each output feature."""
+    make_model(name).save_pretrained(tmp_path / "dense")
+    shutil.copytree(tmp_path / "dense", tmp_path / "packed")
+
+    def pack(tensors: dict[str, Tensor], dense: bool) -> None:
+        for module in [name.removesuffix(".weight") for name in tensors if ".experts." in name]:
+            weight = tensors[f"{module}.weight"]
+            scale = weight.abs().amax(-1, keepdim=True) / 127
+            packed = (weight / scale).round()
+            stored = {"weight": packed * scale} if dense else {"weight": packed.to(torch.int8), "weight_scale": scale}
+            tensors.update({f"{module}.{leaf}": tensor for leaf, tensor in stored.items()})
+
+    for kind in ("dense", "packed"):
+        edit_tensors(tmp_path / kind, partial(pack, dense=kind == "dense"))
+    edit_config(tmp_path / "packed", lambda config: config.update(quantization_config=INT8_EXPERTS))
+    model = qload.load(tmp_path / "packed")
+    assert torch.allclose(compute(model), compute(qload.load(tmp_path / "dense")), atol=1e-5)
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    assert experts
+    assert all(stack.down_proj.scheme is not None for stack in experts)
 
 
 def test_rows_of_a_tensor_that_is_fused_on_disk(tmp_path: Path) -> None:

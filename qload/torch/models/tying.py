@@ -12,6 +12,7 @@ from qload.findings import Finding, report
 from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
 from qload.torch.layers import Layer, ParallelLMHead, VocabParallelEmbedding
+from qload.torch.layers.linear import Linear
 from qload.torch.models.naming import Names
 from qload.torch.models.replacing import put
 from qload.torch.sites import Site
@@ -106,12 +107,20 @@ def _keep_ties(*_: object, **__: object) -> None:
 
 def _share(model: PreTrainedModel, name: str, source: str, quantization: Quantization) -> None:
     owner, tied = model.get_submodule(source), model.get_submodule(name)
-    if isinstance(tied, nn.Embedding | VocabParallelEmbedding):
+    if isinstance(tied, nn.Embedding | VocabParallelEmbedding) or _is_same(tied, owner):
         put(model, name, owner)
     elif isinstance(owner, VocabParallelEmbedding | nn.Embedding):
         put(model, name, _make_head(name, tied, owner, quantization))
     else:
-        tied.weight = owner.weight
+        weight = owner.weight
+        is_dense = isinstance(weight, nn.Parameter)
+        tied.weight = weight if is_dense else nn.Parameter(weight, requires_grad=False)  # type: ignore[arg-type]
+
+
+def _is_same(tied: nn.Module, owner: nn.Module) -> bool:
+    """Whether a linear layer of ours computes all that a tied one does: also its bias is that one's."""
+    is_plain = type(tied).forward is nn.Linear.forward or isinstance(tied, Linear)
+    return isinstance(owner, Linear) and is_plain and getattr(tied, "bias", None) is getattr(owner, "bias", None)
 
 
 def _make_head(
