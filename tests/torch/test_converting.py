@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import compute, make_model
-from edits import WEIGHTS, edit_tensors
+from edits import WEIGHTS, edit_config, edit_tensors
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -61,3 +61,21 @@ def test_what_is_converted_is_counted_and_given_back(tmp_path: Path) -> None:
     parts = torch.cat([tensors[CONV.format(part)] for part in "qkv"])
     assert torch.equal(model.get_parameter("model.layers.0.linear_attn.conv1d.weight"), parts.bfloat16())
     assert torch.isfinite(compute(model)).all()
+
+
+def test_a_linear_layer_that_computes_more_is_named_once(tmp_path: Path) -> None:
+    """A router that is a linear layer and gives more than its output."""
+    make_model("llama4_text").save_pretrained(tmp_path)
+    router = "model.layers.0.feed_forward.router"
+
+    def quantize(tensors: dict[str, Tensor]) -> None:
+        weight = tensors[f"{router}.weight"]
+        tensors |= {f"{router}.weight": weight.to(torch.int8), f"{router}.weight_scale": weight[:, :1]}
+
+    edit_tensors(tmp_path, quantize)
+    weights = {"num_bits": 8, "strategy": "channel", "symmetric": True}
+    section = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    groups = {"config_groups": {"group_0": {"targets": [f"re:{router}"], "weights": weights}}}
+    edit_config(tmp_path, lambda config: config.update(quantization_config={**section, **groups}))
+    with pytest.raises(CheckpointError, match=rf"QL211 {router}: a Llama4Router is quantized"):
+        qload.load(tmp_path)

@@ -99,7 +99,7 @@ def make_replacements(
         except (ValueError, CapabilityError) as error:
             reasons[name] = str(error)
         except ModelError as error:
-            made.refuse(name, [report("QL211", str(error), where=name)])
+            made.refuse(name, [_refused(name, error)])
         except CheckpointError as error:
             made.refuse(name, [fault for fault in error.findings if isinstance(fault, Finding)])
     made.refused += reasons
@@ -274,6 +274,11 @@ class ModuleGate:
 def _is_plain_stack(module: nn.Module) -> bool:
     more = module.is_transposed or module.has_bias or getattr(module, "has_post_expert_norm", False)
     return bool(module.is_concatenated or not module.has_gate) and not more
+
+
+def _refused(name: str, error: ModelError) -> Finding:
+    facts = {"expected": error.expected, "found": error.found, "remedy": error.remedy}
+    return report("QL211", error.what, where=error.where or name, **facts)
 
 
 def _unsupported(module: str) -> Finding:
