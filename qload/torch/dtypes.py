@@ -57,13 +57,15 @@ def make_unwritten(like: Tensor, device: torch.device) -> Tensor:
     """A tensor of a like shape and dtype that holds what cannot pass for data: NaN, or the least integer."""
     if like.is_floating_point():
         return make_filled(tuple(like.shape), dtype_code(like.dtype), math.nan, device)
+    if like.is_complex():
+        return torch.full(like.shape, math.nan, dtype=like.dtype, device=device)
     least = False if like.dtype == torch.bool else torch.iinfo(like.dtype).min
     return torch.full(like.shape, least, dtype=like.dtype, device=device)
 
 
 def is_written(tensor: Tensor) -> bool:
     """Whether nothing is left in a tensor of what `make_unwritten` put there; a boolean one cannot say."""
-    if tensor.is_floating_point():
+    if tensor.is_floating_point() or tensor.is_complex():
         return not bool(torch.isnan(tensor).any())
     return tensor.dtype in (torch.bool, torch.uint8) or not bool((tensor == torch.iinfo(tensor.dtype).min).any())
 

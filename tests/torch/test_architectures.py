@@ -3,86 +3,29 @@
 Whatever a model's layers are called, tied to, stacked or fused into, what is loaded computes what transformers does.
 """
 
-import warnings
+import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from compressed_tensors.compressors import ModelCompressor
-from compressed_tensors.quantization import (
-    QuantizationArgs,
-    QuantizationConfig,
-    QuantizationScheme,
-    apply_quantization_config,
-)
-from compressed_tensors.quantization.utils import calculate_qparams
+from architectures import ARCHITECTURES, SIZES, compute, make_model, quantize
+from edits import edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM
 
 import qload
 from qload.torch import Experts, ParallelLMHead
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
-GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
-T5 = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2}
-MARIAN = {
-    f"{side}_{key}": value
-    for side in ("encoder", "decoder")
-    for key, value in {"layers": 2, "ffn_dim": 96, "attention_heads": 4}.items()
-} | {"d_model": 64, "decoder_start_token_id": 1}
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"mlp_bias": True, "attention_bias": True},
-    "qwen3": {"tie_word_embeddings": True},
-    "gemma2": {},  # tied to an embedding that scales what it looks up
-    "phi3": {},  # projections fused in the model itself
-    "gpt2": GPT,  # convolutions in place of linear layers
-    "gptj": {**GPT, "rotary_dim": 8},
-    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},  # learned positions, a base model of another name
-    "gpt_neox": {},
-    "bloom": {"n_head": 4},
-    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
-    "cohere2": {},
-    "olmo2": {},
-    "mamba": {},  # no attention
-    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},  # parts finished by the whole model
-    "hy_v4": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},  # reaches for a layer's weight
-    "lfm2": {},  # short convolutions between attention
-    "hrm_text": {},  # gate and up projections fused on disk, and separate in the model
-    "qwen3_moe": EXPERTS,
-    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
-    "mixtral": LOCAL,  # names on disk of an older model
-    "granitemoe": LOCAL,  # experts in one tensor, under another name
-    "gpt_oss": LOCAL,  # transposed experts with biases
-    "t5": {**T5, "tie_word_embeddings": False},  # looks at a layer's weight
-    "umt5": T5,  # scales what a tied head sees
-    "marian": MARIAN,  # adds to a tied head's logits
-    "llama4_text": {**LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 96},
+INT8_EXPERTS = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "config_groups": {
+        "group_0": {"targets": ["re:.*experts.*"], "weights": {"num_bits": 8, "strategy": "channel", "symmetric": True}}
+    },
+    "ignore": ["re:.*shared_experts.*"],
 }
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-GROUP = 16
-
-
-def make_model(name: str) -> Any:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **{**SIZES, **ARCHITECTURES[name]})
-    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return kind.from_config(config).eval()
-
-
-def compute(model: Any) -> Tensor:
-    with torch.inference_mode():
-        more = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
-        logits: Tensor = model(IDS, **more).logits
-    return logits
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -112,32 +55,6 @@ def test_what_a_model_keeps_in_float32_stays_so(name: str, dtype: torch.dtype, t
     }
 
 
-def quantize(model: Any, path: Path) -> Tensor:
-    """Save the model with its linear layers packed to 4 bits by the package; the logits of what that means."""
-    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP, symmetric=False)
-    config = QuantizationConfig(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
-        ignore=["lm_head", "re:.*router.*", "re:.*gate$", "re:.*(dt|x)_proj$"],
-        quantization_status="frozen",
-    )
-    apply_quantization_config(model, config, show_progress=False)
-    layers = [module for module in model.modules() if hasattr(module, "quantization_scheme")]
-    for layer in layers:
-        grouped = layer.weight.data.unflatten(1, (-1, GROUP))
-        scale, zero = calculate_qparams(grouped.amin(-1), grouped.amax(-1), weights)
-        layer.weight_scale.data, layer.weight_zero_point.data = scale, zero
-    compressor = ModelCompressor.from_pretrained_model(model)
-    compressor.compress_model(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(path)
-    compressor.update_config(path)
-    compressor.decompress_model(model)
-    for layer in layers:
-        layer.quantization_enabled = False
-    return compute(model)
-
-
 def test_quantized_models_are_the_packages(name: str, tmp_path: Path) -> None:
     expected = quantize(make_model(name), tmp_path)
     assert qload.validate(tmp_path).findings == ()
@@ -163,11 +80,51 @@ def test_a_head_whose_bias_is_tied_too(stored: tuple[str, ...], tmp_path: Path) 
     assert isinstance(ours.get_output_embeddings(), ParallelLMHead)
 
 
+def test_linear_layers_that_are_tied(tmp_path: Path) -> None:
+    """One end is stored, and quantized: both are one module."""
+    made = make_model("zamba")
+    tied = tuple(name.removesuffix("weight") for name in made.all_tied_weights_keys if "shared_transf" in name)
+    expected = quantize(made, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(tied)}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    ours = qload.load(tmp_path)
+    assert torch.allclose(compute(ours), expected, atol=1e-5)
+    blocks = [ours.get_submodule(f"model.layers.{number}.shared_transf.self_attn") for number in (1, 3)]
+    assert blocks[0].q_proj is blocks[1].q_proj
+
+
 def test_experts_are_stacked_where_they_are_stored_one_by_one(tmp_path: Path) -> None:
-    for name, stacked in (("mixtral", True), ("qwen3_moe", True), ("granitemoe", False), ("gpt_oss", False)):
+    stacks = {"mixtral": True, "qwen3_moe": True, "nemotron_h": True, "granitemoe": False, "gpt_oss": False}
+    for name, stacked in stacks.items():
         make_model(name).save_pretrained(tmp_path / name)
         model = qload.load(tmp_path / name)
         assert any(isinstance(module, Experts) for module in model.modules()) == stacked
+
+
+@pytest.mark.parametrize("name", ["mixtral", "nemotron_h"])
+def test_experts_that_are_stored_quantized_one_by_one(name: str, tmp_path: Path) -> None:
+    """As tools write them: eight bits, with a scale for each output feature."""
+    make_model(name).save_pretrained(tmp_path / "dense")
+    shutil.copytree(tmp_path / "dense", tmp_path / "packed")
+
+    def pack(tensors: dict[str, Tensor], dense: bool) -> None:
+        for module in [name.removesuffix(".weight") for name in tensors if ".experts." in name]:
+            weight = tensors[f"{module}.weight"]
+            scale = weight.abs().amax(-1, keepdim=True) / 127
+            packed = (weight / scale).round()
+            stored = {"weight": packed * scale} if dense else {"weight": packed.to(torch.int8), "weight_scale": scale}
+            tensors.update({f"{module}.{leaf}": tensor for leaf, tensor in stored.items()})
+
+    for kind in ("dense", "packed"):
+        edit_tensors(tmp_path / kind, partial(pack, dense=kind == "dense"))
+    edit_config(tmp_path / "packed", lambda config: config.update(quantization_config=INT8_EXPERTS))
+    model = qload.load(tmp_path / "packed")
+    assert torch.allclose(compute(model), compute(qload.load(tmp_path / "dense")), atol=1e-5)
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    assert experts
+    assert all(stack.down_proj.scheme is not None for stack in experts)
 
 
 def test_rows_of_a_tensor_that_is_fused_on_disk(tmp_path: Path) -> None:

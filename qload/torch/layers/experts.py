@@ -35,9 +35,9 @@ class ExpertLinear(Layer):
 
 
 class Experts(nn.Module):
-    """Experts of `hidden_size` with a fused gate and up projection of `intermediate_size` each.
+    """Experts of `hidden_size` with a fused gate and up projection of `intermediate_size` each, or the latter alone.
 
-    `gate` turns the fused projections [..., 2 * intermediate_size] into [..., intermediate_size].
+    `gate` turns what is projected [..., 2 * intermediate_size], or half of it, into [..., intermediate_size].
     """
 
     def __init__(self, gate_up_proj: ExpertLinear, down_proj: ExpertLinear, gate: Gate) -> None:

@@ -16,6 +16,7 @@ from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.modules import target_of
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.models.building import build_model, finish_model, kept_dtype
+from qload.torch.models.converting import Stage, make_stages
 from qload.torch.models.naming import Names, match_names
 from qload.torch.models.replacing import make_replacements, put
 from qload.torch.models.tying import Ties, find_ties, settle_names, tie
@@ -55,14 +56,25 @@ def load(
     made = make_replacements(model, names, loading.quantization, model.dtype, skipped=ties.shared, shared=ties.names)
     for layer in made.layers.values():
         layer.quantize_activations = quantize_activations
+    replaced = (*made.modules, *made.refused)
+    stages = make_stages(model, names.converted, loading.checkpoint, replaced)
     loading.mark("model")
     plan = loading.plan(
         [target_of(name, layer) for name, layer in made.layers.items()],
-        _plain_targets(model, names, (*made.modules, *made.refused), ties.names),
-        findings=[*ties.findings, *made.findings],
+        [
+            *_plain_targets(model, names, replaced, {*ties.names, *_targets(stages)}),
+            *(target for stage in stages.values() for target in stage.targets),
+        ],
+        findings=[
+            *ties.findings,
+            *made.findings,
+            *(finding for stage in stages.values() for finding in stage.check(model)),
+        ],
         is_expected=_expected(model, names, made.refused),
     )
-    loading.copy(plan, lambda name: made.layers.get(name) or model.get_submodule(name))
+    loading.copy(plan, lambda name: made.layers.get(name) or stages.get(name) or model.get_submodule(name))
+    for stage in stages.values():
+        stage.finish(model)
     _finish(model, made.modules, ties, loading)
     setattr(model, _REPORT, loading.report(model, plan, model.dtype))
     return model
@@ -85,6 +97,11 @@ def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties
     # transformers then refuses `.half()` and `.float()`, which would cast what a method stores.
     setattr(model, "is_quantized", loading.quantization.config is not None)  # noqa: B010
     loading.mark("finish")
+
+
+def _targets(stages: Mapping[str, Stage]) -> Iterator[str]:
+    """The model's tensors that are converted from what is read to the stages."""
+    return (name for stage in stages.values() for name in stage.conversion.targets)
 
 
 def _refuse_saving(*_: object, **__: object) -> None:

@@ -1,7 +1,8 @@
 """Which modules of a checkpoint fill which modules of a transformers model.
 
 A checkpoint's names may be older than the model's, and store experts one by one that the model stacks. The
-model's own conversion mapping says how.
+model's own conversion mapping says how. What it does to tensors, a layer of ours need not do where it reads
+them as they lie on disk, and `converting` does for all others.
 """
 
 import re
@@ -16,10 +17,11 @@ from transformers.core_model_loading import WeightConverter, WeightTransform
 from qload.checkpoint import Checkpoint
 from qload.dtypes import FLOATS
 from qload.plan import Source
+from qload.torch.models.converting import Conversion
 
 _STACK = "MergeModulelist"
 _FUSE = "Concatenate"
-_SPLIT = "Chunk"
+_SPLITS = ("Chunk", "Split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Names:
     `sources` are the modules of the checkpoint that fill a module of the model, or a stack of experts there.
     `tensors` are the checkpoint's names of the model's tensors. `parts` are the names of a stack's parts.
     `unsupported` are modules that would have to be converted in a way that only dense tensors can be.
-    `plain` are the checkpoint's modules that store nothing but a plain weight and bias.
+    `plain` are the checkpoint's modules that store nothing but a plain weight and bias. `converted` has
+    the conversion of each of the model's tensors that is not stored as the model has it, `sources` or not.
     """
 
     sources: Mapping[str, tuple[Source, ...]]
@@ -37,6 +40,7 @@ class Names:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
     plain: frozenset[str] = frozenset()
+    converted: Mapping[str, Conversion] = field(default_factory=dict)
 
     def below(self, name: str) -> Iterator[Source]:
         """The sources of a module of the model and of everything below it."""
@@ -52,16 +56,17 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
     tensors: dict[str, str] = {}
     unsupported = []
     for module, leaves in checkpoint.modules.items():
+        names = [f"{module}.{leaf}" if module else leaf for leaf in leaves]
+        renamed = {new: name for name in names if (new := renamer.rename(name)) is not None}
+        tensors |= renamed
         places = renamer.place(module)
         for path, source in places:
             sources[path].append(source)
-        if not places:
+        if not places and not all(name in renamer.shapes for name in renamed):
             unsupported.append(module)
-        for leaf in leaves:
-            name = f"{module}.{leaf}" if module else leaf
-            tensors[renamer.rename(name)] = name
     ordered = {path: tuple(sorted(found, key=_order)) for path, found in sources.items()}
-    return Names(ordered, tensors, renamer.parts, tuple(unsupported), _plain_modules(checkpoint))
+    converted = {target: each for each in renamer.conversions.values() for target in each.targets}
+    return Names(ordered, tensors, renamer.parts, tuple(unsupported), _plain_modules(checkpoint), converted)
 
 
 def _plain_modules(checkpoint: Checkpoint) -> frozenset[str]:
@@ -83,12 +88,22 @@ class _Renamer:
         self._renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
         self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
         self._base = model.base_model_prefix
-        self._shapes = _shapes(model)
+        self.shapes = _shapes(model)
         self.parts: dict[str, tuple[str, ...]] = {}
+        self.conversions: dict[str, Conversion] = {}
 
-    def rename(self, name: str) -> str:
-        """A tensor's name in the model, stacks aside."""
-        return self._prefix(_apply(name, self._renamings))
+    def rename(self, stored: str) -> str | None:
+        """A tensor's name in the model; None for one that is to be converted, and noted as such."""
+        name = _apply(stored, self._renamings)
+        for converter in self._converters:
+            renamed, pattern = converter.rename_source_key(name)
+            if pattern is not None and (target := self._prefix(renamed)) in self.shapes:
+                conversion = self.conversions.setdefault(target, Conversion(converter, target))
+                conversion.stored.setdefault(pattern, []).append(stored)
+                return None
+        found = self._prefix(name)
+        # A renaming may be meant for names that are older than those of the checkpoint.
+        return found if found in self.shapes or stored not in self.shapes else stored
 
     def place(self, module: str) -> list[tuple[str, Source]]:
         """The modules or stacks of the model that a stored module fills; none where only a dense one could."""
@@ -99,7 +114,7 @@ class _Renamer:
                 operations = [type(operation).__name__ for operation in converter.operations]
                 if operations[:1] == [_STACK] and operations[1:] in ([], [_FUSE]):
                     return self._stack(converter, pattern, name, self._prefix(renamed), module)
-                return self._split(converter, renamed, module) if operations == [_SPLIT] else []
+                return self._split(converter, renamed, module) if _splits_rows(converter) else []
         return [(self._prefix(name).removesuffix(".weight"), Source(module))]
 
     def _stack(
@@ -113,10 +128,10 @@ class _Renamer:
         return [(stack, Source(module, converter.source_patterns.index(pattern), expert=int(number[1])))]
 
     def _split(self, converter: WeightConverter, renamed: str, module: str) -> list[tuple[str, Source]]:
-        """A module whose rows are, in equal shares, those of several modules of the model."""
+        """A module whose rows are those of several modules of the model."""
         first, *others = converter.target_patterns
         names = [self._prefix(renamed.replace(first, target)) for target in (first, *others)]
-        rows = [self._shapes.get(name, (0,))[0] for name in names]
+        rows = [self.shapes.get(name, (0,))[0] for name in names]
         return [
             (
                 name.removesuffix(".weight"),
@@ -128,11 +143,19 @@ class _Renamer:
     def _prefix(self, name: str) -> str:
         """Add or drop the base model's prefix where the model has the other name."""
         start = f"{self._base}."
-        if name in self._shapes:
+        if name in self.shapes:
             return name
-        if name.startswith(start) and name.removeprefix(start) in self._shapes:
+        if name.startswith(start) and name.removeprefix(start) in self.shapes:
             return name.removeprefix(start)
-        return start + name if start + name in self._shapes else name
+        return start + name if start + name in self.shapes else name
+
+
+def _splits_rows(converter: WeightConverter) -> bool:
+    """Whether all that is done is to give each of several modules some of the stored rows."""
+    operation, *others = converter.operations
+    settings = {"dim": 0, "num_shards_attribute": None}
+    is_split = type(operation).__name__ in _SPLITS and not others
+    return is_split and all(getattr(operation, name, value) == value for name, value in settings.items())
 
 
 def _part(pattern: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -60,6 +61,10 @@ class _Context:
             raise ModelError("several modules of the checkpoint fill one of the model", where=name, found=prefixes)
         return found[0]
 
+    def is_converted(self, name: str) -> bool:
+        """Whether a module's weight is made of dense tensors that no layer of ours could read as they lie."""
+        return name not in self.names.sources and f"{name}.weight" in self.names.converted
+
     def site(self, name: str, checkpoint_name: str) -> Site:
         dtype = kept_dtype(self.model, name, self.dtype)
         return Site(self.quantization, checkpoint_name, dtype=dtype)
@@ -94,7 +99,7 @@ def make_replacements(
         except (ValueError, CapabilityError) as error:
             reasons[name] = str(error)
         except ModelError as error:
-            made.refuse(name, [report("QL211", str(error), where=name)])
+            made.refuse(name, [_refused(name, error)])
         except CheckpointError as error:
             made.refuse(name, [fault for fault in error.findings if isinstance(fault, Finding)])
     made.refused += reasons
@@ -133,6 +138,8 @@ def _replace(name: str, module: nn.Module, is_head: bool, context: _Context) -> 
 def _make_linear(
     name: str, module: nn.Linear | Conv1D, is_head: bool, context: _Context
 ) -> Iterator[tuple[str, nn.Module]]:
+    if context.is_converted(name):
+        return
     source = context.source(name)
     kind = Kind.LM_HEAD if is_head else Kind.LINEAR
     treatment = _treat(name, source.prefix, kind, module, context)
@@ -153,6 +160,8 @@ def _make_linear(
 
 
 def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Iterator[tuple[str, nn.Module]]:
+    if context.is_converted(name):
+        return
     source = context.source(name)
     treatment = _treat(name, source.prefix, Kind.EMBEDDING, module, context)
     if not _can_replace(name, module, (nn.Embedding,), treatment):
@@ -189,7 +198,7 @@ def _class_names(module: nn.Module) -> tuple[str, ...]:
 
 def _can_replace(name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment) -> bool:
     """A module that computes more than its class's base does is left alone, unless it is quantized."""
-    computes_more = not any(type(module).forward is base.forward for base in plain)
+    computes_more = not any(type(module).forward is base.forward for base in plain) and not _is_linear(module)
     if treatment.scheme is None:
         return not computes_more and not isinstance(module, Conv1D)
     if computes_more:
@@ -201,6 +210,22 @@ def _can_replace(name: str, module: nn.Module, plain: tuple[type[nn.Module], ...
     return True
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a linear layer's own forward computes what the plain one does: tried on a tiny weight."""
+    if not isinstance(module, nn.Linear):
+        return False
+    x = torch.linspace(-3, 5, 16, device="cpu").reshape(1, 4, 4)
+    tensors = {"weight": torch.linspace(-2, 7, 8, device="cpu").reshape(2, 4)}
+    if module.bias is not None:
+        tensors["bias"] = torch.linspace(3, 4, 2, device="cpu")
+    try:
+        found = functional_call(module, tensors, x)
+    except Exception:  # whatever the code of an architecture makes of sizes that are not its own
+        return False
+    expected = nn.functional.linear(x, **tensors)
+    return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected)
+
+
 def _is_stack(module: nn.Module) -> bool:
     """Whether a module holds experts as three-dimensional parameters, as transformers stacks them."""
     return hasattr(module, "is_transposed") and isinstance(getattr(module, "down_proj", None), nn.Parameter)
@@ -208,26 +233,30 @@ def _is_stack(module: nn.Module) -> bool:
 
 def _make_experts(name: str, module: nn.Module, context: _Context) -> Experts | None:
     """Experts that the checkpoint stores one by one; other stacks stay as they are, unless quantized."""
-    fused, down = f"{name}.gate_up_proj", f"{name}.down_proj"
-    if not {fused, down} <= context.names.parts.keys():
+    up, down = f"{name}.{'gate_up_proj' if module.has_gate else 'up_proj'}", f"{name}.down_proj"
+    if not {up, down} <= context.names.parts.keys():
         return None
-    count, hidden, inner = module.get_parameter("down_proj").shape
-    if not _is_plain_stack(module):
-        raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
     # A method's config speaks of experts as of linear layers, which they are where they are stored quantized.
-    stored = {source.prefix for stack in (fused, down) for source in context.names.sources[stack]}
-    classes = _class_names(module) if context.names.plain >= stored else ("Linear",)
+    stored = {source.prefix for stack in (up, down) for source in context.names.sources[stack]}
+    is_plain = context.names.plain >= stored
+    if not _is_plain_stack(module):
+        if is_plain:
+            return None
+        raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
+    classes = _class_names(module) if is_plain else ("Linear",)
+    count, hidden, inner = module.get_parameter("down_proj").shape
 
     def stack(place: str, inputs: int, parts: Sequence[Part], sharding: Sharding) -> ExpertLinear:
         sources, site = context.names.sources[place], context.site(place, place)
         treatment = site.treat(sources, Kind.LINEAR, classes)
         return ExpertLinear(count, inputs, parts, site, sources=sources, sharding=sharding, treatment=treatment)
 
-    gate_up_proj = stack(fused, hidden, [Part(name, inner) for name in context.names.parts[fused]], column)
+    up_proj = stack(up, hidden, [Part(name, inner) for name in context.names.parts[up]], column)
     down_proj = stack(down, inner, [Part("", hidden)], row)
     # What is left of the original module is its gate.
-    del module.gate_up_proj, module.down_proj
-    return Experts(gate_up_proj, down_proj, ModuleGate(module))
+    for weight in (up, down):
+        delattr(module, weight.removeprefix(f"{name}."))
+    return Experts(up_proj, down_proj, ModuleGate(module))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +266,19 @@ class ModuleGate:
     module: nn.Module
 
     def __call__(self, projected: Tensor) -> Tensor:
-        gated: Tensor = self.module._apply_gate(projected)  # type: ignore[operator]
+        gate = self.module._apply_gate if self.module.has_gate else self.module.act_fn
+        gated: Tensor = gate(projected)  # type: ignore[operator]
         return gated
 
 
 def _is_plain_stack(module: nn.Module) -> bool:
     more = module.is_transposed or module.has_bias or getattr(module, "has_post_expert_norm", False)
-    return bool(module.has_gate and module.is_concatenated) and not more
+    return bool(module.is_concatenated or not module.has_gate) and not more
+
+
+def _refused(name: str, error: ModelError) -> Finding:
+    facts = {"expected": error.expected, "found": error.found, "remedy": error.remedy}
+    return report("QL211", error.what, where=error.where or name, **facts)
 
 
 def _unsupported(module: str) -> Finding:

@@ -12,6 +12,7 @@ from qload.findings import Finding, report
 from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
 from qload.torch.layers import Layer, ParallelLMHead, VocabParallelEmbedding
+from qload.torch.layers.linear import Linear
 from qload.torch.models.naming import Names
 from qload.torch.models.replacing import put
 from qload.torch.sites import Site
@@ -49,7 +50,7 @@ def settle_names(model: PreTrainedModel, names: Names) -> Names:
     """Where a checkpoint stores only the other end of a tie, let its owner in the model read that."""
     sources, tensors = dict(names.sources), dict(names.tensors)
     for target, owner in _tied_modules(model).items():
-        if target in sources and owner not in sources:
+        if target in sources and owner not in sources and f"{owner}.weight" not in names.converted:
             sources[owner] = sources.pop(target)
             tensors[f"{owner}.weight"] = tensors.pop(f"{target}.weight", f"{target}.weight")
     for target, owner in _tied_tensors(model).items():
@@ -61,7 +62,8 @@ def settle_names(model: PreTrainedModel, names: Names) -> Names:
 def find_ties(model: PreTrainedModel, names: Names) -> Ties:
     """What a model's config ties, and its checkpoint does not store or does."""
     tied = _tied_modules(model)
-    stored = {split_name(name)[0] for name in names.tensors if not name.endswith(".bias")}
+    there = (*names.tensors, *names.converted)
+    stored = {split_name(name)[0] for name in there if not name.endswith(".bias")}
     return Ties(
         {target: owner for target, owner in tied.items() if target not in stored},
         {target: owner for target, owner in tied.items() if target in stored},
@@ -105,12 +107,20 @@ def _keep_ties(*_: object, **__: object) -> None:
 
 def _share(model: PreTrainedModel, name: str, source: str, quantization: Quantization) -> None:
     owner, tied = model.get_submodule(source), model.get_submodule(name)
-    if isinstance(tied, nn.Embedding | VocabParallelEmbedding):
+    if isinstance(tied, nn.Embedding | VocabParallelEmbedding) or _is_same(tied, owner):
         put(model, name, owner)
     elif isinstance(owner, VocabParallelEmbedding | nn.Embedding):
         put(model, name, _make_head(name, tied, owner, quantization))
     else:
-        tied.weight = owner.weight
+        weight = owner.weight
+        is_dense = isinstance(weight, nn.Parameter)
+        tied.weight = weight if is_dense else nn.Parameter(weight, requires_grad=False)  # type: ignore[arg-type]
+
+
+def _is_same(tied: nn.Module, owner: nn.Module) -> bool:
+    """Whether a linear layer of ours computes all that a tied one does: also its bias is that one's."""
+    is_plain = type(tied).forward is nn.Linear.forward or isinstance(tied, Linear)
+    return isinstance(owner, Linear) and is_plain and getattr(tied, "bias", None) is getattr(owner, "bias", None)
 
 
 def _make_head(
