@@ -256,6 +256,21 @@ def test_hot_hooks_are_proven_once_for_each_scheme_and_kind(rows: Path) -> None:
     assert model.model.layers[0].mlp.down_proj.hooks.dequantize is dequantize
 
 
+def test_each_scheme_proves_itself(rows: Path) -> None:
+    def dequantize(layer: Any) -> torch.Tensor:
+        weight: torch.Tensor = layer.values * layer.row_scale[:, None]
+        return weight if layer.scheme == "first" else weight.T.contiguous()[:1]
+
+    hooks = {
+        "qload_scheme_for": lambda module: (
+            None if module.name == "lm_head" else "second" if "down_proj" in module.name else "first"
+        ),
+        "qload_dequantize": dequantize,
+    }
+    with pytest.raises(PluginError, match=r"down_proj: .*qload_dequantize returns the shape"):
+        qload.load(rows, registry=registry_with(make_rows(**hooks)))
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full")])
 def test_running_out_of_memory_is_nobodys_fault(error: Exception, rows: Path) -> None:
     with pytest.raises(type(error)):

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from samples import DATA, DEMO, read_config
 from torch import Tensor, nn
 
 import qload
 from qload.declare import channel_scale, packed
-from qload.errors import ModelError
+from qload.errors import CheckpointError, ModelError
 from qload.geometry import Part
 from qload.layout import in_, out
 from qload.quantization import unquantized
@@ -21,6 +22,7 @@ from qload.torch import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
     ReplicatedLinear,
+    RowParallelLinear,
     Site,
     VocabParallelEmbedding,
     make_experts,
@@ -124,6 +126,46 @@ def test_a_dtype_to_compute_in_is_for_wide_floats_alone() -> None:
         layer.derive(channel_scale(name, out(), dtypes=("F32", "F8_E4M3")), torch.ones(1024).to(dtype))
     (piece,) = layer.pieces(dtype=torch.float16)
     assert (piece.wide.dtype, piece.narrow.dtype) == (torch.float16, torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_plain_parameter_trains_after_a_load_if_it_did_before(trains: bool) -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(2), requires_grad=trains)
+    model.count = nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False)
+    stored = {"weight": torch.ones(2), "count": torch.ones(2, dtype=torch.int32)}
+    qload.load_tensors(model, stored, qload.read_quantization(DEMO))
+    assert [(each.requires_grad, each.tolist()) for each in model.parameters()] == [(trains, [1, 1]), (False, [1, 1])]
+
+
+def test_no_hook_runs_on_a_layer_whose_scales_are_bad() -> None:
+    name = "ct-fp8-static"
+    layer, ran = merged(name), list[nn.Module]()
+    layer.hooks = replace(layer.hooks, process=ran.append)
+    stored = load_file(DATA / name / "model.safetensors")
+    stored["model.layers.0.mlp.up_proj.weight_scale"] *= float("nan")
+    held = {key: tensor for key, tensor in stored.items() if "layers.0.mlp.gate" in key or "layers.0.mlp.up" in key}
+    with pytest.raises(CheckpointError, match="QL501"):
+        qload.load_tensors(layer, held, qload.read_quantization(DATA / name))
+    assert ran == []
+
+
+@pytest.mark.parametrize("first", [0, 64, -1])
+def test_ranks_read_the_columns_groups_from_the_index(first: int) -> None:
+    """One that says what the positions say, and is dropped for the whole, and two that do not."""
+    path, name = DATA / "gptq-4bit-g32-sym-descact", "model.layers.0.mlp.down_proj"
+    stored = {key: value for key, value in load_file(path / "model.safetensors").items() if key.startswith(name)}
+    columns = torch.arange(512)
+    stored[f"{name}.g_idx"] = (((columns + first) % 512) // 32).to(torch.int32)
+    quantization = qload.read_quantization(path)
+    layers = [
+        RowParallelLinear(512, 256, Site(quantization, name, rank, size)) for rank, size in ((0, 1), (0, 2), (1, 2))
+    ]
+    for layer in layers:
+        qload.load_tensors(layer, stored, quantization)
+    whole, *shards = (qload.dequantize(layer) for layer in layers)
+    assert torch.equal(torch.cat(shards, 1), whole)
+    assert layers[0].g_idx is None if first == 0 else layers[0].g_idx is not None
 
 
 def test_a_layer_shows_its_share() -> None:
