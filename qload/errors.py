@@ -13,8 +13,8 @@ QloadError                    what, where, expected, found, remedy
 """
 
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 _SHOWN = 3
 _BREAK = re.compile(r"\s*[\r\n]+\s*")
@@ -34,6 +34,16 @@ class QloadError(Exception):
         self.found = found
         self.remedy = remedy
         super().__init__(describe(what, where, expected, found, remedy))
+
+    def __reduce__(self) -> tuple[Callable[..., "QloadError"], tuple[type["QloadError"], str, dict[str, Any]]]:
+        """By its fields, so that a rank's error can reach the process that started the rank."""
+        return _restore, (type(self), str(self), vars(self))
+
+
+def _restore(kind: type[QloadError], text: str, fields: dict[str, Any]) -> QloadError:
+    error = kind.__new__(kind, text)
+    vars(error).update(fields)
+    return error
 
 
 def describe(what: str, where: str, expected: str, found: str, remedy: str) -> str:
@@ -76,9 +86,6 @@ class CheckpointError(QloadError):
         """How many faults there are, in words."""
         number = len(self.findings)
         return f"{number} fault{'s' if number != 1 else ''} in the checkpoint"
-
-    def __reduce__(self) -> tuple[type["CheckpointError"], tuple[str, tuple[Fault, ...]]]:
-        return type(self), (self.where, self.findings)
 
 
 class LayoutError(QloadError):

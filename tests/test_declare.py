@@ -1,6 +1,7 @@
 """Declarations: what a spec says of a stored tensor."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ from qload.declare import (
     weight,
 )
 from qload.geometry import Geometry, Part, single
-from qload.layout import Dim, in_, out, part
+from qload.layout import Dim, expert, in_, out, part
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ from qload.layout import Dim, in_, out, part
         (tensor_scale("s"), (1, 1), (1,), True),
         (tensor_scale("s"), (2,), (1,), False),
         (channel_scale("s", out()), (4, 1), (4,), True),
+        (channel_scale("s", out(), in_(2)), (4, 2), (2, 4), False),
         (group_scale("s", out(), in_(2)), (2,), (1, 2), False),
     ],
 )
@@ -53,6 +55,13 @@ def test_the_core_adds_the_bias_and_the_experts() -> None:
     (stacked,) = complete(specs, single(4, 2, experts=3))
     assert stacked.layout.axes[0].dim is Dim.EXPERT
     assert stacked.layout.shape(single(4, 2, experts=3).extents) == (3, 4, 2)
+
+
+def test_a_method_may_declare_the_bias_and_the_experts_itself() -> None:
+    own = replace(bias(), dtypes=("I8",)), weight("weight", out(), expert(), in_())
+    assert complete(own, single(4, 2, bias=True)) == own
+    (_, stacked) = complete(own, single(4, 2, bias=True, experts=3))
+    assert stacked.layout.shape(single(4, 2, experts=3).extents) == (4, 3, 2)
 
 
 def test_an_index_has_one_row_for_each_part() -> None:

@@ -1,10 +1,21 @@
 """Findings: one line each, collapsed where they differ only in numbers, and the catalogue behind them."""
 
+import pickle
 import re
 
 import pytest
 
-from qload.errors import CheckpointError, QloadError
+from qload.errors import (
+    CapabilityError,
+    CheckpointError,
+    LayoutError,
+    MethodConflictError,
+    ModelError,
+    PluginError,
+    QloadError,
+    ShardError,
+    UnknownMethodError,
+)
 from qload.findings import RULES, Finding, Severity, collapse, errors, refusals, report
 
 
@@ -23,6 +34,17 @@ def test_those_that_differ_only_in_numbers_are_one() -> None:
     (merged,) = collapse([*findings])
     assert merged.where == "layers.{0..3}.q_proj.scale (4)"
     assert merged.file == "2 files"
+
+
+def test_numbers_inside_a_name_are_no_layers() -> None:
+    """`fc1` and `fc2` are two places, in however many layers each is."""
+    findings = [report("QL201", "gone", where=f"h.{n}.fc{fc}.scale") for n in (0, 1) for fc in (1, 2)]
+    assert [merged.where for merged in collapse(findings)] == ["h.{0..1}.fc1.scale (2)", "h.{0..1}.fc2.scale (2)"]
+
+
+def test_a_remedy_that_names_the_module_keeps_nothing_apart() -> None:
+    findings = [report("QL301", "wrong", where=f"h.{n}.scale", remedy=f"h.{n} is 4 x 8") for n in (0, 1)]
+    assert [(merged.where, merged.remedy) for merged in collapse(findings)] == [("h.{0..1}.scale (2)", "h.0 is 4 x 8")]
 
 
 def test_gaps_in_the_numbers_are_listed() -> None:
@@ -70,6 +92,29 @@ def test_an_errors_text_has_the_first_three_findings_and_how_many_there_are() ->
         "folder: 5 faults in the checkpoint: QL201 a: gone; QL201 b: gone; QL201 c: gone; and 2 more, in .findings"
     )
     assert error.findings == tuple(findings)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        QloadError("gone", where="a", expected="1", found="2", remedy="mend it"),
+        CheckpointError("folder", [Finding("QL201", "gone", "a"), Finding("QL210", "extra", "b")]),
+        LayoutError("splits a unit", unit=8, where="a"),
+        ShardError("splits a unit", where="a", unit=8, sizes=[1, 2]),
+        UnknownMethodError("wish", ["a", "b"], "folder"),
+        MethodConflictError("m", ["one", "two"]),
+        PluginError("m", ["it lacks a hook"], "m_module", "report it"),
+        CapabilityError("m", "qload_embedding", "embed_tokens"),
+        ModelError("cannot be built"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_crosses_from_one_process_to_another(error: QloadError) -> None:
+    """As the errors of a rank do, on their way to the process that started it."""
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert vars(found) == vars(error)
 
 
 @pytest.mark.parametrize(

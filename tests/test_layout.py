@@ -137,6 +137,11 @@ def test_padding_belongs_to_the_rank_alone() -> None:
     assert out(8).entries(Cut(0, 1001, padding=23).padded_size) == 128
 
 
+def test_a_whole_axis_keeps_nothing_together() -> None:
+    layout = Layout((out(16, whole=True), out(4), in_(128)))
+    assert [layout.unit(dim) for dim in (Dim.OUT, Dim.IN, Dim.EXPERT)] == [4, 128, 1]
+
+
 def test_volume_counts_steps() -> None:
     assert volume((Interval(0, 7, 2), Interval(3, 5))) == 8
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from samples import DATA, make_quantization, read_config
 from strangers import make_rows, registry_with
 
 from qload import Registry
-from qload.checkpoint import Checkpoint, open_folder
+from qload.checkpoint import Checkpoint, TensorEntry, open_folder
 from qload.errors import CheckpointError, MethodError, PluginError
 from qload.geometry import Kind, single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
@@ -53,6 +54,8 @@ def test_the_config_names_the_method(registry: Registry) -> None:
         {"compression_config": {"quant_method": "x"}},
         {"text_config": {"quantization_config": {"quant_method": "x"}}},
         {"text_config": None, "llm_config": {"quantization_config": {"quant_method": "x"}}},
+        {"thinker_config": {"quantization_config": {"quant_method": "x"}}},
+        {"text_config": {"quantization_config": {"quant_method": "y"}}, "quantization_config": {"quant_method": "x"}},
     ],
 )
 def test_the_section_is_found_where_tools_put_it(config: dict[str, Any]) -> None:
@@ -70,6 +73,32 @@ def test_no_section_means_not_quantized(registry: Registry, config: dict[str, An
     quantization = resolve(bare(config), registry)
     assert quantization.method.name == UNQUANTIZED
     assert quantization.treat(ModuleInfo(("a",))).scheme is None
+
+
+class Optional(BaseModel):
+    bits: int = 4
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("model", [None, Optional])
+def test_a_method_sees_what_is_stored_below_a_module(named: bool, model: type[BaseModel] | None) -> None:
+    """However the checkpoint is known to be its own, and whether it has a config or none."""
+    info = MethodInfo("rows", model, Capabilities(embedding=True))
+    hooks = {"qload_scheme_for": lambda module: " ".join(sorted(module.stored)), "qload_claim": lambda: Claim(5)}
+    asked = registry_with(make_rows(qload_method_info=lambda: info, **hooks))
+    entries = {f"a.{leaf}": TensorEntry(f"a.{leaf}", "I8", (1,), "f", 0, 1) for leaf in ("values", "row_scale")}
+    config = {"quantization_config": {"quant_method": "rows"}} if named else {}
+    quantization = resolve(Checkpoint(Path("none"), config, entries), asked)
+    assert quantization.treat(ModuleInfo(("a",))).scheme == "row_scale values"
+    assert quantization.treat(ModuleInfo(("a",), stored=frozenset(["given"]))).scheme == "given"
+
+
+def test_faults_of_a_side_file_are_its_own(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "quantize_config.json").write_text('{"bits": "four", "group_size": 128}')
+    with pytest.raises(CheckpointError) as caught:
+        resolve(Checkpoint(tmp_path, {}, {}, ("quantize_config.json",)), registry)
+    (finding,) = caught.value.findings
+    assert str(finding).startswith("bits in quantize_config.json")
 
 
 def test_an_unknown_method_is_a_finding_with_the_known_ones(registry: Registry) -> None:

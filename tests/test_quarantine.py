@@ -65,11 +65,19 @@ def spec(**changes: Any) -> list[ParameterSpec]:
     return [replace(ParameterSpec("a", ParameterKind.PACKED, layout, ("I8",), "a"), **changes)]
 
 
+class Unshown:
+    """A scheme that can be hashed, and not shown."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 # What a declaration hook does, and what is said of it.
 DECLARATIONS: list[tuple[str, Callable[[], Any], str]] = [
     ("qload_scheme_for", fail(KeyError("x")), "raises KeyError: 'x'"),
     ("qload_scheme_for", fail(SystemExit(3)), "raises SystemExit: 3"),
     ("qload_scheme_for", lambda: {"bits": 8}, "returns dict, which is no frozen value"),
+    ("qload_scheme_for", lambda: Unshown(), "returns Unshown, which is no frozen value"),
     ("qload_create_weights", fail(TypeError("no")), "raises TypeError: no"),
     ("qload_create_weights", lambda: None, "returns NoneType, not a sequence of ParameterSpec"),
     ("qload_create_weights", lambda: "abc", "returns str, not a sequence of ParameterSpec"),
@@ -79,6 +87,9 @@ DECLARATIONS: list[tuple[str, Callable[[], Any], str]] = [
     ("qload_create_weights", lambda: spec(name="a b"), "a tensor named 'a b', which no attribute can be"),
     ("qload_create_weights", lambda: spec(dtypes="I8"), "a with the dtypes 'I8', not with a tuple of known codes"),
     ("qload_create_weights", lambda: spec(dtypes=("INT8",)), "a with the dtypes"),
+    ("qload_create_weights", lambda: spec(dtypes=()), "a with the dtypes ()"),
+    ("qload_create_weights", lambda: spec(name=8), "a tensor named 8, which no attribute can be"),
+    ("qload_create_weights", lambda: spec(kind="weight"), "a with the kind 'weight', not a ParameterKind"),
     ("qload_create_weights", lambda: spec(layout=(out(),)), "a with the layout"),
     ("qload_create_weights", lambda: spec(layout=Layout((8,))), "a with the axis 8"),  # type: ignore[arg-type]
 ]
@@ -136,6 +147,7 @@ CLAIMS: list[tuple[Callable[[], Any], str]] = [
     (fail(KeyError("x")), "qload_claim raises KeyError: 'x'"),
     (lambda: True, "qload_claim returns bool, not a Claim or None"),
     (lambda: Claim("very"), "a Claim with the specificity 'very', not a number"),  # type: ignore[arg-type]
+    (lambda: Claim(True), "a Claim with the specificity True, not a number"),
     (lambda: Claim(100, config=[1]), r"a Claim with the config \[1\]"),  # type: ignore[arg-type]
     (lambda: Claim(100, alias=3), "a Claim with the alias 3"),  # type: ignore[arg-type]
 ]
@@ -211,6 +223,7 @@ RUNTIMES: list[tuple[str, Callable[..., Any], str]] = [
     ("qload_dequantize", lambda layer: None, "returns NoneType, not a tensor"),
     ("qload_dequantize", lambda layer: layer.row_scale, "returns the shape ["),
     ("qload_dequantize", lambda layer: layer.values, "returns torch.int8, not floats"),
+    ("qload_dequantize", lambda layer: layer.values.to(torch.float8_e4m3fn), "returns torch.float8_e4m3fn, not floats"),
     ("qload_apply", lambda layer, x: x[:, :1], "returns the shape ["),
     ("qload_apply", lambda layer, x: x.new_zeros(1, layer.out_features).double(), "returns torch.float64, not"),
     ("qload_apply", lambda layer, x: x @ layer.values, "raises RuntimeError"),
@@ -243,10 +256,25 @@ def test_hot_hooks_are_proven_once_for_each_scheme_and_kind(rows: Path) -> None:
     assert model.model.layers[0].mlp.down_proj.hooks.dequantize is dequantize
 
 
-def test_running_out_of_memory_is_nobodys_fault(rows: Path) -> None:
-    full = fail(torch.OutOfMemoryError("full"))
-    with pytest.raises(torch.OutOfMemoryError):
-        qload.load(rows, registry=registry_with(make_rows(qload_dequantize=full)))
+def test_each_scheme_proves_itself(rows: Path) -> None:
+    def dequantize(layer: Any) -> torch.Tensor:
+        weight: torch.Tensor = layer.values * layer.row_scale[:, None]
+        return weight if layer.scheme == "first" else weight.T.contiguous()[:1]
+
+    hooks = {
+        "qload_scheme_for": lambda module: (
+            None if module.name == "lm_head" else "second" if "down_proj" in module.name else "first"
+        ),
+        "qload_dequantize": dequantize,
+    }
+    with pytest.raises(PluginError, match=r"down_proj: .*qload_dequantize returns the shape"):
+        qload.load(rows, registry=registry_with(make_rows(**hooks)))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full")])
+def test_running_out_of_memory_is_nobodys_fault(error: Exception, rows: Path) -> None:
+    with pytest.raises(type(error)):
+        qload.load(rows, registry=registry_with(make_rows(qload_dequantize=fail(error))))
 
 
 def test_a_broken_stranger_hurts_no_other_method() -> None:

@@ -1,9 +1,12 @@
 """The registry: checked before registration, blocked, conflicting, quarantined; never by load order."""
 
+import py_compile
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import pytest
 from strangers import make_plugin, origin
 
 from qload.checkpoint import Checkpoint
+from qload.entries import read_origin
 from qload.errors import MethodConflictError, PluginError, UnknownMethodError
 from qload.hookspecs import HOOKSPEC_VERSION, Capabilities, MethodInfo
-from qload.registry import UNQUANTIZED, PluginWarning, Registry, Status
+from qload.registry import UNQUANTIZED, Origin, PluginWarning, Registry, Status
 
 OPEN = "qload_open_checkpoint"
 
@@ -125,9 +129,14 @@ def test_only_a_preference_settles_a_conflict(order: tuple[str, str]) -> None:
 
 
 def test_the_environment_blocks_and_prefers() -> None:
-    registry = Registry.discover(environ={"QLOAD_DISABLE": f"x, {UNQUANTIZED}", "QLOAD_PREFER": "m=two"})
+    registry = Registry.discover(environ={"QLOAD_DISABLE": f"x, {UNQUANTIZED}", "QLOAD_PREFER": " m = two,n=one"})
     assert registry.status(UNQUANTIZED) is Status.BLOCKED
-    assert registry._prefer == {"m": "two"}
+    assert registry._prefer == {"m": "two", "n": "one"}
+
+
+def test_what_the_code_prefers_comes_before_the_environment() -> None:
+    registry = Registry.discover(prefer={"m": "one"}, environ={"QLOAD_PREFER": "m=two"})
+    assert registry._prefer == {"m": "one"}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +182,9 @@ def test_the_runtime_module_is_imported_when_it_is_needed(runtime_module: types.
         ("def qload_dequantize(layer): ...\ndef qload_embedding(layer, ids): ...", "has qload_embedding"),
         ("def qload_dequantize(layer) ...", "raises SyntaxError"),
         (None, "no module named 'read_runtime'"),
+        ("def __getattr__(name): ...", None),
+        ("from somewhere import dequantize as qload_dequantize", None),
+        ("from somewhere import qload_dequantize as dequantize", "read_runtime: it lacks qload_dequantize"),
         ("from somewhere import qload_dequantize", None),
         ("from somewhere import *", None),
         ("if 1:\n    qload_dequantize = print", None),
@@ -195,10 +207,38 @@ def test_what_the_runtime_lacks_is_known_without_importing_it(
     assert "read_runtime" not in sys.modules
 
 
+def test_a_runtime_without_its_source_is_taken_at_its_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "compiled.py").write_text("def qload_dequantize(layer): return 'dense'")
+    py_compile.compile(str(tmp_path / "compiled.py"), str(tmp_path / "compiled_runtime.pyc"))
+    info = MethodInfo("m", None, Capabilities(), runtime="compiled_runtime")
+    registry = Registry([origin("m", make_plugin(qload_method_info=lambda: info, qload_dequantize=None))])
+    assert registry.status("m") is Status.READY
+    assert registry.method("m").runtime["qload_dequantize"]("layer") == "dense"
+    del sys.modules["compiled_runtime"]
+
+
+def test_a_runtime_that_lacks_a_hook_is_named_and_the_hook_once(runtime_module: types.ModuleType) -> None:
+    info = MethodInfo("m", None, Capabilities(), runtime="some_runtime")
+    runtime_module.qload_dequantize = lambda layer: layer  # type: ignore[attr-defined]
+    method = Registry([origin("m", make_plugin(qload_method_info=lambda: info, qload_dequantize=None))]).method("m")
+    del runtime_module.qload_dequantize
+    with pytest.raises(PluginError) as caught:
+        _ = method.runtime
+    assert caught.value.faults == ("it lacks qload_dequantize, which is required",)
+    assert caught.value.where == "some_runtime"
+
+
 def test_hooks_may_leave_out_arguments() -> None:
     runtime = Registry([origin("m", make_plugin(qload_apply=lambda x: x))]).method("m").runtime
     assert runtime["qload_apply"]("layer", "x", "bias") == "x"
     assert runtime["qload_apply"](layer="layer", x="x", bias="bias") == "x"
+
+
+def test_arguments_are_passed_by_name_in_whatever_order_a_hook_takes_them() -> None:
+    plugin = make_plugin(qload_apply=lambda bias, x, layer: (layer, x, bias))
+    runtime = Registry([origin("m", plugin)]).method("m").runtime
+    assert runtime["qload_apply"]("layer", "x", "bias") == ("layer", "x", "bias")
 
 
 def test_a_hook_that_takes_everything_is_called_as_it_is() -> None:
@@ -221,14 +261,48 @@ def test_one_module_may_stand_behind_two_entry_points() -> None:
     assert Registry(plugins=[origin("p", opener), origin("q", opener)]).call_plugins(OPEN, Path()) is None
 
 
-def test_plugins_are_asked_in_the_order_of_their_names() -> None:
-    def opener(name: str) -> object:
-        checkpoint = Checkpoint(Path(name), {}, {})
-        return origin(name, types.SimpleNamespace(qload_open_checkpoint=lambda: checkpoint))
+@pytest.mark.parametrize("places", [(("a", "z"), ("b", "y")), (("p", "one"), ("p", "two"))])
+@pytest.mark.parametrize("step", [1, -1])
+def test_plugins_are_asked_in_the_order_of_their_names(places: tuple[tuple[str, str], ...], step: int) -> None:
+    """And of their distributions' names, but never in that of installing."""
 
-    for names in (("a", "b"), ("b", "a")):
-        registry = Registry(plugins=map(opener, names))  # type: ignore[arg-type]
-        assert registry.call_plugins(OPEN, Path()).path == Path("a")
+    def opener(name: str, distribution: str) -> Origin:
+        checkpoint = Checkpoint(Path(name, distribution), {}, {})
+        return origin(name, types.SimpleNamespace(qload_open_checkpoint=lambda: checkpoint), distribution)
+
+    registry = Registry(plugins=[opener(*place) for place in places[::step]])
+    assert registry.call_plugins(OPEN, Path()).path == Path(*places[0])
+
+
+def test_a_plugin_is_imported_once_however_often_it_is_asked() -> None:
+    imported: list[str] = []
+
+    def load() -> object:
+        imported.append("p")
+        return types.SimpleNamespace(qload_open_checkpoint=lambda: None)
+
+    registry = Registry(plugins=[replace(origin("p", None), load=load)])
+    assert [registry.call_plugins(OPEN, Path()) for _ in range(2)] == [None, None]
+    assert imported == ["p"]
+
+
+def test_methods_are_listed_by_name_and_not_in_the_order_of_installing() -> None:
+    assert Registry([origin(name, make_plugin()) for name in "cab"]).names == ("a", "b", "c")
+
+
+def test_an_entry_point_that_no_distribution_owns_is_called_so() -> None:
+    found = read_origin(EntryPoint("m", "m_module", "qload.methods"))
+    assert (found.method, found.target, found.distribution, found.version) == ("m", "m_module", "unknown", "")
+    assert str(found.blame("it fails")).endswith("report it to unknown (m_module), or do without: QLOAD_DISABLE=m")
+
+
+@pytest.mark.parametrize("other", [origin("m", None, "two"), origin("n", None, "one")])
+def test_methods_are_the_same_where_they_come_from_the_same_place(other: Origin) -> None:
+    one, again = (Registry([origin("m", make_plugin(), "one")]).method("m") for _ in range(2))
+    assert one == again
+    assert hash(one) == hash(again)
+    different = replace(other, load=make_plugin)
+    assert one != Registry([different]).method(different.method)
 
 
 def test_a_blocked_plugin_is_never_imported() -> None:

@@ -1,14 +1,18 @@
 """Folders: one file or an index of several, and everything that can be wrong between them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from edits import INDEX, WEIGHTS, split_files, write_index
+from safetensors.torch import load_file, save_file
 from samples import DEMO
 
 from qload.checkpoint import open_folder
+from qload.checkpoint.documents import MAX_JSON_BYTES
 from qload.checkpoint.names import group_names, split_name
 from qload.errors import QloadError
 
@@ -107,6 +111,57 @@ def test_a_stale_copy_that_the_index_does_not_name(broken: Callable[[str], Path]
     checkpoint = open_folder(folder)
     assert checkpoint.findings == ()
     assert {entry.file for entry in checkpoint.tensors.values()} == set(placed.values())
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_the_index_decides_between_two_copies_of_a_tensor(broken: Callable[[str], Path], chosen: int) -> None:
+    folder, name = broken(NAME), "model.norm.weight"
+    files = sorted(set(split_files(folder).values()))
+    shards = [load_file(folder / file) for file in files]
+    for number, (file, shard) in enumerate(zip(files, shards, strict=True)):
+        save_file({**shard, name: torch.full((number + 1,), 1.0)}, folder / file)
+    placed = {each: file for file, shard in zip(files, shards, strict=True) for each in shard}
+    write_index(folder, {**placed, name: files[chosen]})
+    checkpoint = open_folder(folder)
+    assert checkpoint.findings == ()
+    assert (checkpoint.tensors[name].file, checkpoint.tensors[name].shape) == (files[chosen], (chosen + 1,))
+
+
+def test_a_file_that_cannot_be_read_is_one_finding_and_not_one_for_each_of_its_tensors(
+    broken: Callable[[str], Path],
+) -> None:
+    folder = broken(NAME)
+    placed = split_files(folder)
+    pointer = placed["model.norm.weight"]
+    (folder / pointer).write_text("version https://git-lfs.github.com/spec/v1")
+    checkpoint = open_folder(folder)
+    assert [(finding.code, finding.file) for finding in checkpoint.findings] == [("QL002", pointer)]
+    assert checkpoint.lost == {name for name, file in placed.items() if file == pointer}
+
+
+def test_one_file_is_taken_before_the_files_of_an_index(broken: Callable[[str], Path]) -> None:
+    """As transformers takes it: what lies beside is left from before the files were merged."""
+    folder = broken(NAME)
+    merged = (folder / WEIGHTS).read_bytes()
+    split_files(folder)
+    (folder / WEIGHTS).write_bytes(merged)
+    checkpoint = open_folder(folder)
+    assert checkpoint.findings == ()
+    assert {entry.file for entry in checkpoint.tensors.values()} == {WEIGHTS}
+
+
+def test_pickled_weights_beside_safetensors_are_left_alone(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    checkpoint = open_folder(folder)
+    assert (checkpoint.findings, checkpoint.pickled) == ((), ())
+
+
+def test_a_config_that_is_too_large_is_not_read(broken: Callable[[str], Path]) -> None:
+    folder = broken(NAME)
+    os.truncate(folder / "config.json", MAX_JSON_BYTES + 1)
+    (finding,) = open_folder(folder).findings
+    assert (finding.code, finding.message) == ("QL105", "is too large for a config")
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", "[" * 100_000])

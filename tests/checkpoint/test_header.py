@@ -47,6 +47,13 @@ def test_a_good_header(tmp_path: Path) -> None:
     assert (entry.shape, entry.nbytes, entry.stop) == ((2, 3), 24, path.stat().st_size)
 
 
+def test_a_tensor_of_no_entries_lies_where_the_next_one_begins(tmp_path: Path) -> None:
+    """In whichever order the header names the two."""
+    full, empty = GOOD["a"], {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]}
+    for header in ({"a": full, "b": empty}, {"b": empty, "a": full}):
+        assert codes(write(tmp_path / "f", header, bytes(24))) == []
+
+
 def entry(**changes: Any) -> dict[str, Any]:
     return {"a": {**GOOD["a"], **changes}}
 
@@ -76,6 +83,8 @@ def entry(**changes: Any) -> dict[str, Any]:
         (entry(), bytes(30), "QL003", "bytes after"),
         (b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
          bytes(1), "QL003", "one tensor twice"),
+        (b'{"__metadata__":{},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+         b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', bytes(1), "QL003", "one tensor twice"),
         ({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
           "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}, bytes(6), "QL003", "overlaps a"),
         ({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
@@ -100,7 +109,7 @@ def test_a_header_that_claims_to_be_huge_is_not_read(tmp_path: Path, length: int
     assert codes(tmp_path / "f") == ["QL003"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\x00", (100).to_bytes(8, "little") + b"{}"])
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"\x64" + bytes(7) + b"{}", b"\x14" + bytes(7) + b"{}" + b" " * 15])
 def test_a_file_that_ends_in_its_header_is_truncated(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f").write_bytes(content)
     assert codes(tmp_path / "f") == ["QL004"]

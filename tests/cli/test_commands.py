@@ -3,13 +3,14 @@
 import errno
 import json
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from edits import WEIGHTS, edit_tensors
+from edits import WEIGHTS, edit_config, edit_tensors, split_files, write_index
 from samples import DEMO, samples
 from torch import Tensor
 
@@ -74,6 +75,27 @@ def test_findings_as_json(broken: Callable[[str], Path]) -> None:
     assert (finding["code"], finding["where"], finding["severity"]) == ("QL201", SCALE.format(0), "error")
 
 
+def test_a_warning_is_counted_shown_and_no_reason_not_to_run(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    placed = split_files(folder)
+    forgotten = placed.popitem()[0]
+    write_index(folder, placed)
+    result = call("validate", folder)
+    warning, verdict = result.output.splitlines()
+    assert result.exit_code == 1
+    assert warning.startswith(f"QL007 warning: {forgotten}")
+    assert verdict.startswith(f"{folder}: 1 warning (compressed-tensors;")
+    result = call("run", folder, "--prompt", "The memory", "--max-new-tokens", 1)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == warning
+
+
+def test_a_method_that_cannot_be_had_is_unknown(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    edit_config(folder, lambda config: config["quantization_config"].update(quant_method="wish"))
+    assert "1 error (method unknown; 63 tensors, 1.66 MB)" in call("validate", folder).output
+
+
 def test_what_cannot_be_checked_is_2() -> None:
     result = call("validate", "nowhere")
     assert result.exit_code == 2
@@ -100,6 +122,12 @@ def test_methods_lists_what_they_can_do_and_where_they_come_from() -> None:
     rows = {row["method"]: row for row in json.loads(call("methods", "--format", "json").output)}
     assert rows["compressed-tensors"]["capabilities"]["embedding"] is True
     assert rows["awq"]["status"] == "ready"
+    (line,) = [
+        line for line in result.output.splitlines() if line.startswith("compressed-tensors  ") and "qload" not in line
+    ]
+    assert line.split() == ["compressed-tensors", *["yes"] * 5]
+    (line,) = [line for line in result.output.splitlines() if line.startswith("awq  ") and "qload" not in line]
+    assert line.split() == ["awq", "yes", "yes", "yes", "-", "-"]
 
 
 def test_methods_shows_blocked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +136,17 @@ def test_methods_shows_blocked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "blocked" in result.output
     rows = {row["method"]: row for row in json.loads(call("methods", "--format", "json").output)}
     assert rows["awq"]["capabilities"] is None
+    assert "take awq out of QLOAD_DISABLE" in rows["awq"]["summary"]
+
+
+def test_methods_shows_broken_ones_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Origin("m", "m_module", "dist", "", lambda: 1 / 0)
+    monkeypatch.setattr(qload.Registry, "discover", lambda: qload.Registry([broken]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = json.loads(call("methods", "--format", "json").output)
+    assert (row["status"], row["from"]) == ("broken", ["dist"])
+    assert "ZeroDivisionError" in row["summary"]
 
 
 def test_brackets_in_what_a_plugin_says_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +233,16 @@ def test_a_closed_pipe_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli, ["methods"])
     assert result.exit_code == 1
     assert "defect" not in result.output
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def discover() -> qload.Registry:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(qload.Registry, "discover", discover)
+    result = call("methods")
+    assert result.exit_code == 2
+    assert "no space left" in result.stderr
 
 
 def test_run_without_a_tokenizer() -> None:

@@ -18,7 +18,7 @@ from qload.declare import ParameterSpec, channel_scale, group_scale, index, pack
 from qload.errors import LayoutError, QloadError
 from qload.geometry import Geometry, Part, Shard, Sharding, column, expert_parallel, replicated, row, vocabulary
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
-from qload.layout import in_, out, packing, part
+from qload.layout import in_, out, packing, part, volume
 from qload.plan import Source, Target, forms, make_plan
 from qload.plan.fits import Fit, make_fit
 from qload.registry import UNQUANTIZED, Origin
@@ -94,6 +94,9 @@ def test_every_entry_that_a_rank_owns_is_written_once(
         slots = plan.layers[0].slots
         assert len(slots) == len(specs) - len(plan.findings)
         assert all((written(slot) == 1).all() for slot in slots)
+        for copy in plan.copies:
+            assert volume(copy.source) == volume(copy.destination)
+            assert all(0 <= run.start <= run.stop <= size for run, size in zip(copy.source, copy.view, strict=True))
 
 
 @given(declarations(), st.integers(1, 200), st.integers(1, 4), st.sampled_from([1, 32, 64]))
@@ -112,6 +115,24 @@ def test_padding_is_all_that_is_not_written(
     scales = [slot for plan in plans for slot in plan.layers[0].slots if slot.name == "scale"]
     if len(scales) == size:
         assert sum(int(written(slot).sum()) for slot in scales) == rows * scales[0].shape[0]
+
+
+def test_a_rank_that_owns_no_row_splits_no_word_and_copies_nothing(registry: Registry) -> None:
+    """65 rows in shares of 32: the third rank has the last one, and the fourth has padding alone."""
+    specs = (packed("values", out(8), in_(), dtypes=("I32",)), group_scale("scale", in_(16), out()))
+    quantization, geometry = make_method(registry, specs), Geometry(64, (Part("", 65),))
+    plans = [plan_layer(quantization, geometry, (Source("a"),), vocabulary(64), rank, 4) for rank in range(4)]
+    assert [plan.findings for plan in plans] == [()] * 4
+    assert [len(list(plan.copies)) for plan in plans] == [2, 2, 2, 0]
+    assert [slot.shape for slot in plans[3].layers[0].slots] == [(4, 64), (4, 32)]
+
+
+def test_a_rank_needs_no_module_of_an_expert_that_another_one_owns(registry: Registry) -> None:
+    quantization = make_method(registry, (packed("values", out(), in_(), dtypes=("I8",)),))
+    geometry, sources = Geometry(64, (Part("", 32),), experts=4), [Source(str(e), expert=e) for e in range(4)]
+    assert plan_layer(quantization, geometry, sources[2:], expert_parallel, 1, 2).findings == ()
+    found = plan_layer(quantization, geometry, sources[:3], expert_parallel, 1, 2).findings
+    assert [(each.code, each.where) for each in found] == [("QL205", "layer.3")]
 
 
 def test_a_tensor_that_two_sources_would_write_is_an_error_that_names_it(registry: Registry) -> None:
@@ -200,6 +221,7 @@ def test_layers_that_are_alike_may_have_sources_that_stand_differently(registry:
     targets = [
         Target("k", plain, treatment, replicated(plain), (Source("kv", before=0, after=32),)),
         Target("v", plain, treatment, replicated(plain), (Source("kv", before=32, after=0),)),
+        Target("q", plain, treatment, replicated(plain), (Source("0"),)),
         Target("e", stack, treatment, replicated(stack), (Source("0", expert=0), Source("1", expert=1))),
         Target("f", stack, treatment, replicated(stack), (Source("1", expert=1), Source("0", expert=0))),
     ]
@@ -209,5 +231,6 @@ def test_layers_that_are_alike_may_have_sources_that_stand_differently(registry:
     assert plan.findings == ()
     rows = [copy.source[0].start for copy in plan.copies]
     places = [(copy.entry.name[0], copy.destination[0].start) for copy in plan.copies]
-    assert rows == [0, 32, 0, 0, 0, 0]
-    assert places[2:] == [("0", 0), ("1", 1), ("1", 1), ("0", 0)]
+    assert rows == [0, 32, 0, 0, 0, 0, 0]
+    assert [copy.view for copy in plan.copies][:3] == [(64, 64), (64, 64), (32, 64)]
+    assert places[3:] == [("0", 0), ("1", 1), ("1", 1), ("0", 0)]

@@ -232,6 +232,7 @@ def test_plain_tensors_are_matched_by_name_shape_and_dtype(registry: Registry) -
     assert plan.findings == ()
     assert [slot.dtype for layer in plan.layers for slot in layer.slots] == ["F32", "I64"]
     bad = [replace(targets[0], shape=(5,)), replace(targets[1], dtype="F32"), PlainTarget("x", "x", (1,), None)]
+    bad.append(PlainTarget("y", "y", (1,), None, required=False))
     codes = [finding.code for finding in make_plan(checkpoint, quantization, [], bad).findings]
     assert codes == ["QL307", "QL308", "QL201"]
 

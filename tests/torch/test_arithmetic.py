@@ -30,6 +30,13 @@ def test_unpack_is_the_bits_in_order(bits: int, columns: int, seed: int) -> None
     assert torch.equal(unpack(pack_bits(values, bits), bits, columns).long(), values)
 
 
+def test_scaling_leaves_what_it_is_given_as_it_is() -> None:
+    values, scale, zero = torch.ones(2, 8), torch.full((2, 2), 2.0), torch.full((2, 2), 3.0)
+    assert torch.equal(scale_groups(values, scale, zero, 4), torch.full((2, 8), -4.0))
+    assert torch.equal(scale_blocks(values, scale, (1, 4)), torch.full((2, 8), 2.0))
+    assert torch.equal(values, torch.ones(2, 8))
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_unpack_reads_what_the_package_packs(bits: int) -> None:
     half = 1 << (bits - 1)

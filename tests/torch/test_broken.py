@@ -1,6 +1,7 @@
 """A broken checkpoint does not load: one error with all findings, before memory is taken where that can be."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,45 @@ def test_what_a_pickle_holds_besides_weights_is_left_out(broken: Callable[[str],
     (folder / WEIGHTS).unlink()
     found = qload.report(qload.load(folder, allow_pickle=True)).findings
     assert [finding.code for finding in found] == ["QL001"]
+
+
+def test_several_pickled_files_are_read_as_one(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    for number in range(2):
+        part = {name: weights[name] for name in sorted(weights)[number::2]}
+        torch.save(part, folder / f"pytorch_model-0000{number + 1}-of-00002.bin")
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.bin, pytorch_model-00002"):
+        qload.load(folder)
+    model = qload.load(folder, allow_pickle=True)
+    assert qload.report(model).tensors == len(weights)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], torch.ones(2)])
+def test_a_pickle_without_names_holds_no_weights(broken: Callable[[str], Path], content: object) -> None:
+    folder = broken(DEMO.name)
+    (folder / WEIGHTS).unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(QloadError, match=r"pytorch_model\.bin: the pickled file holds no weights"):
+        qload.load(folder, allow_pickle=True)
+
+
+def test_no_file_stays_open(broken: Callable[[str], Path]) -> None:
+    """After a load, and after one that fails on the way."""
+    folder = broken(DEMO.name)
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    qload.load(folder)
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+    size = qload.validate(folder).nbytes // 2
+
+    def cut(done: qload.Progress) -> None:
+        if done.done > 1000:
+            os.truncate(folder / WEIGHTS, size)
+
+    with pytest.raises(QloadError, match="the file ends before the tensor does"):
+        qload.load(folder, progress=cut)
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
 
 
 class Trap:

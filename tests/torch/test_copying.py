@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from samples import DATA
-from strangers import make_rows, registry_with, write_rows
+from strangers import make_rows, origin, registry_with, write_rows
 from torch import Tensor, nn
 
 import qload
 from qload.errors import MethodError, UnknownMethodError
-from qload.registry import Registry
+from qload.registry import Registry, find_method
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 
@@ -82,6 +82,15 @@ def test_a_method_of_a_registry_made_by_hand(rows: Path, monkeypatch: pytest.Mon
 def look_up(layer: Any, ids: Tensor) -> Tensor:
     rows: Tensor = layer.values[ids] * layer.row_scale[ids, None]
     return rows
+
+
+def test_of_several_methods_of_a_name_a_pickle_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = [origin("rows", make_rows(), name) for name in ("one", "two")]
+    monkeypatch.setattr(Registry, "discover", lambda prefer: Registry(origins, prefer=prefer))
+    assert find_method("rows", "rows_module", "two").origin.distribution == "two"
+    monkeypatch.setattr(Registry, "discover", lambda prefer: Registry(origins[:1], prefer=prefer))
+    with pytest.raises(MethodError, match="is not the one that was pickled"):
+        find_method("rows", "rows_module", "two")
 
 
 def test_another_distributions_method_of_the_same_name_is_not_taken() -> None:

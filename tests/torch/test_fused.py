@@ -157,6 +157,9 @@ def test_a_prefix_for_models_inside_models() -> None:
     inner["norm"].weight = nn.Parameter(torch.empty(256))
     qload.load_weights(inner, DEMO, prefix="model.", ignore=["QL210"])
     assert torch.equal(inner["norm"].weight, model.model.norm.weight)
+    inner["norm"].weight = nn.Parameter(torch.empty(256))
+    qload.load_tensors(inner, {"model.norm.weight": torch.ones(256)}, qload.read_quantization(DEMO), prefix="model.")
+    assert inner["norm"].weight.tolist() == [1.0] * 256
 
 
 def test_loading_again_gives_the_same() -> None:

@@ -7,15 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from samples import DATA, DEMO
+from safetensors.torch import load_file
+from samples import DATA, DEMO, read_config
 from torch import Tensor, nn
 
 import qload
 from qload.declare import channel_scale, packed
-from qload.errors import ModelError
+from qload.errors import CheckpointError, ModelError
 from qload.geometry import Part
 from qload.layout import in_, out
-from qload.torch import Layer, MergedColumnParallelLinear, ReplicatedLinear, Site, make_experts
+from qload.quantization import unquantized
+from qload.torch import (
+    Layer,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+    Site,
+    VocabParallelEmbedding,
+    make_experts,
+)
 
 GATE = "model.layers.0.mlp.gate_proj"
 FUSED = "model.layers.0.mlp.gate_up_proj"
@@ -90,6 +101,79 @@ def test_loading_again_starts_from_what_is_stored() -> None:
     layer.hooks = replace(hooks, process=lambda _: None)
     assert torch.equal(qload.dequantize(load(layer)), qload.dequantize(load(merged())))
     assert "weight_twice" not in layer.specs
+    assert set(dict(layer.named_parameters())) == set(dict(load(merged()).named_parameters()))
+
+
+def test_what_is_allocated_anew_has_nothing_derived() -> None:
+    layer = merged()
+    layer.derive(TWICE, torch.zeros(1024, 256, dtype=torch.int8))
+    layer.allocate("cpu")
+    assert set(dict(layer.named_parameters())) == set(layer.specs) == set(merged().specs)
+
+
+def test_what_a_hook_derived_is_cast_no_more_than_what_is_stored() -> None:
+    layer: Any = merged()
+    layer.derive(channel_scale("derived_scale", out()), torch.ones(1024))
+    layer.half()
+    assert layer.derived_scale.dtype == torch.float32
+    assert layer.dtype == torch.float16
+
+
+def test_a_dtype_to_compute_in_is_for_wide_floats_alone() -> None:
+    """A scale of 8 bits means what its dtype says."""
+    layer = merged()
+    for name, dtype in (("wide", torch.float32), ("narrow", torch.float8_e4m3fn)):
+        layer.derive(channel_scale(name, out(), dtypes=("F32", "F8_E4M3")), torch.ones(1024).to(dtype))
+    (piece,) = layer.pieces(dtype=torch.float16)
+    assert (piece.wide.dtype, piece.narrow.dtype) == (torch.float16, torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_plain_parameter_trains_after_a_load_if_it_did_before(trains: bool) -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(2), requires_grad=trains)
+    model.count = nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False)
+    stored = {"weight": torch.ones(2), "count": torch.ones(2, dtype=torch.int32)}
+    qload.load_tensors(model, stored, qload.read_quantization(DEMO))
+    assert [(each.requires_grad, each.tolist()) for each in model.parameters()] == [(trains, [1, 1]), (False, [1, 1])]
+
+
+def test_no_hook_runs_on_a_layer_whose_scales_are_bad() -> None:
+    name = "ct-fp8-static"
+    layer, ran = merged(name), list[nn.Module]()
+    layer.hooks = replace(layer.hooks, process=ran.append)
+    stored = load_file(DATA / name / "model.safetensors")
+    stored["model.layers.0.mlp.up_proj.weight_scale"] *= float("nan")
+    held = {key: tensor for key, tensor in stored.items() if "layers.0.mlp.gate" in key or "layers.0.mlp.up" in key}
+    with pytest.raises(CheckpointError, match="QL501"):
+        qload.load_tensors(layer, held, qload.read_quantization(DATA / name))
+    assert ran == []
+
+
+@pytest.mark.parametrize("first", [0, 64, -1])
+def test_ranks_read_the_columns_groups_from_the_index(first: int) -> None:
+    """One that says what the positions say, and is dropped for the whole, and two that do not."""
+    path, name = DATA / "gptq-4bit-g32-sym-descact", "model.layers.0.mlp.down_proj"
+    stored = {key: value for key, value in load_file(path / "model.safetensors").items() if key.startswith(name)}
+    columns = torch.arange(512)
+    stored[f"{name}.g_idx"] = (((columns + first) % 512) // 32).to(torch.int32)
+    quantization = qload.read_quantization(path)
+    layers = [
+        RowParallelLinear(512, 256, Site(quantization, name, rank, size)) for rank, size in ((0, 1), (0, 2), (1, 2))
+    ]
+    for layer in layers:
+        qload.load_tensors(layer, stored, quantization)
+    whole, *shards = (qload.dequantize(layer) for layer in layers)
+    assert torch.equal(torch.cat(shards, 1), whole)
+    assert layers[0].g_idx is None if first == 0 else layers[0].g_idx is not None
+
+
+def test_a_layer_shows_its_share() -> None:
+    site = Site(qload.read_quantization(DEMO), FUSED, rank=0, size=2)
+    shown = repr(MergedColumnParallelLinear(256, [("gate_proj", 512), ("up_proj", 512)], site))
+    scheme = "compressed-tensors int4 group 128 asymmetric"
+    assert shown == f"MergedColumnParallelLinear(in_features=256, out_features=512, {scheme}, rank 0 of 2)"
+    assert repr(merged()) == f"MergedColumnParallelLinear(in_features=256, out_features=1024, {scheme})"
 
 
 def test_a_derived_tensor_is_cut_into_parts_and_experts() -> None:
@@ -123,6 +207,45 @@ def test_what_a_layer_computes_lies_together(name: str) -> None:
     assert torch.allclose(y, x @ qload.dequantize(layer).float().T, atol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "count"), [("ct-fp8-static", 2), ("ct-w4a16-g128-asym", 1)])
+def test_a_bias_is_added_once_to_however_many_pieces(name: str, count: int) -> None:
+    site = Site(qload.read_quantization(DATA / name), FUSED)
+    layer = MergedColumnParallelLinear(256, [("gate_proj", 512), ("up_proj", 512)], site, bias=True)
+    plain, bias = load(merged(name), name), torch.randn(1024)
+    for leaf in plain.specs:
+        layer.set_tensor(leaf, getattr(plain, leaf))
+    layer.set_tensor("bias", bias)
+    layer.quantize_activations = plain.quantize_activations = False
+    x = torch.randn(3, 256)
+    assert len(layer.pieces()) == count
+    assert torch.allclose(layer.compute(x), plain.compute(x) + bias, atol=1e-5)
+
+
+def test_projections_of_attention_are_fused_with_their_biases() -> None:
+    path = DATA / "ct-qwen2-tied-w8a8"
+    theirs = qload.load(path, dtype=torch.float32, quantize_activations=False).model.layers[0].self_attn
+    config = read_config(path)
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    site = Site(qload.read_quantization(path), "model.layers.0.self_attn.qkv_proj")
+    head_size = config["hidden_size"] // heads
+    layer = QKVParallelLinear(config["hidden_size"], head_size, heads, kv_heads, site, bias=True)
+    load(layer, path.name).quantize_activations = False
+    x = torch.randn(3, config["hidden_size"])
+    expected = torch.cat([each(x) for each in (theirs.q_proj, theirs.k_proj, theirs.v_proj)], -1)
+    assert torch.allclose(layer(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_each_row_of_a_table_is_looked_up_on_one_rank(multiple: int) -> None:
+    quantization = unquantized(qload.Registry.discover())
+    weight, ids, found = torch.randn(130, 8), torch.arange(130), torch.zeros(130, 8)
+    for rank in range(2):
+        table = VocabParallelEmbedding(130, 8, Site(quantization, "t", rank, 2), multiple=multiple)
+        qload.load_tensors(table, {"t.weight": weight}, quantization)
+        found += table(ids)
+    assert torch.equal(found, weight)
+
+
 def test_interleaved_parts_are_computed_as_they_lie() -> None:
     layer = load(merged("ct-fp8-static"), "ct-fp8-static")
     parts = (Part("gate_proj", 512), Part("up_proj", 512))
@@ -146,6 +269,7 @@ def test_code_that_reaches_for_the_weight_gets_it_dense() -> None:
     """In the dtype that the layer computes in; a plain layer gives its own, and what is not there is an error."""
     layer: Any = load(merged())
     assert torch.equal(layer.weight, qload.dequantize(layer).to(layer.dtype))
+    assert layer.weight.dtype == layer.dtype != qload.dequantize(layer).dtype
     plain = qload.load(DEMO).get_output_embeddings()
     assert plain.weight is plain._parameters["weight"]
     with pytest.raises(AttributeError, match="no attribute 'scales'"):

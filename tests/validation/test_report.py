@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edits import WEIGHTS, edit_config, edit_tensors, split_files
+from edits import WEIGHTS, edit_config, edit_tensors, split_files, write_index
 from samples import DEMO, is_supported, samples, supported
 from torch import Tensor
 
@@ -71,6 +71,21 @@ def test_a_method_that_is_in_conflict_is_a_finding() -> None:
     assert "QLOAD_PREFER" in str(finding)
 
 
+@pytest.mark.parametrize("name", ["wish", "awq", "compressed-tensors"])
+def test_what_was_found_before_the_method_is_not_forgotten(
+    name: str, broken: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its name is unknown, or it is blocked, or the config breaks its schema."""
+    monkeypatch.setenv("QLOAD_DISABLE", "awq")
+    folder = broken(DEMO.name)
+    placed = split_files(folder)
+    placed.popitem()
+    write_index(folder, placed)
+    edit_config(folder, lambda whole: whole["quantization_config"].update(quant_method=name, config_groups=3))
+    codes = [finding.code for finding in qload.validate(folder).findings]
+    assert codes == ["QL007", "QL105" if name == "compressed-tensors" else "QL104"]
+
+
 def test_a_plain_module_beside_quantized_ones_of_the_same_name(broken: Callable[[str], Path]) -> None:
     """One layer's projection is stored plain, and the others' packed: the config says nothing of it."""
     folder = broken(DEMO.name)
@@ -105,6 +120,18 @@ def test_a_fault_is_found_in_whichever_layer_it_is(layer: int, projection: str, 
     folder, scale = broken(DEMO.name), f"model.layers.{layer}.{projection}.weight_scale"
     edit_tensors(folder, lambda stored: stored.update({scale: stored[scale][:, 1:].clone()}))
     assert [(each.code, each.where) for each in qload.validate(folder).findings] == [("QL301", scale)]
+
+
+def test_what_nothing_needs_may_be_absent(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+
+    def drop_shapes(stored: dict[str, Tensor]) -> None:
+        for name in [name for name in stored if name.endswith(".weight_shape")]:
+            del stored[name]
+
+    edit_tensors(folder, drop_shapes)
+    assert qload.validate(folder).findings == ()
+    assert qload.report(qload.load(folder)).findings == ()
 
 
 def test_a_fault_of_many_layers_is_named_for_each(broken: Callable[[str], Path]) -> None:

@@ -61,8 +61,10 @@ def _fill_layer(
     layer: LayerPlan, module: nn.Module, reader: Reader, device: torch.device, tally: _Tally
 ) -> list[Finding]:
     findings: list[Finding] = []
-    if isinstance(module, Layer):
-        _clear(module, layer)
+    # A tied head's own bias is a plain tensor: the rest of the head is its table's.
+    whole = module if isinstance(module, Layer) and layer.target is not None else None
+    if whole is not None:
+        _clear(whole, layer)
     for slot in layer.slots:
         tensor = make_filled(slot.shape, slot.dtype, slot.fill, device)
         for copy in slot.copies:
@@ -70,8 +72,8 @@ def _fill_layer(
             tally.add(reader.read(copy, region), copy.nbytes, layer.name)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    if isinstance(module, Layer) and not findings:
-        module.hooks.process(module)
+    if whole is not None and not findings:
+        whole.hooks.process(whole)
     return findings
 
 

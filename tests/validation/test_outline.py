@@ -1,0 +1,75 @@
+"""What headers alone say of a model: what its modules are, how large, and which are no layers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import make_quantization
+from strangers import make_rows, registry_with
+
+from qload import Registry
+from qload.checkpoint import Checkpoint, TensorEntry
+from qload.geometry import Kind
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.outline import outline
+from qload.plan import find_faults
+from qload.quantization import unquantized
+
+
+def headers(config: dict[str, Any], **tensors: tuple[str, tuple[int, ...]]) -> Checkpoint:
+    entries = {name: TensorEntry(name, dtype, shape, "f", 0, 1) for name, (dtype, shape) in tensors.items()}
+    return Checkpoint(Path("none"), config, entries)
+
+
+@pytest.mark.parametrize(
+    ("config", "size"), [({"hidden_size": 100}, 100), ({"text_config": {"hidden_size": 100}}, 100), ({}, 104)]
+)
+def test_a_size_that_packing_leaves_open_is_the_configs(config: dict[str, Any], size: int, registry: Registry) -> None:
+    """13 words of 8 values hold 97 to 104; without a word of the config they are taken to be full."""
+    stored = {"a.qweight": ("I32", (13, 64)), "a.qzeros": ("I32", (1, 8)), "a.scales": ("F16", (1, 64))}
+    checkpoint = headers({**config, "num_layers": 7}, **stored)
+    quantization = make_quantization({"quant_method": "gptq", "bits": 4, "group_size": -1}, registry)
+    (target,) = outline(checkpoint, quantization).targets
+    assert (target.geometry.in_features, target.geometry.out_features) == (size, 64)
+
+
+def test_a_mask_of_bytes_is_no_quantized_layer(registry: Registry) -> None:
+    """GPT-2's checkpoints store one for each layer; a matrix of bytes is what quantizing leaves."""
+    plain = unquantized(registry)
+    mask = headers({}, **{"h.0.attn.bias": ("U8", (1, 1, 8, 8)), "h.0.attn.ids": ("I32", (8,))})
+    drawn = outline(mask, plain)
+    assert find_faults(mask, plain, drawn.targets, drawn.plain) == drawn.findings == ()
+    matrix = headers({}, **{"h.0.attn.c_proj.q": ("U8", (8, 8))})
+    drawn = outline(matrix, plain)
+    assert [each.code for each in find_faults(matrix, plain, drawn.targets, drawn.plain)] == ["QL101"]
+
+
+def test_a_method_is_asked_about_modules_as_they_seem_to_be() -> None:
+    asked: dict[str, ModuleInfo] = {}
+
+    def ask(module: ModuleInfo) -> None:
+        asked[module.name] = module
+
+    info = MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=True))
+    registry = registry_with(make_rows(qload_scheme_for=ask, qload_method_info=lambda: info))
+    quantization = make_quantization({"quant_method": "rows"}, registry)
+    outline(
+        headers(
+            {},
+            **{
+                "model.embed_tokens.weight": ("F16", (8, 8)),
+                "model.layers.0.self_attn.k_scale": ("F16", (1,)),
+                "model.layers.0.mlp.up_proj.weight": ("F16", (8, 8)),
+                "model.norm.weight": ("F16", (8,)),
+                "lm_head.weight": ("F16", (8, 8)),
+            },
+        ),
+        quantization,
+    )
+    assert {name: (module.kind, module.classes, set(module.stored)) for name, module in asked.items()} == {
+        "model.embed_tokens": (Kind.EMBEDDING, ("Embedding",), {"weight"}),
+        "model.layers.0.self_attn": (Kind.KV_CACHE, (), {"k_scale"}),
+        "model.layers.0.mlp.up_proj": (Kind.LINEAR, ("Linear",), {"weight"}),
+        "model.norm": (Kind.LINEAR, (), {"weight"}),
+        "lm_head": (Kind.LM_HEAD, ("Linear",), {"weight"}),
+    }
