@@ -6,14 +6,14 @@ from torch.nn import functional as F
 
 from qload.torch.floats import E2M1, round_e2m1
 
-FP8_MAX = 448.0
+E4M3_MAX = 448.0
 """The greatest value of E4M3 without infinities."""
 
 
 def value_range(bits: int, is_float: bool) -> tuple[float, float]:
     """The least and greatest value of signed integers of `bits` bits, or of floats of 4 (E2M1) or 8 (E4M3)."""
     if is_float:
-        greatest = FP8_MAX if bits == 8 else E2M1[-1]
+        greatest = E4M3_MAX if bits == 8 else E2M1[-1]
         return -greatest, greatest
     return -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
 
@@ -55,7 +55,7 @@ def fake_quantize_dynamic(
     """x rounded with scales of its own: for each token, each group of its features, or the whole tensor.
 
     x [..., features]; the last group may be short. Zero is always inside the range. With a `global_scale` [],
-    the scales are rounded to fp8 once they are multiplied by it.
+    the scales are rounded to E4M3 once they are multiplied by it.
     """
     columns = x.shape[-1]
     values = x if group is None else F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
@@ -69,7 +69,7 @@ def fake_quantize_dynamic(
 
 
 def _round_scale(scale: Tensor) -> Tensor:
-    rounded = scale.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(scale.dtype)
+    rounded = scale.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(scale.dtype)
     return torch.where(rounded == 0, torch.finfo(torch.float8_e4m3fn).eps, rounded)
 
 

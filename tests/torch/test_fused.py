@@ -29,7 +29,8 @@ def can_be_cut(path: Path, size: int) -> bool:
     AWQ's gemv versions pad groups, so that no inputs can be divided.
     """
     section = read_config(path).get("quantization_config", {})
-    if "weight_block_size" in section or section.get("version", "gemm") != "gemm":
+    is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
+    if "weight_block_size" in section or is_gemv:
         return size == 1
     if "config_groups" not in section:
         groups = [(section.get("group_size", 1), section.get("desc_act", False))]

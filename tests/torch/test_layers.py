@@ -119,13 +119,16 @@ def test_what_a_hook_derived_is_cast_no_more_than_what_is_stored() -> None:
     assert layer.dtype == torch.float16
 
 
-def test_a_dtype_to_compute_in_is_for_wide_floats_alone() -> None:
-    """A scale of 8 bits means what its dtype says."""
+def test_a_dtype_to_compute_in_is_for_floats_of_two_bytes() -> None:
+    """A scale of 8 bits means what its dtype says, and one of 32 is stored so as not to be rounded."""
     layer = merged()
-    for name, dtype in (("wide", torch.float32), ("narrow", torch.float8_e4m3fn)):
-        layer.derive(channel_scale(name, out(), dtypes=("F32", "F8_E4M3")), torch.ones(1024).to(dtype))
+    stored = {"wide": torch.float32, "usual": torch.bfloat16, "narrow": torch.float8_e4m3fn}
+    for name, dtype in stored.items():
+        layer.derive(channel_scale(name, out(), dtypes=("F32", "BF16", "F8_E4M3")), torch.ones(1024).to(dtype))
     (piece,) = layer.pieces(dtype=torch.float16)
-    assert (piece.wide.dtype, piece.narrow.dtype) == (torch.float16, torch.float8_e4m3fn)
+    found = {name: getattr(piece, name).dtype for name in stored}
+    assert found == {**stored, "usual": torch.float16}
+    assert layer.dequantize(torch.float16).dtype == torch.float16
 
 
 @pytest.mark.parametrize("trains", [True, False])
