@@ -24,8 +24,6 @@ NOT_SUPPORTED = (
     "autoround-fp8",
     "autoround-gguf",
     "autoround-mxfp4",
-    "autoround-w4g128-asym-autoround-awq",
-    "autoround-w4g128-sym",
     "bnb-",
     "ct-sparse",
     "ct-w4a16-24-marlin",
@@ -42,8 +40,6 @@ NOT_SUPPORTED = (
     "torchao-",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
-
-SUPPORTED_ANYWAY = ("autoround-w4g128-sym-autogptq",)
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def samples() -> list[Path]:
 
 
 def is_supported(path: Path) -> bool:
-    return path.name in SUPPORTED_ANYWAY or not path.name.startswith(NOT_SUPPORTED)
+    return not path.name.startswith(NOT_SUPPORTED)
 
 
 def supported() -> list[Path]:

@@ -5,7 +5,9 @@ features; gemv_fast interleaves four rows, and stores zero-points times scales, 
 AutoAWQ's `WQLinear_GEMM`, `WQLinear_GEMV`, `WQLinear_GEMVFast` and `packing_utils`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qload.declare import ParameterSpec, group_scale, packed, zero_point
 from qload.geometry import Geometry, Kind
@@ -18,6 +20,8 @@ GEMM, GEMV, GEMV_FAST = "gemm", "gemv", "gemv_fast"
 STRIDE = 64
 """The columns of four rows that gemv_fast interleaves."""
 LEAVES = frozenset({"qweight", "qzeros", "scales"})
+AUTO_ROUND, AUTO_ROUND_PACKING = "auto-round", "auto_round:auto_awq"
+"""The quant_method that AutoRound writes, and what it calls this packing."""
 SIDE_FILE = "quant_config.json"
 
 
@@ -44,8 +48,12 @@ def qload_method_info() -> MethodInfo:
     )
 
 
-def qload_claim(files: SideFiles) -> Claim | None:
-    """Checkpoints of the first tools have their config in a side file alone."""
+def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
+    """AutoRound packs as AWQ and says so; checkpoints of the first tools have their config in a side file alone."""
+    section = config.get("quantization_config")
+    if isinstance(section, Mapping) and section.get("packing_format") == AUTO_ROUND_PACKING:
+        settings = {key: section[key] for key in ("bits", "group_size", "extra_config") if key in section}
+        return Claim(20, settings, alias=AUTO_ROUND)
     side = files.read_json(SIDE_FILE)
     if side is None or not {"w_bit", "q_group_size"} <= side.keys():
         return None

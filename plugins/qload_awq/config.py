@@ -5,7 +5,7 @@ Source of the fields: AutoAWQ's AwqConfig, which uses other names in its side fi
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
@@ -23,6 +23,8 @@ class AwqConfig(BaseModel):
     zero_point: bool = True
     version: str = "gemm"
     modules_to_not_convert: list[str] | None = None
+    extra_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """AutoRound's settings of modules that differ, by name; here only 16 bits, which leave a module as it is."""
 
     @field_validator("version")
     @classmethod
@@ -36,9 +38,18 @@ class AwqConfig(BaseModel):
             raise ValueError("group_size is -1 or positive")
         return value
 
+    @field_validator("extra_config")
+    @classmethod
+    def _check_extra(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        differing = [name for name, entry in value.items() if entry.get("bits") not in (16, 32)]
+        if differing:
+            raise ValueError(f"has settings of its own for {differing[0]}, which this packing does not support")
+        return value
+
     def excludes(self, names: Iterable[str]) -> bool:
-        """Whether a module is left alone: an entry is any part of its name."""
-        return self.excluded.match(names)
+        """Whether a module is left alone: an entry is any part of its name, or in `extra_config` the whole of it."""
+        names = tuple(names)
+        return self.excluded.match(names) or not self.extra_config.keys().isdisjoint(names)
 
     @cached_property
     def excluded(self) -> Patterns:
