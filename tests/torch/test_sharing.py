@@ -181,6 +181,18 @@ def test_neither_name_is_stored(broken: Callable[[str], Path]) -> None:
     assert found == ["model.embed_tokens.weight"]
 
 
+def test_pickled_weights_are_read_into_a_model_of_ones_own_if_they_may_be(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    weights = load_file(folder / WEIGHTS)
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    model: Any = Plain(read_config(folder)).to(torch.bfloat16)
+    with pytest.raises(CheckpointError, match="unpickling can run code"):
+        qload.load_weights(model, folder, ignore=["QL210"])
+    qload.load_weights(model, folder, ignore=["QL210"], allow_pickle=True)
+    assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
 def test_a_tied_head_computes_as_its_table_is_told_to() -> None:
     for switch in (True, False):
         model = qload.load(TIED, quantize_activations=switch)
