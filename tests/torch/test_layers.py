@@ -294,6 +294,21 @@ def test_code_that_reaches_for_the_weight_gets_it_dense() -> None:
         _ = layer.scales
 
 
+def test_a_layer_that_is_moved_and_cast_at_once_moves_whole_and_keeps_what_is_stored() -> None:
+    layer = load(merged())
+    kept = {name: tensor.dtype for name, tensor in layer.named_parameters()}
+    layer.to("meta", torch.float16)
+    assert all(tensor.is_meta for tensor in layer.parameters())
+    assert {name: tensor.dtype for name, tensor in layer.named_parameters()} == kept
+    assert layer.dtype == torch.float16
+
+
+def test_a_weight_is_computed_in_the_dtype_that_is_asked_for() -> None:
+    model = qload.load(DEMO)
+    for layer in (model.get_output_embeddings(), model.model.layers[0].mlp.down_proj):
+        assert qload.dequantize(layer, dtype=torch.float16).dtype == torch.float16
+
+
 def test_only_our_layers_can_be_dequantized() -> None:
     with pytest.raises(ModelError, match=r"found Linear\); take the layer out of a model"):
         qload.dequantize(nn.Linear(2, 2))  # type: ignore[arg-type]
