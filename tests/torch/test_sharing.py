@@ -17,7 +17,8 @@ import qload
 from qload.declare import packed
 from qload.errors import CheckpointError, ModelError
 from qload.layout import in_, out
-from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
+from qload.quantization import unquantized
+from qload.torch import ParallelLMHead, ReplicatedLinear, Site, VocabParallelEmbedding
 
 IDS = torch.tensor([[1, 2, 3]])
 TIED = DATA / "ct-qwen2-tied-w8a8"
@@ -156,6 +157,20 @@ def test_a_prefix_is_before_the_names_of_what_is_shared_too(broken: Callable[[st
     del kept["inner.model.embed_tokens.weight"]
     save_file(kept, folder / WEIGHTS)
     assert qload.load_weights(model, folder, prefix="inner.").findings == ()
+
+
+def test_a_parameter_that_is_a_layers_own_is_read_as_the_layers() -> None:
+    model: Any = nn.Module()
+    quantization = unquantized(qload.Registry.discover())
+    layer: Any = ReplicatedLinear(4, 2, Site(quantization, "layer"))
+    model.first = nn.Module()
+    model.layer = layer
+    model.first.weight = layer._parameters["weight"]
+    weight = torch.randn(2, 4)
+    report = qload.load_tensors(model, {"first.weight": torch.zeros(2, 4), "layer.weight": weight}, quantization)
+    assert [(finding.code, finding.where) for finding in report.findings] == [("QL206", "first.weight")]
+    assert model.first.weight is layer.weight
+    assert torch.equal(model.first.weight, weight)
 
 
 def test_buffers_that_are_one_object_stay_one() -> None:
