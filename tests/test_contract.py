@@ -1,7 +1,7 @@
 """The contract kit: every scheme of every installed method passes it, and broken ones do not."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,10 +10,10 @@ from samples import make_quantization
 from torch import Tensor
 
 from qload import CapabilityError, Registry
-from qload.declare import channel_scale, packed, tensor_scale
+from qload.declare import ParameterSpec, channel_scale, index, packed, tensor_scale
 from qload.geometry import Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
-from qload.layout import in_, out
+from qload.layout import in_, out, part
 from qload.registry import UNQUANTIZED, Origin
 from qload.testing import ContractError, check_method
 from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
@@ -99,6 +99,17 @@ def count_up() -> Callable[[], str]:
     return lambda: f"scheme {next(calls)}"
 
 
+def count_specs() -> Callable[[], Sequence[ParameterSpec]]:
+    calls = iter(range(10_000))
+
+    def create() -> Sequence[ParameterSpec]:
+        names = ("row_scale", "scale_of_rows")
+        scale = channel_scale("row_scale", out(), dtypes=("F32",), stored_as=names[next(calls) % 2])
+        return (packed("values", out(), in_(), dtypes=("I8",)), scale)
+
+    return create
+
+
 def grow(layer: Any) -> Tensor:
     """A weight that is right for one size alone."""
     weight: Tensor = layer.values * layer.row_scale[:, None]
@@ -127,6 +138,10 @@ class Changing:
             "shards of column are not the whole",
         ),
         (
+            {"qload_dequantize": lambda layer: layer.values * layer.row_scale[:, None] * layer.in_features},
+            "shards of row are not the whole",
+        ),
+        (
             {
                 "qload_create_weights": lambda: (
                     packed("values", out(), in_(), dtypes=("I8",)),
@@ -134,6 +149,18 @@ class Changing:
                 )
             },
             "names a tensor twice",
+        ),
+        ({"qload_create_weights": count_specs()}, "the declaration differs from call to call"),
+        (
+            {
+                "qload_create_weights": lambda: (
+                    packed("values", out(), in_(), dtypes=("I8",)),
+                    channel_scale("row_scale", out(), dtypes=("F32",)),
+                    index("place", part(), in_(), bounds=(0, 1)),
+                ),
+                "qload_dequantize": lambda layer: layer.values * layer.row_scale[:, None] * layer.out_features,
+            },
+            "two parts in one tensor are not the tensor",
         ),
         ({"qload_scheme_for": lambda module: module.classes[0]}, "qload_scheme_for raises IndexError"),
         ({"qload_scheme_for": lambda module: {"bits": 8}}, "qload_scheme_for returns dict"),

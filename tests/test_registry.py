@@ -74,10 +74,11 @@ def test_a_failed_registration_leaves_nothing_behind() -> None:
     assert [name for name, _ in registry._manager.list_name_plugin()] == ["good"]
 
 
-def test_another_version_of_the_hooks_is_refused() -> None:
-    info = MethodInfo("old", None, Capabilities(), hookspec_version=HOOKSPEC_VERSION + 1)
+@pytest.mark.parametrize("version", [HOOKSPEC_VERSION + 1, HOOKSPEC_VERSION - 1])
+def test_another_version_of_the_hooks_is_refused(version: int) -> None:
+    info = MethodInfo("other", None, Capabilities(), hookspec_version=version)
     (fault,) = faults_of(make_plugin(qload_method_info=lambda: info))
-    assert str(HOOKSPEC_VERSION + 1) in fault
+    assert fault == f"it is made for version {version} of the hooks, and this is {HOOKSPEC_VERSION}"
 
 
 def test_something_else_than_an_info_is_refused() -> None:
@@ -126,6 +127,8 @@ def test_only_a_preference_settles_a_conflict(order: tuple[str, str]) -> None:
     assert Registry(origins, prefer={"m": "two"}).method("m").origin.distribution == "two"
     with pytest.raises(MethodConflictError):
         Registry(origins, prefer={"m": "three"}).method("m")
+    with pytest.raises(MethodConflictError):
+        Registry([*origins, *origins], prefer={"m": "two"}).method("m")
 
 
 def test_the_environment_blocks_and_prefers() -> None:
@@ -308,6 +311,21 @@ def test_methods_are_the_same_where_they_come_from_the_same_place(other: Origin)
 def test_a_blocked_plugin_is_never_imported() -> None:
     registry = Registry(plugins=[origin("p", AssertionError("imported"))], blocked=["p"])
     assert registry.call_plugins(OPEN, Path()) is None
+
+
+def test_what_is_installed_is_found_in_both_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"qload.methods": [EntryPoint("m", "m_module", "")], "qload.plugins": [EntryPoint("p", "opener", "")]}
+    monkeypatch.setattr("qload.registry.entry_points", lambda group: groups[group])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "opener.py").write_text(
+        "from qload.checkpoint import Checkpoint\n"
+        "def qload_open_checkpoint(path): return Checkpoint(path, {'opened': 1}, {})\n"
+    )
+    registry = Registry.discover(environ={})
+    assert registry.names == ("m",)
+    assert registry.call_plugins(OPEN, tmp_path).config == {"opened": 1}
+    assert Registry.discover(environ={"QLOAD_DISABLE": "p"}).call_plugins(OPEN, tmp_path) is None
+    del sys.modules["opener"]
 
 
 def test_the_installed_methods_are_sound(registry: Registry) -> None:

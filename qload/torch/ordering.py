@@ -16,8 +16,9 @@ def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) ->
     if index is None:
         return
     start, columns = layer.shard.in_.start, layer.local.in_features
-    position = torch.arange(start, start + columns, device=index.device) // group
-    plain = bool((index < 0).all()) or torch.equal(index, position.to(index.dtype).expand_as(index))
+    position = (torch.arange(start, start + columns, device=index.device) // group).to(index.dtype)
+    settled = torch.where((index < 0).all(-1, keepdim=True), position, index)
+    plain = torch.equal(settled, position.expand_as(index))
     cut = columns != layer.geometry.in_features
     if plain and not (cut and ordered):
         layer.set_tensor(name, None)
@@ -27,3 +28,5 @@ def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) ->
             where=f"{layer.name}.{name}",
             remedy="correct the config, or load without tensor parallelism",
         )
+    else:
+        layer.set_tensor(name, settled)

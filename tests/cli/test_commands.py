@@ -17,6 +17,7 @@ from torch import Tensor
 import qload
 from qload.cli import cli
 from qload.cli.shared import describe_bytes, describe_count
+from qload.errors import QloadError
 from qload.hookspecs import Capabilities, MethodInfo
 from qload.registry import Origin
 
@@ -174,6 +175,23 @@ def test_run_goes_on_from_the_prompt_and_says_what_was_loaded() -> None:
     assert "14 layers compressed-tensors int4 group 128 asymmetric" in result.stderr
     assert "1.66 MB on cpu, 49% of 3.41 MB dense in bfloat16" in result.stderr
     assert "5 tokens in" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ("cpu", None, True)),
+        (("--weights-only", "--dtype", "float16", "--device", "cuda:1"), ("cuda:1", "float16", False)),
+    ],
+)
+def test_run_loads_as_it_is_told(
+    options: tuple[str, ...], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path, **given: object) -> None:
+        raise QloadError(f"{path.name} {(given['device'], given['dtype'], given['quantize_activations'])}")
+
+    monkeypatch.setattr(qload, "load", load)
+    assert run(*options).stderr.strip() == f"Error: {DEMO.name} {expected}"
 
 
 def test_run_is_the_same_every_time_and_as_json() -> None:

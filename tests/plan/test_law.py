@@ -213,6 +213,17 @@ def test_layers_that_are_alike_cost_no_more_fits_than_one(registry: Registry, mo
     assert len(fits) == 4
 
 
+def test_layers_that_are_alike_may_be_divided_differently(registry: Registry) -> None:
+    quantization = make_method(registry, (packed("values", out(), in_(), dtypes=("I8",)),))
+    treatment, geometry = quantization.treat(ModuleInfo(("x",))), Geometry(64, (Part("", 32),))
+    shards = (column(geometry, 1, 2), row(geometry, 1, 2), replicated(geometry, 1, 2))
+    targets = [Target(str(n), geometry, treatment, shard, (Source("a"),)) for n, shard in enumerate(shards)]
+    entries = {"a.values": TensorEntry("a.values", "I8", (32, 64), "f", 0, 2048)}
+    plan = make_plan(Checkpoint(Path("x"), {}, entries), quantization, targets)
+    assert [layer.slots[0].shape for layer in plan.layers] == [(16, 64), (32, 32), (32, 64)]
+    assert [tuple(run.start for run in copy.source) for copy in plan.copies] == [(16, 0), (0, 32), (0, 0)]
+
+
 def test_layers_that_are_alike_may_have_sources_that_stand_differently(registry: Registry) -> None:
     """What is worked out once for layers of one form is not taken for sources of another place."""
     quantization = make_method(registry, (packed("values", out(), in_(), dtypes=("I8",)),))

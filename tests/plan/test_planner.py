@@ -200,6 +200,15 @@ def test_parts_of_different_dtypes_are_not_fused(registry: Registry) -> None:
     assert [finding.code for finding in plan.findings] == ["QL204"]
 
 
+def test_plain_parts_of_different_dtypes_are_cast_into_one(registry: Registry) -> None:
+    plain = make_quantization({}, registry)
+    geometry, sources = Geometry(256, (Part("a", 128), Part("b", 128))), (Source("a"), Source("b", 1))
+    changes = wrong("a.weight", "BF16", (128, 256)) | wrong("b.weight", "F16", (128, 256))
+    plan = plan_layer(plain, geometry, sources, changes=changes)
+    assert plan.findings == ()
+    assert [slot.dtype for slot in plan.layers[0].slots] == ["F32"]
+
+
 def test_a_module_stored_quantized_against_the_config(registry: Registry) -> None:
     quantization = make_quantization({**GPTQ, "dynamic": {"-:a": {}}}, registry)
     stored = entries(make_quantization(GPTQ, registry), single(256, 256), (Source("a"),))

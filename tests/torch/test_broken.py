@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from edits import WEIGHTS, edit_config, edit_tensors, split_files, write_index
 from safetensors.torch import load_file
 from samples import DATA, DEMO
+from strangers import origin
 from torch import Tensor
 
 import qload
@@ -439,6 +442,14 @@ def test_pickled_code_is_never_run(broken: Callable[[str], Path], tmp_path: Path
     with pytest.raises(QloadError, match="cannot be read safely"):
         qload.load(folder, allow_pickle=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_time_of_reading_headers_is_counted() -> None:
+    opener = types.SimpleNamespace(qload_open_checkpoint=lambda: time.sleep(0.02))
+    installed = qload.Registry.discover()
+    methods = [each for name in installed.names for each in installed.origins(name)]
+    registry = qload.Registry(methods, plugins=[origin("slow", opener)])
+    assert qload.report(qload.load(DEMO, registry=registry)).seconds["headers"] >= 0.02
 
 
 def test_nothing_changes_the_users_files(broken: Callable[[str], Path]) -> None:

@@ -171,6 +171,24 @@ def test_ranks_read_the_columns_groups_from_the_index(first: int) -> None:
     assert layers[0].g_idx is None if first == 0 else layers[0].g_idx is not None
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_index_of_no_groups_means_no_order(size: int) -> None:
+    """compressed-tensors writes -1 for every column where it did not order them."""
+    path, name = DATA / "ct-w4a16-g128-sym-actorder-group", "model.layers.0.mlp.down_proj"
+    stored = {key: value for key, value in load_file(path / "model.safetensors").items() if key.startswith(name)}
+    quantization = qload.read_quantization(path)
+
+    def weight(index: Tensor) -> Tensor:
+        layers = [RowParallelLinear(512, 256, Site(quantization, name, rank, size)) for rank in range(size)]
+        for layer in layers:
+            qload.load_tensors(layer, {**stored, f"{name}.weight_g_idx": index.to(torch.int32)}, quantization)
+        return torch.cat([qload.dequantize(layer) for layer in layers], 1)
+
+    in_order = weight(torch.arange(512) // 128)
+    assert not torch.equal(in_order, weight(stored[f"{name}.weight_g_idx"]))
+    assert torch.equal(in_order, weight(torch.full((512,), -1)))
+
+
 def test_a_layer_shows_its_share() -> None:
     site = Site(qload.read_quantization(DEMO), FUSED, rank=0, size=2)
     shown = repr(MergedColumnParallelLinear(256, [("gate_proj", 512), ("up_proj", 512)], site))
@@ -277,6 +295,21 @@ def test_code_that_reaches_for_the_weight_gets_it_dense() -> None:
     assert plain.weight is plain._parameters["weight"]
     with pytest.raises(AttributeError, match="no attribute 'scales'"):
         _ = layer.scales
+
+
+def test_a_layer_that_is_moved_and_cast_at_once_moves_whole_and_keeps_what_is_stored() -> None:
+    layer = load(merged())
+    kept = {name: tensor.dtype for name, tensor in layer.named_parameters()}
+    layer.to("meta", torch.float16)
+    assert all(tensor.is_meta for tensor in layer.parameters())
+    assert {name: tensor.dtype for name, tensor in layer.named_parameters()} == kept
+    assert layer.dtype == torch.float16
+
+
+def test_a_weight_is_computed_in_the_dtype_that_is_asked_for() -> None:
+    model = qload.load(DEMO)
+    for layer in (model.get_output_embeddings(), model.model.layers[0].mlp.down_proj):
+        assert qload.dequantize(layer, dtype=torch.float16).dtype == torch.float16
 
 
 def test_only_our_layers_can_be_dequantized() -> None:

@@ -1,5 +1,6 @@
 """Readers: any region of any tensor, through a buffer of any size, is what slicing gives."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,19 @@ def test_the_buffer_has_a_fixed_size(folder: Path) -> None:
     reader.read(copy_of(folder, "matrix", (Interval(0, 48), Interval(0, 8))), torch.empty(48, 8))
     reader.close()
     assert [len(slab.buffer) for slab in staging._slabs] == [32, 32]
+
+
+def test_a_system_that_reads_less_than_it_is_asked_to_is_asked_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux does past two gigabytes, and any system may."""
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, start: preadv(file, [buffers[0][:7]], start))
+    for reader in readers(folder):
+        destination = torch.zeros(8, 40, dtype=torch.int32)
+        reader.read(copy_of(folder, "matrix", (Interval(8, 16), Interval(0, 40))), destination)
+        reader.close()
+        assert torch.equal(destination, TENSORS["matrix"][8:16])
 
 
 def test_a_file_that_shrinks_is_an_error_with_the_tensor(folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import qload
 from qload.declare import packed
 from qload.errors import CheckpointError, ModelError
 from qload.layout import in_, out
-from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
+from qload.quantization import unquantized
+from qload.torch import ParallelLMHead, ReplicatedLinear, Site, VocabParallelEmbedding
 
 IDS = torch.tensor([[1, 2, 3]])
 TIED = DATA / "ct-qwen2-tied-w8a8"
@@ -158,6 +159,20 @@ def test_a_prefix_is_before_the_names_of_what_is_shared_too(broken: Callable[[st
     assert qload.load_weights(model, folder, prefix="inner.").findings == ()
 
 
+def test_a_parameter_that_is_a_layers_own_is_read_as_the_layers() -> None:
+    model: Any = nn.Module()
+    quantization = unquantized(qload.Registry.discover())
+    layer: Any = ReplicatedLinear(4, 2, Site(quantization, "layer"))
+    model.first = nn.Module()
+    model.layer = layer
+    model.first.weight = layer._parameters["weight"]
+    weight = torch.randn(2, 4)
+    report = qload.load_tensors(model, {"first.weight": torch.zeros(2, 4), "layer.weight": weight}, quantization)
+    assert [(finding.code, finding.where) for finding in report.findings] == [("QL206", "first.weight")]
+    assert model.first.weight is layer.weight
+    assert torch.equal(model.first.weight, weight)
+
+
 def test_buffers_that_are_one_object_stay_one() -> None:
     model: Any = nn.Module()
     for name in ("first", "second"):
@@ -179,6 +194,18 @@ def test_neither_name_is_stored(broken: Callable[[str], Path]) -> None:
         qload.load_weights(Plain(read_config(folder)), folder, ignore=["QL210"])
     found = [finding.where for finding in caught.value.findings if finding.code == "QL201"]
     assert found == ["model.embed_tokens.weight"]
+
+
+def test_pickled_weights_are_read_into_a_model_of_ones_own_if_they_may_be(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    weights = load_file(folder / WEIGHTS)
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    model: Any = Plain(read_config(folder)).to(torch.bfloat16)
+    with pytest.raises(CheckpointError, match="unpickling can run code"):
+        qload.load_weights(model, folder, ignore=["QL210"])
+    qload.load_weights(model, folder, ignore=["QL210"], allow_pickle=True)
+    assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
 
 
 def test_a_tied_head_computes_as_its_table_is_told_to() -> None:

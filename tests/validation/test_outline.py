@@ -1,9 +1,11 @@
 """What headers alone say of a model: what its modules are, how large, and which are no layers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from samples import make_quantization
 from strangers import make_rows, registry_with
 
@@ -14,6 +16,10 @@ from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.outline import outline
 from qload.plan import find_faults
 from qload.quantization import unquantized
+
+
+class Config(BaseModel):
+    """Any config at all."""
 
 
 def headers(config: dict[str, Any], **tensors: tuple[str, tuple[int, ...]]) -> Checkpoint:
@@ -42,6 +48,29 @@ def test_a_mask_of_bytes_is_no_quantized_layer(registry: Registry) -> None:
     matrix = headers({}, **{"h.0.attn.c_proj.q": ("U8", (8, 8))})
     drawn = outline(matrix, plain)
     assert [each.code for each in find_faults(matrix, plain, drawn.targets, drawn.plain)] == ["QL101"]
+
+
+def test_a_module_that_a_method_refuses_is_refused_and_nothing_more() -> None:
+    """Beside one that it quantizes, and one that it leaves alone though it is stored quantized."""
+
+    def choose(module: ModuleInfo) -> str | None:
+        if module.name == "h.0.fc":
+            raise ValueError("no such bits")
+        return "by row" if module.name == "h.1.fc" else None
+
+    registry = registry_with(make_rows(qload_scheme_for=choose))
+    quantization = make_quantization({"quant_method": "rows"}, registry)
+    quantization = replace(quantization, config=Config())
+    stored = {
+        f"h.{n}.fc.{leaf}": what
+        for n in range(3)
+        for leaf, what in (("values", ("I8", (8, 8))), ("row_scale", ("F32", (8,))))
+    }
+    checkpoint = headers({}, **stored)
+    drawn = outline(checkpoint, quantization)
+    assert [(each.code, each.where) for each in drawn.findings] == [("QL104", "h.0.fc")]
+    found = find_faults(checkpoint, quantization, drawn.targets, drawn.plain)
+    assert [(each.code, each.where) for each in found] == [("QL202", "h.2.fc")]
 
 
 def test_a_method_is_asked_about_modules_as_they_seem_to_be() -> None:
