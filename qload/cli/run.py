@@ -114,7 +114,7 @@ def _print_summary(report: "qload.LoadReport", console: Console) -> None:
     print_findings(report.findings)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("checkpoint", escape(f"{report.path}, {report.method}"))
     for label, count in sorted(report.layers.items(), key=lambda item: -item[1]):
         table.add_row("", escape(f"{describe_count(count, 'layer')} {label}"))

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
-from edits import WEIGHTS, edit_config, edit_tensors, split_files, write_index
+from edits import WEIGHTS, copy_checkpoint, edit_config, edit_tensors, split_files, write_index
 from samples import DEMO, samples
 from torch import Tensor
 
@@ -261,6 +262,32 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     result = call("methods")
     assert result.exit_code == 2
     assert "no space left" in result.stderr
+
+
+def test_whoever_gives_up_is_not_told_of_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def discover() -> qload.Registry:
+        raise click.Abort
+
+    monkeypatch.setattr(qload.Registry, "discover", discover)
+    result = call("methods")
+    assert (result.exit_code, result.output) == (1, "Aborted!\n")
+
+
+@pytest.mark.parametrize("name", ["[red]a", "a\nb"])
+def test_a_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    copy_checkpoint(DEMO, folder)
+    shown = str(folder).replace("\n", " ")
+    assert call("validate", folder).output.startswith(f"{shown}: nothing is wrong")
+    if "\n" not in name:
+        summary = call("run", folder, "--prompt", "x", "--max-new-tokens", 1).stderr
+        # On as many lines as a narrow terminal needs, and whole.
+        assert "".join(f"{shown}, compressed-tensors".split()) in "".join(summary.split())
+
+
+def test_run_names_the_most_frequent_layers_first() -> None:
+    labels = [line for line in run().stderr.splitlines() if " layers " in line]
+    assert [line.split()[0] for line in labels] == ["14", "2"]
 
 
 def test_run_without_a_tokenizer() -> None:

@@ -63,7 +63,8 @@ def test_all_ranks_together_are_the_dense_experts(make: Callable[[Site], Experts
     found = torch.zeros(5, HIDDEN)
     for rank in range(size):
         experts = make(Site(quantization, "moe", rank, size))
-        qload.load_tensors(experts, stored, quantization)
+        report = qload.load_tensors(experts, stored, quantization)
+        assert report.bytes_dense == sum(tensor.nbytes for tensor in stored.values()) // size
         found += experts(hidden, IDS, weights)
     assert torch.allclose(found, expected, atol=1e-4)
 

@@ -111,6 +111,12 @@ def test_what_is_allocated_anew_has_nothing_derived() -> None:
     assert set(dict(layer.named_parameters())) == set(layer.specs) == set(merged().specs)
 
 
+def test_what_is_cast_when_it_is_read_is_allocated_so() -> None:
+    site = Site(unquantized(qload.Registry.discover()), "layer", dtype=torch.bfloat16)
+    layer = ReplicatedLinear(4, 2, site, bias=True)
+    assert {tensor.dtype for tensor in layer.parameters()} == {torch.bfloat16}
+
+
 def test_what_a_hook_derived_is_cast_no_more_than_what_is_stored() -> None:
     layer: Any = merged()
     layer.derive(channel_scale("derived_scale", out()), torch.ones(1024))
@@ -129,6 +135,18 @@ def test_a_dtype_to_compute_in_is_for_floats_of_two_bytes() -> None:
     found = {name: getattr(piece, name).dtype for name in stored}
     assert found == {**stored, "usual": torch.float16}
     assert layer.dequantize(torch.float16).dtype == torch.float16
+
+
+def test_a_bias_counts_and_every_tensor_is_told_of() -> None:
+    plain = unquantized(qload.Registry.discover())
+    layer = ReplicatedLinear(4, 2, Site(plain, "layer"), bias=True)
+    stored = {"layer.weight": torch.ones(2, 4), "layer.bias": torch.ones(2)}
+    report = qload.load_tensors(layer, stored, plain)
+    assert report.bytes_read == report.bytes_in_memory == report.bytes_dense == 40
+    steps: list[qload.Progress] = []
+    model = nn.ModuleDict({"layer": merged()})
+    found = qload.load_weights(model, DEMO, ignore=["QL210"], progress=steps.append)
+    assert steps[-1] == qload.Progress(found.bytes_read, found.bytes_read, "layer")
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -235,6 +253,7 @@ def test_a_bias_is_added_once_to_however_many_pieces(name: str, count: int) -> N
     plain, bias = load(merged(name), name), torch.randn(1024)
     for leaf in plain.specs:
         layer.set_tensor(leaf, getattr(plain, leaf))
+    assert layer.specs.keys() == {*plain.specs, "bias"}
     layer.set_tensor("bias", bias)
     layer.quantize_activations = plain.quantize_activations = False
     x = torch.randn(3, 256)
