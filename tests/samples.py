@@ -42,6 +42,13 @@ NOT_SUPPORTED = (
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
 
 
+BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
+"""Those of formats that are there, and broken, with what is found: here, scales of blocks that have one dimension."""
+
+ALIASES = {"auto-round": ("awq", "gptq")}
+"""The methods that load what is written under another name."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a producer's own decoder made of a checkpoint: logits, and weights, some cut to 64 rows."""
@@ -60,6 +67,11 @@ def samples() -> list[Path]:
 
 def is_supported(path: Path) -> bool:
     return not path.name.startswith(NOT_SUPPORTED)
+
+
+def refusals(path: Path) -> set[str]:
+    """The codes that may be found in a checkpoint that is not supported."""
+    return BROKEN.get(path.name, {"QL011", "QL101", "QL104", "QL105"})
 
 
 def supported() -> list[Path]:
