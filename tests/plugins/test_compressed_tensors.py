@@ -341,10 +341,10 @@ def test_inputs_are_quantized_as_the_config_says(
     stored = {"m.weight": torch.randint(-9, 9, (32, 64), dtype=torch.int8), "m.weight_scale": torch.rand(32, 1)}
     x, zero = torch.randn(3, 64) + 1, None
     if options is None:
-        stored["m.input_scale"] = torch.tensor([0.05])
+        stored["m.input_scale"] = torch.tensor([0.02])
         if not inputs.get("symmetric", True):
             zero = stored["m.input_zero_point"] = torch.tensor([-20], dtype=torch.int8)
-        rounded = fake_quantize(x, torch.tensor(0.05), zero, 8, False)
+        rounded = fake_quantize(x, torch.tensor(0.02), zero, 8, False)
     else:
         rounded = fake_quantize_dynamic(x, 8, False, **options)
     layer = ReplicatedLinear(64, 32, Site(quantization, "m"))
