@@ -1,5 +1,7 @@
 """AWQ's three layouts, against packers that go value by value."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ from torch import Tensor, nn
 
 import qload
 from qload import Registry
+from qload.checkpoint import Checkpoint
 from qload.errors import ShardError
+from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
+from qload.quantization import resolve
 from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 
 OUT, IN = 64, 96
@@ -138,6 +143,25 @@ def test_exclusions_are_any_part_of_a_name(entry: str, name: str, excluded: bool
     section = {"quant_method": "awq", "modules_to_not_convert": [entry]}
     treatment = make_quantization(section, registry).treat(ModuleInfo((name,)))
     assert (treatment.scheme is None) == excluded
+
+
+@pytest.mark.parametrize(("kind", "quantized"), [(Kind.LINEAR, True), (Kind.LM_HEAD, False), (Kind.EMBEDDING, False)])
+def test_linear_layers_alone_are_quantized_where_nothing_stored_says_more(
+    kind: Kind, quantized: bool, registry: Registry
+) -> None:
+    quantization = make_quantization({"quant_method": "awq"}, registry)
+    assert (quantization.treat(ModuleInfo(("a",), kind)).scheme is not None) == quantized
+    for leaf in ("qweight", "weight"):
+        treatment = quantization.treat(ModuleInfo(("a",), kind, stored=frozenset([leaf])))
+        assert (treatment.scheme is not None) == (leaf == "qweight")
+
+
+@pytest.mark.parametrize("side", [{"w_bit": 4}, {"q_group_size": 128}, {}])
+def test_a_side_file_that_says_too_little_is_not_claimed(
+    side: dict[str, int], tmp_path: Path, registry: Registry
+) -> None:
+    (tmp_path / "quant_config.json").write_text(json.dumps(side))
+    assert resolve(Checkpoint(tmp_path, {}, {}, ("quant_config.json",)), registry).method.name == "unquantized"
 
 
 @pytest.mark.parametrize(

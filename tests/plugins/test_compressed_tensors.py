@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 import qload
 from qload import Registry
-from qload.geometry import Part
+from qload.errors import CheckpointError
+from qload.geometry import Kind, Part, single
 from qload.hookspecs import ModuleInfo
 from qload.torch import ReplicatedLinear, Site, VocabParallelEmbedding
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.layers.linear import Linear
 
 CONFIGS = [
@@ -300,6 +302,14 @@ def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: R
         ({"input_activations": {"num_bits": 4, "type": "float"}}, "not supported"),
         ({"input_activations": {"num_bits": 8, "strategy": "channel"}}, "not supported"),
         ({"output_activations": {"num_bits": 8}}, "output activations"),
+        ({"weights": None, "input_activations": {"num_bits": 8}}, "activations are quantized and weights are not"),
+        (
+            {
+                "format": "naive-quantized",
+                "weights": {"strategy": "block", "block_structure": [64, 64], "symmetric": False},
+            },
+            "int8 block 64x64 asymmetric cannot be stored as naive-quantized",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused_with_a_reason(
@@ -315,3 +325,85 @@ def test_what_is_not_supported_is_refused_with_a_reason(
     section |= {k: v for k, v in change.items() if k not in parts}
     with pytest.raises(ValueError, match=reason):
         make_quantization(section, registry).treat(ModuleInfo(("a",)))
+
+
+@pytest.mark.parametrize(
+    ("written", "more", "expected"),
+    [
+        (None, {}, "pack-quantized"),
+        ("mixed-precision", {}, "pack-quantized"),
+        (None, {"input_activations": {"num_bits": 8}}, "int-quantized"),
+        ("mixed-precision", {"weights": {"type": "float"}}, "float-quantized"),
+    ],
+)
+def test_a_format_that_is_not_written_is_the_packages(
+    written: str | None, more: dict[str, Any], expected: str, registry: Registry
+) -> None:
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8}, **more}
+    section = {"quant_method": "compressed-tensors", "format": written, "config_groups": {"g": group}}
+    scheme: Any = make_quantization(section, registry).treat(ModuleInfo(("a",))).scheme
+    assert scheme.format == expected
+
+
+@pytest.mark.parametrize(
+    ("actorder", "ordered"), [("group", True), ("dynamic", True), ("static", False), ("weight", False)]
+)
+def test_only_an_order_of_groups_needs_an_index(actorder: str, ordered: bool, registry: Registry) -> None:
+    args = {"num_bits": 4, "strategy": "group", "group_size": 32, "actorder": actorder}
+    layer = ReplicatedLinear(64, 32, Site(quantization_of("pack-quantized", args, registry), "a"))
+    assert ("weight_g_idx" in layer.declared) == ordered
+    if ordered:
+        assert layer.declared["weight_g_idx"].bounds == (-1, 2)
+
+
+CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+
+
+@pytest.mark.parametrize("change", [{"dynamic": True}, {"symmetric": False}, {"strategy": "attn_head"}])
+def test_a_cache_has_static_scales_for_whole_tensors(change: dict[str, Any], registry: Registry) -> None:
+    attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ())
+    section = {"quant_method": "compressed-tensors", "kv_cache_scheme": CACHE}
+    quantization = make_quantization(section, registry)
+    treatment = quantization.treat(attention)
+    assert str(treatment.scheme) == "kv cache fp8"
+    assert [spec.name for spec in quantization.declare(treatment, single(1, 1))] == ["k_scale", "v_scale"]
+    assert quantization.treat(ModuleInfo(("a",))).scheme is None
+    with pytest.raises(ValueError, match="a KV cache with other than static symmetric scales by tensor"):
+        make_quantization({**section, "kv_cache_scheme": {**CACHE, **change}}, registry).treat(attention)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        ({"dynamic": True, "strategy": "token"}, {}),
+        ({"dynamic": True, "strategy": "token", "symmetric": False}, {"symmetric": False}),
+        ({"dynamic": True, "strategy": "tensor"}, {"by_tensor": True}),
+        ({"dynamic": True, "strategy": "group", "group_size": 32}, {"group": 32}),
+        ({"strategy": "tensor"}, None),
+        ({"strategy": "tensor", "symmetric": False}, None),
+    ],
+)
+def test_inputs_are_quantized_as_the_config_says(
+    inputs: dict[str, Any], options: dict[str, Any] | None, registry: Registry
+) -> None:
+    torch.manual_seed(0)
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "strategy": "channel"}, "input_activations": inputs}
+    section = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"g": group}}
+    quantization = make_quantization(section, registry)
+    stored = {"m.weight": torch.randint(-9, 9, (32, 64), dtype=torch.int8), "m.weight_scale": torch.rand(32, 1)}
+    x, zero = torch.randn(3, 64) + 1, None
+    if options is None:
+        stored["m.input_scale"] = torch.tensor([0.02])
+        if not inputs.get("symmetric", True):
+            zero = stored["m.input_zero_point"] = torch.tensor([-20], dtype=torch.int8)
+        rounded = fake_quantize(x, torch.tensor(0.02), zero, 8, False)
+    else:
+        rounded = fake_quantize_dynamic(x, 8, False, **options)
+    layer = ReplicatedLinear(64, 32, Site(quantization, "m"))
+    qload.load_tensors(layer, stored, quantization)
+    weight = stored["m.weight"] * stored["m.weight_scale"]
+    assert torch.allclose(layer(x), rounded @ weight.T, atol=1e-4)
+    assert not torch.allclose(layer(x), x @ weight.T, atol=1e-4)
+    for name in stored.keys() & {"m.input_scale", "m.input_zero_point"}:
+        with pytest.raises(CheckpointError, match=f"QL201 {name}"):
+            qload.load_tensors(layer, {key: each for key, each in stored.items() if key != name}, quantization)

@@ -1,5 +1,8 @@
 """GPTQ: every width, version and order, against a decoder that goes bit by bit."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,10 @@ from torch import Tensor
 
 import qload
 from qload import ModelError, Registry
+from qload.checkpoint import Checkpoint
+from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
+from qload.quantization import resolve
 from qload.torch import ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 
 OUT, IN = 64, 96
@@ -151,8 +157,46 @@ def test_only_the_listed_modules_of_a_block_are_quantized(registry: Registry) ->
     listed = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.up_proj"]]
     quantization = make_quantization(section(4, 128, modules_in_block_to_quantize=listed), registry)
     treated = {name: quantization.treat(ModuleInfo((f"model.layers.0.{name}",))).scheme for name in
-               ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")}  # fmt: skip
-    assert [scheme is not None for scheme in treated.values()] == [True, True, False]
+               ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj", "shared_mlp.up_proj")}  # fmt: skip
+    assert [scheme is not None for scheme in treated.values()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("more", [{}, {"lm_head": True}])
+def test_a_head_is_quantized_where_the_config_or_what_is_stored_says_so(
+    more: dict[str, Any], registry: Registry
+) -> None:
+    quantization = make_quantization(section(4, 128, **more), registry)
+    head = ModuleInfo(("lm_head",), Kind.LM_HEAD)
+    assert (quantization.treat(head).scheme is not None) == bool(more)
+    for stored, quantized in (({"weight"}, False), ({"qweight", "qzeros", "scales", "g_idx"}, True)):
+        assert (quantization.treat(replace(head, stored=frozenset(stored))).scheme is not None) == quantized
+
+
+def test_one_group_of_all_columns_is_one_on_every_rank(registry: Registry) -> None:
+    stored, expected = store(4, -1, ordered=False, version=1)
+    quantization = make_quantization(section(4, -1), registry)
+    found = []
+    for rank in range(2):
+        layer = RowParallelLinear(IN, OUT, Site(quantization, "m", rank, 2))
+        qload.load_tensors(layer, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization)
+        found.append(qload.dequantize(layer))
+    assert torch.equal(torch.cat(found, 1), expected)
+
+
+@pytest.mark.parametrize(
+    ("side", "method"),
+    [
+        ({"bits": 4}, "gptq"),
+        ({"bits": 4, "quant_method": "gptq"}, "gptq"),
+        ({"bits": 4, "quant_method": "other"}, "unquantized"),
+        ({"group_size": 128}, "unquantized"),
+    ],
+)
+def test_a_side_file_of_another_method_is_not_claimed(
+    side: dict[str, Any], method: str, tmp_path: Path, registry: Registry
+) -> None:
+    (tmp_path / "quantize_config.json").write_text(json.dumps(side))
+    assert resolve(Checkpoint(tmp_path, {}, {}, ("quantize_config.json",)), registry).method.name == method
 
 
 @pytest.mark.parametrize(
