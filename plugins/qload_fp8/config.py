@@ -3,7 +3,7 @@
 Source of the fields: transformers' `FineGrainedFP8Config`, vLLM's `Fp8Config`, and GPTQModel's quantize_config.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -36,10 +36,16 @@ class Fp8Config(BaseModel):
         return self.activation_scheme or "none"
 
     def excludes(self, names: Iterable[str]) -> bool:
-        """Whether a module is left alone: an entry is its name, or that of a module above or below it."""
-        return self.excluded.match(names)
+        """Whether a module is left alone: an entry is the end of its name, or of that of a module above it."""
+        return self.excluded.match(above for name in names for above in _and_above(name))
 
     @cached_property
     def excluded(self) -> Patterns:
         """The entries that leave modules alone, ready to match."""
-        return Patterns((*(self.modules_to_not_convert or ()), *self.ignored_layers), Dialect.SUBSTRING)
+        return Patterns((*(self.modules_to_not_convert or ()), *self.ignored_layers), Dialect.SUFFIX)
+
+
+def _and_above(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]

@@ -103,6 +103,10 @@ def test_ranks_take_whole_blocks(registry: Registry) -> None:
         ({"modules_to_not_convert": ["lm_head"]}, "lm_head", True),
         ({"modules_to_not_convert": ["mlp.gate"]}, "model.layers.0.mlp.gate", True),
         ({"ignored_layers": ["model.layers.0.self_attn.q_proj"]}, "model.layers.0.self_attn.q_proj", True),
+        ({"modules_to_not_convert": ["visual"]}, "model.visual.blocks.0.attn.qkv", True),
+        ({"modules_to_not_convert": ["model.layers.1"]}, "model.layers.1.mlp.up_proj", True),
+        ({"modules_to_not_convert": ["model.layers.1"]}, "model.layers.10.mlp.up_proj", False),
+        ({"modules_to_not_convert": ["mlp.gate"]}, "model.layers.0.mlp.gate_proj", False),
         ({"modules_to_not_convert": None}, "model.layers.0.mlp.up_proj", False),
     ],
 )

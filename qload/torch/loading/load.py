@@ -114,7 +114,7 @@ def choose_device(device: torch.device | str) -> torch.device:
             "the device cannot be used",
             where=str(device),
             found=reason,
-            remedy="name one that this machine and this build of torch have (README: a torch for your GPU)",
+            remedy="name one that this machine and this build of torch have (for make: TORCH in README)",
         ) from error
     if chosen.type == "meta":
         raise QloadError("a checkpoint cannot be loaded there", where="meta", expected="a device that holds data")
