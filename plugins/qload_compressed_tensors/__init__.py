@@ -23,6 +23,7 @@ from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, fixed, in_, out, packing, part
 from qload_compressed_tensors.config import CompressedTensorsConfig, Strategy
+from qload_compressed_tensors.presets import PRESETS
 from qload_compressed_tensors.schemes import (
     MXFP4,
     MXFP8,
@@ -45,9 +46,11 @@ def qload_method_info() -> MethodInfo:
             embedding=True,
             activations=True,
             kv_cache=True,
+            quantize=True,
             tensor_parallel="whole groups, blocks and words; act-order keeps scales whole",
         ),
         runtime="qload_compressed_tensors.runtime",
+        presets=PRESETS,
     )
 
 

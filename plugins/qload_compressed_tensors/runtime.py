@@ -13,7 +13,16 @@ from qload.torch.arithmetic import scale_blocks, scale_by_index, scale_groups, t
 from qload.torch.floats import decode_e2m1, decode_e8m0
 from qload.torch.ordering import settle_group_index
 from qload_compressed_tensors.config import Strategy
-from qload_compressed_tensors.schemes import MXFP8, NVFP4, PACKED, SMALL_FLOATS, CompressedScheme, Quantizer
+from qload_compressed_tensors.quantizing import quantize
+from qload_compressed_tensors.schemes import (
+    MXFP8,
+    NVFP4,
+    PACKED,
+    SMALL_FLOATS,
+    CacheScheme,
+    CompressedScheme,
+    Quantizer,
+)
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -48,6 +57,10 @@ def qload_process_weights_after_loading(layer: Layer) -> None:
     scheme = layer.scheme
     if isinstance(scheme, CompressedScheme) and scheme.weights.group and scheme.weights.orders_groups:
         settle_group_index(layer, "weight_g_idx", scheme.weights.group, ordered=True)
+
+
+def qload_quantize(weight: Tensor, scheme: CompressedScheme | CacheScheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
 
 
 def _small_floats(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:

@@ -38,8 +38,9 @@ def qload_method_info() -> MethodInfo:
     return MethodInfo(
         summary="fp8 weights with block or tensor scales, multiplied or divided by",
         config=Fp8Config,
-        capabilities=Capabilities(embedding=True, activations=True, tensor_parallel="whole blocks"),
+        capabilities=Capabilities(embedding=True, activations=True, quantize=True, tensor_parallel="whole blocks"),
         runtime="qload_fp8.runtime",
+        presets={"fp8": {"weight_block_size": [128, 128], "activation_scheme": "dynamic"}},
     )
 
 

@@ -63,12 +63,13 @@ def fake_quantize_dynamic(
     high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
     scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
     if global_scale is not None:
-        scale = _round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
+        scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
     rounded = fake_quantize(values, scale, zero, bits, is_float)
     return rounded if group is None else rounded.flatten(-2)[..., :columns]
 
 
-def _round_scale(scale: Tensor) -> Tensor:
+def round_scale(scale: Tensor) -> Tensor:
+    """Scales rounded to E4M3, in their own dtype; zero becomes its epsilon."""
     rounded = scale.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(scale.dtype)
     return torch.where(rounded == 0, torch.finfo(torch.float8_e4m3fn).eps, rounded)
 

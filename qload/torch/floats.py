@@ -24,6 +24,14 @@ def round_e2m1(x: Tensor) -> Tensor:
     return rounded.clamp_max(E2M1[-1]).copysign(x)
 
 
+def encode_e2m1(x: Tensor) -> Tensor:
+    """The codes, uint8, of x rounded as by `round_e2m1`."""
+    rounded = round_e2m1(x)
+    edges = torch.tensor(E2M1, dtype=x.dtype, device=x.device)
+    codes = torch.searchsorted(edges, rounded.abs().contiguous())
+    return (codes + 8 * torch.signbit(rounded)).to(torch.uint8)
+
+
 def decode_e8m0(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Exponents of two, uint8 with 127 added, as values of `dtype`; 255 is NaN."""
     return codes.view(torch.float8_e8m0fnu).to(dtype)
