@@ -5,6 +5,9 @@ Values are packed along the input features, zero-points along the output feature
 their range added.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from qload.declare import (
     ParameterSpec,
     View,
@@ -20,8 +23,9 @@ from qload.declare import (
 )
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Axis, fixed, in_, out, packing, part
+from qload_compressed_tensors.auto_round import claim_auto_round
 from qload_compressed_tensors.config import CompressedTensorsConfig, Strategy
 from qload_compressed_tensors.presets import PRESETS
 from qload_compressed_tensors.schemes import (
@@ -52,6 +56,12 @@ def qload_method_info() -> MethodInfo:
         runtime="qload_compressed_tensors.runtime",
         presets=PRESETS,
     )
+
+
+def qload_claim(config: Mapping[str, Any]) -> Claim | None:
+    """AutoRound stores some of its checkpoints as this format does, under its own name."""
+    section = config.get("quantization_config")
+    return claim_auto_round(section) if isinstance(section, Mapping) else None
 
 
 def qload_scheme_for(config: CompressedTensorsConfig, module: ModuleInfo) -> CompressedScheme | CacheScheme | None:
