@@ -28,7 +28,6 @@ NOT_SUPPORTED = (
     "ct-w4a16-24-marlin",
     "gguf-",
     "gptqmodel-gguf",
-    "gptqmodel-qqq",
     "hf-bitnet",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
@@ -78,7 +77,8 @@ def refusals(path: Path) -> set[str]:
 
 
 def supported() -> list[Path]:
-    return [path for path in samples() if is_supported(path)]
+    """Those that load, and that have something to be compared with."""
+    return [path for path in samples() if is_supported(path) and (path / "reference.safetensors").exists()]
 
 
 def read_reference(path: Path) -> Reference:

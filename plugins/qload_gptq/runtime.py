@@ -35,7 +35,7 @@ def qload_process_weights_after_loading(layer: Layer) -> None:
 
 def _check_version(layer: Layer, scheme: GptqScheme) -> None:
     """Raise CheckpointError where all zero-points are what the other version stores for half of the range."""
-    stored = unpack(layer.qzeros.detach(), scheme.bits, layer.local.out_features)
+    stored = unpack(layer.get_parameter("qzeros"), scheme.bits, layer.local.out_features)
     half = 1 << (scheme.bits - 1)
     wanted, other = (half - 1, half) if scheme.less_one else (half, half - 1)
     if stored.numel() and bool((stored == other).all()):
