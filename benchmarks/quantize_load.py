@@ -1,4 +1,4 @@
-"""Peak host memory and time of quantizing a plain Llama while it is loaded: qload beside transformers with other packages.
+"""Peak host memory and time of quantizing a plain Llama while it is loaded, beside transformers with its packages.
 
     python benchmarks/quantize_load.py [--layers 16] [--rounds 3] [--json FILE]
 
