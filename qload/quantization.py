@@ -93,9 +93,9 @@ def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
     """The quantization of a checkpoint, from its config, a side file, or a plugin that recognises it.
 
     A name that the config writes is binding: where no method has it, only a plugin that knows it as an alias can
-    claim the checkpoint; and the method that has it can claim it under that name, with a config of its own making, for
-    which it has read a side file too. Raises MethodError if its method cannot be had, CheckpointError if its config breaks the
-    schema or names an unknown method.
+    claim the checkpoint; the method that has it can claim it by that same name, to read its config from a side file
+    too. Raises MethodError if its method cannot be had, CheckpointError if its config breaks the schema or names an
+    unknown method.
     """
     section = find_section(checkpoint.config)
     if section is not None and not isinstance(section, Mapping):

@@ -72,7 +72,7 @@ ALGORITHMS: dict[str, ModelOptScheme] = {
     "NVFP4": ModelOptScheme(Form.NVFP4, Inputs.NVFP4, 16),
     "NVFP4_AWQ": ModelOptScheme(Form.NVFP4, Inputs.NVFP4, 16, smooth=True),
     "W4A16_NVFP4": ModelOptScheme(Form.NVFP4, size=16),
-    "W4A8_NVFP4_FP8": ModelOptScheme(Form.NVFP4, Inputs.FP8, 16),
+    "W4A8_NVFP4_FP8": ModelOptScheme(Form.NVFP4, Inputs.FP8, 32),
     "MXFP4": ModelOptScheme(Form.MXFP4, Inputs.MXFP4, 32),
     "W4A16_MXFP4": ModelOptScheme(Form.MXFP4, size=32),
     "W4A8_MXFP4_FP8": ModelOptScheme(Form.MXFP4, Inputs.FP8_TENSOR, 32),
