@@ -33,9 +33,12 @@ OTHER_TOLERANCE = {
     "ct-w4a16-g32-asym-actorder-group": 2e-3,
     "ct-nvfp4": 2e-3,
     "ct-qwen3moe-nvfp4": 2e-2,
+    "modelopt-fp8-block": 2e-3,
 }
 """Checkpoints whose references were computed in bfloat16: the first three, their weights alone, from scales of another
-dtype; the last, the whole model."""
+dtype; ct-qwen3moe-nvfp4's, the whole model. That of modelopt-fp8-block is of ModelOpt's simulation in bfloat16 from
+before the export, in which up to 1.4 % of a module's weights are one step of fp8 from those that it then stored: with
+the simulation's own weights its logits are had to the last bit."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,24 @@ SECTIONS: list[dict[str, Any]] = [
     *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
     {"quant_method": "fp8"},
     *(
+        {"quant_method": "modelopt", "quant_algo": algorithm}
+        for algorithm in (
+            "FP8",
+            "FP8_PER_CHANNEL_PER_TOKEN",
+            "FP8_PB_WO",
+            "W8A16",
+            "W8A8_SQ_PER_CHANNEL",
+            "W4A16_AWQ",
+            "W4A8_AWQ",
+            "NVFP4",
+            "W4A8_NVFP4_FP8",
+            "W4A8_MXFP4_FP8",
+            "MXFP4",
+            "MXFP8",
+        )
+    ),
+    {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 32, "kv_cache_quant_algo": "FP8"},
+    *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})
     ),

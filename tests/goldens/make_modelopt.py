@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 160,
     "head_dim": 16,
@@ -64,7 +64,7 @@ FORMATS: dict[str, tuple[Any, str]] = {
 }
 
 
-def dequantize(name: str, stored: dict[str, Tensor], before: Tensor) -> Tensor:
+def dequantize(name: str, stored: dict[str, Tensor], before: Tensor) -> Any:
     """The weight by ModelOpt's classes; they have none for int8, and none that reads how int4 is exported."""
     weight, scale, shape = stored["weight"], stored["weight_scale"], before.shape
     wide = torch.float32
@@ -86,7 +86,7 @@ def dequantize(name: str, stored: dict[str, Tensor], before: Tensor) -> Tensor:
     return (before / spread).round().clamp(-8, 7) * spread
 
 
-def quantize_input(name: str, stored: dict[str, Tensor], x: Tensor) -> Tensor:
+def quantize_input(name: str, stored: dict[str, Tensor], x: Tensor) -> Any:
     """The input by the same classes, there and back."""
     wide = torch.float32
     if name.endswith("-fp8"):
@@ -101,11 +101,17 @@ def quantize_input(name: str, stored: dict[str, Tensor], x: Tensor) -> Tensor:
     return x
 
 
-def smooth(model: LlamaForCausalLM) -> None:
+def smooth(model: Any) -> None:
     """Scales of the inputs at random, in place of those that AWQ searches for on a GPU alone."""
     for module in model.modules():
         if hasattr(module, "input_quantizer") and module.input_quantizer.is_enabled:
             module.input_quantizer.pre_quant_scale = torch.rand(module.in_features) + 0.5
+
+
+def find_range(module: Any) -> float:
+    """The greatest input that calibration saw."""
+    amax = module.input_quantizer.amax if module.input_quantizer.is_enabled else None
+    return 1.0 if amax is None else float(amax)
 
 
 def make(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -118,7 +124,7 @@ def make(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if name == "nvfp4-awq":
         smooth(model)
     # With two axes in front of the features, as in the calibration: the simulation keeps the axes that it saw first.
-    x = torch.randn(1, 3, module.in_features)
+    x = torch.randn(1, 3, module.in_features) * find_range(module) / 3
     try:
         with torch.no_grad():
             made = {"x": x, "y": module(x)}

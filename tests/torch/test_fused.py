@@ -32,7 +32,9 @@ def can_be_cut(path: Path, size: int) -> bool:
     is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
     if "weight_block_size" in section or is_gemv:
         return size == 1
-    if "config_groups" not in section:
+    if "quant_algo" in section:
+        groups = [({"FP8_PB_WO": 512, "W4A16_AWQ": 128}.get(section["quant_algo"].upper(), 1), False)]
+    elif "config_groups" not in section:
         groups = [(section.get("group_size", 1), section.get("desc_act", False))]
     else:
         weights = [group["weights"] for group in section["config_groups"].values()]
