@@ -126,13 +126,11 @@ def _scales(scheme: ModelOptScheme) -> tuple[ParameterSpec, ...]:
 
 
 def _inputs(scheme: ModelOptScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
-    if geometry.kind is Kind.EMBEDDING:
-        return ()
+    """A table has inputs only where a head is tied to it."""
     specs = [channel_scale("pre_quant_scale", part(), in_(), required=False)] if scheme.smooth else []
-    if scheme.inputs in (Inputs.FP8, Inputs.INT8, Inputs.NVFP4):
-        specs.append(tensor_scale("input_scale"))
-    if scheme.inputs is Inputs.FP8_TENSOR:
-        specs.append(tensor_scale("input_scale", required=False))
+    if scheme.inputs.may_have_scale:
+        optional = scheme.inputs is Inputs.FP8_TENSOR or geometry.kind is Kind.EMBEDDING
+        specs.append(tensor_scale("input_scale", required=not optional))
     return tuple(specs)
 
 

@@ -89,27 +89,30 @@ def _scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:
 
 
 def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
-    match layer.scheme.inputs:
-        case Inputs.FP8:
-            return fake_quantize(x, layer.input_scale, None, 8, is_float=True)
-        case Inputs.FP8_TENSOR:
-            scale = cast("Tensor | None", layer.input_scale)
-            if scale is None:
-                return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True)
-            return fake_quantize(x, scale, None, 8, is_float=True)
+    inputs = layer.scheme.inputs
+    if inputs.may_have_scale:
+        scale = cast("Tensor | None", layer.input_scale)
+        return _quantize_without_scale(inputs, x) if scale is None else _quantize_by_scale(layer, x, scale)
+    match inputs:
         case Inputs.FP8_TOKEN:
             return fake_quantize_dynamic(x, 8, is_float=True)
         case Inputs.FP8_GROUP:
             return fake_quantize_dynamic(x, 8, is_float=True, group=BLOCK_INPUTS)
-        case Inputs.INT8:
-            return fake_quantize(x, layer.input_scale, None, 8, is_float=False)
-        case Inputs.NVFP4:
-            scale = layer.input_scale
-            return fake_quantize_dynamic(x, 4, is_float=True, group=layer.scheme.size, global_scale=1 / scale)
         case Inputs.MXFP4:
             return _quantize_by_powers(x, 4, E2M1[-1])
         case _:
             return _quantize_by_powers(x, 8, E4M3_MAX)
+
+
+def _quantize_by_scale(layer: LayerPiece, x: Tensor, scale: Tensor) -> Tensor:
+    if layer.scheme.inputs is Inputs.NVFP4:
+        return fake_quantize_dynamic(x, 4, is_float=True, group=layer.scheme.size, global_scale=1 / scale)
+    return fake_quantize(x, scale, None, 8, is_float=layer.scheme.inputs is not Inputs.INT8)
+
+
+def _quantize_without_scale(inputs: Inputs, x: Tensor) -> Tensor:
+    """Uncalibrated inputs have the scale of their tensor; a head that is tied to a table without one has none."""
+    return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True) if inputs is Inputs.FP8_TENSOR else x
 
 
 def _quantize_by_powers(x: Tensor, bits: int, greatest: float) -> Tensor:

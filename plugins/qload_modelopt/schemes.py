@@ -37,6 +37,11 @@ class Inputs(StrEnum):
     MXFP4 = "dynamic mxfp4"
     MXFP8 = "dynamic mxfp8"
 
+    @property
+    def may_have_scale(self) -> bool:
+        """Whether a scale of the whole tensor is stored for them, nvfp4's for the scales of groups."""
+        return self in (Inputs.FP8, Inputs.FP8_TENSOR, Inputs.INT8, Inputs.NVFP4)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptScheme:

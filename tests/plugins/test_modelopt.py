@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from edits import copy_checkpoint, edit_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file
 from samples import DATA, make_quantization
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import qload
 from qload import Quantization, Registry
-from qload.checkpoint import Checkpoint, TensorEntry
+from qload.checkpoint import Checkpoint
 from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
@@ -49,9 +50,8 @@ def goldens() -> tuple[dict[str, Tensor], dict[str, Any]]:
 def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of one format without its name in front, and its configs."""
     tensors, configs = goldens()
-    return {key.removeprefix(f"{name}."): each for key, each in tensors.items() if key.startswith(f"{name}.")}, configs[
-        name
-    ]
+    mine = {key.removeprefix(f"{name}."): each for key, each in tensors.items() if key.startswith(f"{name}.")}
+    return mine, configs[name]
 
 
 def stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,11 +108,7 @@ def test_rows_that_are_looked_up_are_the_weights(name: str, tmp_path: Path, regi
     quantization = quantize(tmp_path, registry, configs["config"], configs["side"])
     rows, columns = tensors["weight"].shape
     treatment = quantization.treat(ModuleInfo(("m",)))
-    table = (
-        VocabParallelEmbedding(columns, rows, Site(quantization, "m"), multiple=1, treatment=treatment)
-        if False
-        else VocabParallelEmbedding(rows, columns, Site(quantization, "m"), multiple=1, treatment=treatment)
-    )
+    table = VocabParallelEmbedding(rows, columns, Site(quantization, "m"), multiple=1, treatment=treatment)
     own = {key: each for key, each in stored(tensors).items() if not key.endswith(("input_scale", "pre_quant_scale"))}
     qload.load_tensors(table, own, quantization)
     ids = torch.tensor([rows - 1, 0, 1, 5, 5])
@@ -221,7 +217,8 @@ def test_scales_of_a_cache_lie_beside_projections(name: str, excluded: bool, reg
     quantization = make_quantization({**FP8_CACHE, "ignore": entries}, registry)
     scheme = quantization.treat(ModuleInfo((name,))).scheme
     assert str(scheme) == ("unquantized, kv cache" if excluded else "fp8 tensor, inputs static fp8, kv cache")
-    assert quantization.treat(ModuleInfo(("model.layers.0.mlp.up_proj",))).scheme.cache is False
+    other = quantization.treat(ModuleInfo(("model.layers.0.mlp.up_proj",)))
+    assert "cache" not in str(other.scheme)
 
 
 @pytest.mark.parametrize("excluded", [False, True])
@@ -237,9 +234,9 @@ def test_fused_layers_hold_the_scales_of_a_cache(excluded: bool, registry: Regis
     tensors |= {"a.k_proj.k_scale": torch.tensor(0.25), "a.v_proj.v_scale": torch.tensor([0.75])}
     layer = QKVParallelLinear(32, 16, 4, 4, Site(quantization, "a.qkv_proj"))
     qload.load_tensors(layer, tensors, quantization)
-    assert layer.k_scale.tolist()[1] == 0.25
-    assert layer.v_scale.tolist()[2] == 0.75
-    assert layer.k_scale.isnan().tolist() == [True, False, True]
+    keys, values = layer.get_parameter("k_scale"), layer.get_parameter("v_scale")
+    assert (float(keys[1]), float(values[2])) == (0.25, 0.75)
+    assert keys.isnan().tolist() == [True, False, True]
     expected = dense if excluded else dense.to(torch.float8_e4m3fn).float() * 0.5
     assert torch.equal(qload.dequantize(layer), expected.repeat(3, 1))
     with pytest.raises(CheckpointError, match=r"QL501 a\.k_proj\.k_scale"):
@@ -312,7 +309,7 @@ def test_mixed_precision_is_said_of_each_module(registry: Registry) -> None:
         assert (None if scheme is None else str(scheme)) == label
 
 
-NESTED = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 32,
+NESTED: dict[str, Any] = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 32,
                                                              "exclude_modules": ["lm_head"]}}  # fmt: skip
 
 
@@ -395,32 +392,22 @@ def test_a_missing_scale_is_named(leaf: str, tmp_path: Path, registry: Registry)
 
 def test_an_input_scale_may_be_left_out_where_nothing_was_calibrated(tmp_path: Path, registry: Registry) -> None:
     """Then it is the tensor's own; where one is stored it is taken."""
-    layer, tensors = build("w4a8-mxfp4-fp8", tmp_path, registry)
+    name = "w4a8-mxfp4-fp8"
+    layer, tensors = build(name, tmp_path, registry)
     assert layer.input_scale is None
     static = {**stored(tensors), "m.input_scale": torch.tensor(0.25)}
-    qload.load_tensors(layer, static, layer_quantization(tmp_path, registry))
+    qload.load_tensors(layer, static, quantize(tmp_path, registry, golden(name)[1]["config"]))
     x = torch.tensor([[0.26] * 32])
     assert torch.allclose(layer(x), torch.full((1, 32), 0.25) @ tensors["weight"].T)
 
 
-def layer_quantization(folder: Path, registry: Registry) -> Quantization:
-    return quantize(folder, registry, golden("w4a8-mxfp4-fp8")[1]["config"])
-
-
 def test_validating_finds_a_scale_without_which_a_module_seems_plain(tmp_path: Path) -> None:
     """Nothing but a weight is left of it, in a dtype that no plain weight has."""
-    from edits import copy_checkpoint, edit_tensors
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors["model.layers.1.mlp.up_proj.weight_scale"]
 
     folder = copy_checkpoint(DATA / "modelopt-int4-awq", tmp_path / "copy")
-    edit_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight_scale"))  # type: ignore[arg-type, return-value]
+    edit_tensors(folder, change)
     (finding,) = qload.validate(folder).findings
     assert (finding.code, finding.where) == ("QL308", "model.layers.1.mlp.up_proj.weight")
-
-
-def test_entries_of_a_checkpoint_decide(registry: Registry) -> None:
-    entry = TensorEntry("m.weight", "BF16", (8, 8), "f", 0, 1)
-    config = {"quantization_config": NVFP4}
-    assert (
-        resolve(Checkpoint(Path("none"), config, {"m.weight": entry}), registry).treat(ModuleInfo(("m",))).scheme
-        is None
-    )

@@ -30,10 +30,10 @@ def can_be_cut(path: Path, size: int) -> bool:
     """
     section = read_config(path).get("quantization_config", {})
     is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
-    if "weight_block_size" in section or is_gemv:
+    if "weight_block_size" in section or section.get("quant_algo") == "fp8_pb_wo" or is_gemv:
         return size == 1
     if "quant_algo" in section:
-        groups = [({"FP8_PB_WO": 512, "W4A16_AWQ": 128}.get(section["quant_algo"].upper(), 1), False)]
+        groups = [(128 if section["quant_algo"] == "W4A16_AWQ" else 1, False)]
     elif "config_groups" not in section:
         groups = [(section.get("group_size", 1), section.get("desc_act", False))]
     else:
