@@ -50,7 +50,8 @@ class ParameterSpec:
 
     `name` is its name on the layer, `stored_as` its name on disk below the module. `dtypes` are the
     allowed storage dtypes by safetensors code, and it is kept in the one that it is stored in, unless
-    `cast` turns it into the layer's own. `bounds` are the least value and the first one too great.
+    `cast` turns it into the layer's own. `bounds` are the least value and the first one too great. A `partial`
+    tensor may be stored for some of a layer's parts alone; the others keep the fill.
     Metadata is accounted for and checked, but not loaded.
     """
 
@@ -63,6 +64,7 @@ class ParameterSpec:
     cast: bool = False
     view: View = View.EXACT
     bounds: tuple[int, int] | None = None
+    partial: bool = False
 
     @property
     def fill(self) -> float:
@@ -122,24 +124,41 @@ def group_scale(
 
 
 def channel_scale(
-    name: str, *axes: Axis, dtypes: tuple[str, ...] = _SCALE_DTYPES, stored_as: str | None = None
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...] = _SCALE_DTYPES,
+    stored_as: str | None = None,
+    required: bool = True,
 ) -> ParameterSpec:
-    """One scale for each row."""
-    return _spec(name, ParameterKind.CHANNEL_SCALE, axes, dtypes, stored_as, view=View.SQUEEZED)
+    """One scale for each row, or for each column."""
+    return _spec(name, ParameterKind.CHANNEL_SCALE, axes, dtypes, stored_as, required=required, view=View.SQUEEZED)
 
 
 def block_scale(
-    name: str, *axes: Axis, dtypes: tuple[str, ...] = _SCALE_DTYPES, stored_as: str | None = None
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...] = _SCALE_DTYPES,
+    stored_as: str | None = None,
+    view: View = View.EXACT,
 ) -> ParameterSpec:
     """One scale for each block of rows and columns."""
-    return _spec(name, ParameterKind.BLOCK_SCALE, axes, dtypes, stored_as)
+    return _spec(name, ParameterKind.BLOCK_SCALE, axes, dtypes, stored_as, view=view)
 
 
 def tensor_scale(
-    name: str, *, dtypes: tuple[str, ...] = _SCALE_DTYPES, stored_as: str | None = None, required: bool = True
+    name: str,
+    *,
+    dtypes: tuple[str, ...] = _SCALE_DTYPES,
+    stored_as: str | None = None,
+    required: bool = True,
+    partial: bool = False,
 ) -> ParameterSpec:
-    """One scale for each fused part; on disk a scalar or a one-element tensor for each."""
-    return _spec(name, ParameterKind.TENSOR_SCALE, (part(),), dtypes, stored_as, required=required, view=View.SQUEEZED)
+    """One scale for each fused part; on disk a scalar or a one-element tensor for each.
+
+    With `partial`, for those that store one.
+    """
+    kind, required = ParameterKind.TENSOR_SCALE, required and not partial
+    return _spec(name, kind, (part(),), dtypes, stored_as, required=required, view=View.SQUEEZED, partial=partial)
 
 
 def global_scale(name: str, *, dtypes: tuple[str, ...] = ("F32",), stored_as: str | None = None) -> ParameterSpec:
@@ -203,5 +222,6 @@ def _spec(
     cast: bool = False,
     view: View = View.EXACT,
     bounds: tuple[int, int] | None = None,
+    partial: bool = False,
 ) -> ParameterSpec:
-    return ParameterSpec(name, kind, Layout(axes), dtypes, stored_as or name, required, cast, view, bounds)
+    return ParameterSpec(name, kind, Layout(axes), dtypes, stored_as or name, required, cast, view, bounds, partial)

@@ -98,7 +98,7 @@ class Claim:
 
     The claim with the greatest `specificity` wins. `config` is the quantization config, found in
     `source`; None where the checkpoint needs none. `alias` is the method's name that config.json writes,
-    where it writes one that is not the method's own; a claim that leaves it out is not heard there.
+    where it writes one; a claim that leaves it out is not heard there.
     """
 
     specificity: int

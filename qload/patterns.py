@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import translate
 from functools import cached_property
 
 REGEX_PREFIX = "re:"
@@ -22,6 +23,8 @@ class Dialect(StrEnum):
     EXACT = "exact"
     SUFFIX = "suffix"
     SUBSTRING = "substring"
+    WILDCARD = "wildcard"
+    """`*`, `?` and `[...]` as in a shell, for the whole name; a star goes over dots."""
     REGEX = "regex"
 
 
@@ -56,6 +59,9 @@ class Patterns:
                 return lambda name: any(name == entry or name.endswith("." + entry) for entry in self._plain)
             case Dialect.SUBSTRING:
                 return lambda name: any(entry in name for entry in self._plain)
+            case Dialect.WILDCARD:
+                whole = re.compile("|".join(map(translate, self._plain)) or "(?!)")
+                return lambda name: whole.match(name) is not None
             case Dialect.REGEX:
                 return lambda name: False
 

@@ -95,15 +95,20 @@ def resolve(checkpoint: Checkpoint, registry: Registry) -> Quantization:
     """The quantization of a checkpoint, from its config, a side file, or a plugin that recognises it.
 
     A name that the config writes is binding: where no method has it, only a plugin that knows it as an alias can
-    claim the checkpoint. Raises MethodError if its method cannot be had, CheckpointError if its config breaks the
-    schema or names an unknown method.
+    claim the checkpoint; the method that has it can claim it by that same name, to read its config from a side file
+    too. Raises MethodError if its method cannot be had, CheckpointError if its config breaks the schema or names an
+    unknown method.
     """
     section = find_section(checkpoint.config)
     if section is not None and not isinstance(section, Mapping):
         raise CheckpointError(str(checkpoint.path), [_not_an_object(section)])
     name = section.get("quant_method") if section is not None else None
     if isinstance(name, str) and name in registry.names:
-        return _bind(registry.method(name), section, "config.json", checkpoint, registry)
+        method = registry.method(name)
+        own = _ask(method, checkpoint)
+        if own is not None and own.alias == name:
+            return _bind(method, own.config, own.source, checkpoint, registry)
+        return _bind(method, section, "config.json", checkpoint, registry)
     claimed = _claim(checkpoint, registry, name)
     if claimed is not None:
         method, claim = claimed

@@ -32,7 +32,6 @@ NOT_SUPPORTED = (
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
     "hqq-",
-    "modelopt-",
     "quanto-",
     "quark-",
     "torchao-",
@@ -92,7 +91,7 @@ def read_reference(path: Path) -> Reference:
         for name, tensor in tensors.items()
         if name.startswith("dequant.")
     }
-    names = ("logits_dequant_fp32", "logits_fp32", "logits_dequant_bf16", "logits_runtime")
+    names = ("logits_dequant_fp32", "logits_fp32", "logits_own_decode_fp32", "logits_dequant_bf16", "logits_runtime")
     name = next(name for name in names if name in tensors)
     return Reference(tensors["input_ids"], tensors[name], weights, name == names[-1])
 

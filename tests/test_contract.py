@@ -1,6 +1,7 @@
 """The contract kit: every scheme of every installed method passes it, and broken ones do not."""
 
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from samples import make_quantization
 from torch import Tensor
 
 from qload import CapabilityError, Registry
+from qload.calls import PluginWarning
 from qload.declare import ParameterSpec, channel_scale, index, packed, tensor_scale
 from qload.geometry import Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
@@ -53,6 +55,24 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "fp8"},
     *({"quant_method": "qqq", "group_size": group} for group in (-1, 128)),
     *(
+        {"quant_method": "modelopt", "quant_algo": algorithm}
+        for algorithm in (
+            "FP8",
+            "FP8_PER_CHANNEL_PER_TOKEN",
+            "FP8_PB_WO",
+            "W8A16",
+            "W8A8_SQ_PER_CHANNEL",
+            "W4A16_AWQ",
+            "W4A8_AWQ",
+            "NVFP4",
+            "W4A8_NVFP4_FP8",
+            "W4A8_MXFP4_FP8",
+            "MXFP4",
+            "MXFP8",
+        )
+    ),
+    {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 32, "kv_cache_quant_algo": "FP8"},
+    *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})
     ),
@@ -88,7 +108,11 @@ def plugin(**changes: Any) -> types.SimpleNamespace:
 
 def check(made: types.SimpleNamespace, registry: Registry) -> None:
     origins = [*registry.origins(UNQUANTIZED), Origin("rows", "rows", "dist", "1", lambda: made)]
-    check_method(make_quantization({"quant_method": "rows"}, Registry(origins)))
+    with warnings.catch_warnings():
+        # A method is asked for a claim on its own checkpoint, too, and passed over where that fails.
+        warnings.simplefilter("ignore", PluginWarning)
+        quantization = make_quantization({"quant_method": "rows"}, Registry(origins))
+    check_method(quantization)
 
 
 def test_a_small_method_keeps_it(registry: Registry) -> None:

@@ -14,6 +14,9 @@ NAME = "model.layers.1.mlp.gate"
         (Dialect.SUFFIX, "mlp.gate", NAME, "model.layers.1.mlp.gate_proj"),
         (Dialect.SUFFIX, "gate", NAME, "model.layers.1.aggregate"),
         (Dialect.SUBSTRING, "layers.1", "model.layers.10.mlp", "model.layers.2.mlp"),
+        (Dialect.WILDCARD, "model.layers.1*", "model.layers.10.mlp", "x.model.layers.1.mlp"),
+        (Dialect.WILDCARD, "*.gate", NAME, "model.layers.1.mlp.gate_proj"),
+        (Dialect.WILDCARD, "lm_head", "lm_head", "model.lm_head"),
         (Dialect.REGEX, r"model\.layers\.1\.", NAME, "x.model.layers.1.mlp"),
     ],
 )
@@ -34,6 +37,7 @@ def test_a_prefixed_entry_is_a_regex_beside_plain_ones() -> None:
 def test_any_of_several_names_matches() -> None:
     assert Patterns(("b",)).match(["a", "b"])
     assert not Patterns(()).match(["a"])
+    assert not Patterns((), Dialect.WILDCARD).match(["a", ""])
 
 
 @pytest.mark.parametrize("patterns", [(("re:(",), Dialect.EXACT, True), (("(",), Dialect.REGEX, False)])

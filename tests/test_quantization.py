@@ -158,6 +158,16 @@ def test_a_claim_under_an_alias_is_heard_where_the_config_writes_it(registry: Re
         resolve(bare({"quantization_config": {"quant_method": "tre"}}), claiming)
 
 
+@pytest.mark.parametrize("alias", ["rows", None, "cols"])
+def test_a_named_method_may_read_its_config_from_elsewhere(alias: str | None) -> None:
+    """By a claim under its own name; any other claim of its is not heard where it is named."""
+    info = MethodInfo("rows", Optional, Capabilities(embedding=True))
+    claim = Claim(5, {"bits": 3}, "side.json", alias)
+    asked = registry_with(make_rows(qload_method_info=lambda: info, qload_claim=lambda: claim))
+    config = resolve(bare({"quantization_config": {"quant_method": "rows", "bits": 8}}), asked).config
+    assert config == Optional(bits=3 if alias == "rows" else 8)
+
+
 @pytest.mark.parametrize(("kv_cache", "scheme"), [(False, None), (True, "by row")])
 def test_a_method_that_has_no_caches_is_not_asked_about_them(kv_cache: bool, scheme: str | None) -> None:
     """A simple method would answer with a weight's scheme, for a module that has no weight."""
@@ -199,4 +209,4 @@ def test_a_declaration_is_asked_for_once(registry: Registry) -> None:
 
 
 def test_every_method_is_an_entry_point(registry: Registry) -> None:
-    assert registry.names == ("awq", "compressed-tensors", "fp8", "gptq", UNQUANTIZED), METHODS_GROUP
+    assert registry.names == ("awq", "compressed-tensors", "fp8", "gptq", "modelopt", UNQUANTIZED), METHODS_GROUP

@@ -102,8 +102,8 @@ def _is_layer(module: StoredModule, quantized: set[str], marks: set[str], quanti
     """
     if module.treatment.scheme is not None:
         return _is_quantized(module, quantization) or module.pattern in quantized
-    if quantization.config is not None:
-        return any(leaf in marks for leaf in module.tensors)
+    if quantization.config is not None and any(leaf in marks for leaf in module.tensors):
+        return True
     return any(entry.dtype in _QUANTIZED_DTYPES and len(entry.shape) == 2 for entry in module.tensors.values())
 
 

@@ -158,7 +158,7 @@ def _find_tensors(
             ledger.findings += accounts.check_entry(fit, entry, source, target)
         else:
             found.append((entry, reading))
-    if missing and (spec.required or found):
+    if missing and (spec.required or (found and not spec.partial)):
         ledger.findings += (accounts.missing(name, spec, target) for name in missing)
     return found
 

@@ -39,6 +39,10 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast"},
     {"quant_method": "fp8", "weight_block_size": [64, 128]},
     *(
+        {"quant_method": "modelopt", "quant_algo": name}
+        for name in ("FP8_PB_WO", "INT8_SQ", "W4A8_AWQ", "NVFP4", "MXFP8")
+    ),
+    *(
         {
             "quant_method": "compressed-tensors",
             "format": form,

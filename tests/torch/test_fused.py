@@ -30,9 +30,11 @@ def can_be_cut(path: Path, size: int) -> bool:
     """
     section = read_config(path).get("quantization_config", {})
     is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
-    if "weight_block_size" in section or is_gemv:
+    if "weight_block_size" in section or section.get("quant_algo") == "fp8_pb_wo" or is_gemv:
         return size == 1
-    if "config_groups" not in section:
+    if "quant_algo" in section:
+        groups = [(128 if section["quant_algo"] == "W4A16_AWQ" else 1, False)]
+    elif "config_groups" not in section:
         groups = [(section.get("group_size", 1), section.get("desc_act", False))]
     else:
         weights = [group["weights"] for group in section["config_groups"].values()]

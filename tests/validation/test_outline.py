@@ -50,6 +50,16 @@ def test_a_mask_of_bytes_is_no_quantized_layer(registry: Registry) -> None:
     assert [each.code for each in find_faults(matrix, plain, drawn.targets, drawn.plain)] == ["QL101"]
 
 
+def test_a_lone_weight_in_a_quantized_dtype_is_found(registry: Registry) -> None:
+    """Its scales are missing, without which a method that goes by what is stored takes the module for a plain one."""
+    quantization = make_quantization({"quant_method": "fp8", "weight_block_size": [128, 128]}, registry)
+    stored = {"a.weight": ("F8_E4M3", (8, 8)), "b.weight": ("BF16", (8, 8)), "b.mask": ("U8", (8,))}
+    checkpoint = headers({}, **stored)
+    drawn = outline(checkpoint, quantization)
+    found = find_faults(checkpoint, quantization, drawn.targets, drawn.plain)
+    assert [(each.code, each.where) for each in found] == [("QL308", "a.weight")]
+
+
 def test_a_module_that_a_method_refuses_is_refused_and_nothing_more() -> None:
     """Beside one that it quantizes, and one that it leaves alone though it is stored quantized."""
 

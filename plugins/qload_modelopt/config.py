@@ -1,0 +1,142 @@
+"""ModelOpt's quantization config: in config.json, in hf_quant_config.json, or in both.
+
+Source of the fields: ModelOpt's `get_quant_config`, which writes hf_quant_config.json, and its
+`convert_hf_quant_config_format`, which renames them for config.json and drops some.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
+
+from qload.patterns import Dialect, Patterns
+from qload_modelopt.schemes import MIXED
+
+SIDE_FILE = "hf_quant_config.json"
+NESTED = "quantization"
+"""Below this key hf_quant_config.json has everything but the producer; so has config.json of older exports."""
+
+_RENAMED = {"ignore": "exclude_modules", "kv_cache_scheme": "kv_cache_quant_algo"}
+
+
+class LayerConfig(BaseModel):
+    """What `quantized_layers` says of one module."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    quant_algo: str
+    group_size: NonNegativeInt | None = None
+    has_zero_point: bool = False
+
+    @field_validator("quant_algo")
+    @classmethod
+    def _raise_case(cls, value: str) -> str:
+        return value.upper()
+
+
+class ModelOptConfig(BaseModel):
+    """`quantization_config` of a ModelOpt checkpoint, in any of its shapes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    quant_method: str = "modelopt"
+    quant_algo: str | None = None
+    kv_cache_quant_algo: str | dict[str, Any] | None = None
+    exclude_modules: list[str] = Field(default_factory=list)
+    group_size: NonNegativeInt | None = None
+    has_zero_point: bool = False
+    quantized_layers: dict[str, LayerConfig] = Field(default_factory=dict)
+    disagreements: list[str] = Field(default_factory=list)
+    """In what config.json and the side file differ."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, value: Any) -> Any:
+        return flatten(value) if isinstance(value, Mapping) else value
+
+    @field_validator("quant_algo")
+    @classmethod
+    def _raise_case(cls, value: str | None) -> str | None:
+        return value.upper() if value is not None else None
+
+    @field_validator("exclude_modules", mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelOptConfig":
+        if self.disagreements:
+            raise ValueError("; ".join(self.disagreements))
+        if self.quant_algo is None and not self.has_cache:
+            raise ValueError("quant_algo is missing, without which nothing is quantized")
+        if (self.quant_algo == MIXED) != bool(self.quantized_layers):
+            raise ValueError(f"quant_algo {MIXED} and quantized_layers come together")
+        return self
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether keys and values are to be quantized, in whatever dtype."""
+        return bool(self.kv_cache_quant_algo)
+
+    def excludes(self, names: Iterable[str]) -> bool:
+        """Whether an entry, which may have wildcards, is a module's name or that of a module above it."""
+        return self.excluded.match(above for name in names for above in _and_above(name))
+
+    @cached_property
+    def excluded(self) -> Patterns:
+        """The entries of `exclude_modules`, ready to match, as TensorRT-LLM does, whose configs these are."""
+        return Patterns(tuple(self.exclude_modules), Dialect.WILDCARD)
+
+    def settings_for(self, names: Iterable[str]) -> LayerConfig | None:
+        """What is said of a module: of the checkpoint, or with mixed precision of it or of a module above it."""
+        if self.quant_algo is None:
+            return None
+        if self.quant_algo != MIXED:
+            return LayerConfig(
+                quant_algo=self.quant_algo, group_size=self.group_size, has_zero_point=self.has_zero_point
+            )
+        above = (above for name in names for above in _and_above(name))
+        return next((self.quantized_layers[name] for name in above if name in self.quantized_layers), None)
+
+
+def flatten(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of any shape with hf_quant_config.json's names, none below another.
+
+    The group size may stand in `config_groups` alone.
+    """
+    nested = section.get(NESTED)
+    flat = {**section, **nested} if isinstance(nested, Mapping) else dict(section)
+    flat.pop(NESTED, None)
+    for other, name in _RENAMED.items():
+        if other in flat:
+            flat.setdefault(name, flat.pop(other))
+    if flat.get("group_size") is None and not flat.get("quantized_layers"):
+        flat["group_size"] = _find_group_size(flat.get("config_groups"))
+    return flat
+
+
+def merge(section: Mapping[str, Any], side: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json's section with what only the side file says, and with what differs that decides on the weights."""
+    main, other = flatten(section), flatten(side)
+    different = [
+        f"{key} is {main[key]!r} in config.json and {other[key]!r} in {SIDE_FILE}"
+        for key in ("quant_algo", "group_size")
+        if main.get(key) and other.get(key) and str(main[key]).upper() != str(other[key]).upper()
+    ]
+    return {**other, **{key: value for key, value in main.items() if value is not None}, "disagreements": different}
+
+
+def _find_group_size(groups: object) -> object:
+    """The first group size of weights, among groups in the manner of compressed-tensors."""
+    if not isinstance(groups, Mapping):
+        return None
+    weights = (group.get("weights") for group in groups.values() if isinstance(group, Mapping))
+    return next((each["group_size"] for each in weights if isinstance(each, Mapping) and each.get("group_size")), None)
+
+
+def _and_above(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
