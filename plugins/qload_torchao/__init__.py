@@ -1,0 +1,66 @@
+"""torchao: weights as its tensor classes, taken apart into plain tensors with a description of each weight.
+
+Integers of up to eight bits and eight-bit floats with scales of any extent, packed four-bit integers, and
+microscaled floats. The description is in the metadata of the safetensors files; without it, the config says what
+is stored. Source of the layout: torchao's `prototype/safetensors`, and the tensor classes that it can save.
+"""
+
+from dataclasses import replace
+
+from qload.declare import ParameterSpec
+from qload.geometry import Geometry
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload_torchao.config import TorchaoConfig
+from qload_torchao.layouts import create_weights
+from qload_torchao.metadata import QDATA, find_whole, read_scheme
+from qload_torchao.recipes import make_scheme
+from qload_torchao.schemes import TorchaoScheme
+
+PREFIX = "_weight_"
+
+
+def qload_method_info() -> MethodInfo:
+    return MethodInfo(
+        summary="torchao: int, fp8, mx and nvfp4 tensor classes saved as safetensors, quantized activations",
+        config=TorchaoConfig,
+        capabilities=Capabilities(
+            embedding=True,
+            activations=True,
+            tensor_parallel="whole groups and blocks; swizzled scales: whole tiles of 128 rows and 4 groups",
+        ),
+        runtime="qload_torchao.runtime",
+    )
+
+
+def qload_scheme_for(config: TorchaoConfig, module: ModuleInfo) -> TorchaoScheme | None:
+    _refuse_others(module)
+    texts = module.described.get("weight", ())
+    if len(texts) > 1:
+        raise ValueError("the metadata of the weight files contradicts itself about the weight")
+    if texts:
+        return read_scheme(texts[0], module.tensors)
+    return _choose(config, module)
+
+
+def qload_create_weights(scheme: TorchaoScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+    return create_weights(scheme, geometry)
+
+
+def _refuse_others(module: ModuleInfo) -> None:
+    """Parameters of other names can be quantized too, such as stacks of experts, and no layer has them."""
+    for name, texts in module.described.items():
+        if name != "weight" and f"_{name}_qdata" in module.stored and texts:
+            raise ValueError(f"the parameter {name} is quantized, and of a module's only its weight is supported")
+
+
+def _choose(config: TorchaoConfig, module: ModuleInfo) -> TorchaoScheme | None:
+    """By the config, for a module of which the files say nothing but what is stored."""
+    is_stored = QDATA in module.stored
+    if module.stored and not is_stored:
+        return None
+    settings = config.settings_for(module.names, module.kind, is_stored)
+    if settings is None:
+        return None
+    leaves = frozenset(leaf.removeprefix(PREFIX) for leaf in module.stored)
+    scheme = make_scheme(settings, leaves if is_stored else None)
+    return replace(scheme, block=find_whole(scheme.block, scheme.storage, module.tensors.get(QDATA)))
