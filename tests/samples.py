@@ -37,7 +37,6 @@ NOT_SUPPORTED = (
     "modelopt-",
     "quanto-",
     "quark-",
-    "torchao-",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
 

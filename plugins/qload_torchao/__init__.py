@@ -8,7 +8,6 @@ is stored. Source of the layout: torchao's `prototype/safetensors`, and the tens
 from dataclasses import replace
 
 from qload.declare import ParameterSpec
-from qload.geometry import Geometry
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload_torchao.config import TorchaoConfig
 from qload_torchao.layouts import create_weights
@@ -42,8 +41,8 @@ def qload_scheme_for(config: TorchaoConfig, module: ModuleInfo) -> TorchaoScheme
     return _choose(config, module)
 
 
-def qload_create_weights(scheme: TorchaoScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
-    return create_weights(scheme, geometry)
+def qload_create_weights(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
+    return create_weights(scheme)
 
 
 def _refuse_others(module: ModuleInfo) -> None:

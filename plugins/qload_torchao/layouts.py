@@ -15,7 +15,6 @@ from qload.declare import (
     zero_point,
 )
 from qload.dtypes import FLOATS
-from qload.geometry import Geometry, Kind
 from qload.layout import Axis, fixed, in_, out, part
 from qload_torchao.schemes import (
     FLOAT8,
@@ -41,10 +40,9 @@ _FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _SCALES = {Storage.MX: ("F8_E8M0",), Storage.NVFP4: ("F8_E4M3",)}
 
 
-def create_weights(scheme: TorchaoScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
-    """The tensors of a weight; an embedding has none for inputs."""
-    inputs = () if geometry.kind is Kind.EMBEDDING else _inputs(scheme)
-    return (_values(scheme), _scale(scheme), *_zero_point(scheme), *_global_scale(scheme), *inputs)
+def create_weights(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
+    """The tensors of a weight. An embedding has those of inputs too, and no use for them."""
+    return (_values(scheme), _scale(scheme), *_zero_point(scheme), *_global_scale(scheme), *_inputs(scheme))
 
 
 def _values(scheme: TorchaoScheme) -> ParameterSpec:

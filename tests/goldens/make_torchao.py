@@ -47,6 +47,7 @@ ROWS, COLUMNS = 5, 96
 TALL, WIDE = 132, 160
 """More than one of the tiles in which scales are swizzled."""
 E4M3, E5M2, FP4 = torch.float8_e4m3fn, torch.float8_e5m2, torch.float4_e2m1fn_x2
+INT4: torch.dtype = vars(torch)["int4"]
 
 
 def make_weight(rows: int = ROWS, columns: int = COLUMNS, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -142,9 +143,7 @@ CONFIGS: dict[str, Any] = {
     "int4-channel": intx(4, PerAxis(0)),
     "int4-float32-scales": intx(4, PerGroup(48), scale_dtype=torch.float32),
     "int4-float16-scales": intx(4, PerGroup(48), ASYMMETRIC, scale_dtype=torch.float16),
-    "int4-dynamic": Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4, weight_granularity=PerGroup(32)
-    ),
+    "int4-dynamic": Int8DynamicActivationIntxWeightConfig(weight_dtype=INT4, weight_granularity=PerGroup(32)),
     "fp8-tensor": Float8WeightOnlyConfig(granularity=PerTensor()),
     "fp8-group": Float8WeightOnlyConfig(granularity=PerGroup(32), weight_dtype=E5M2),
     "mxfp8-config": MXDynamicActivationMXWeightConfig(),

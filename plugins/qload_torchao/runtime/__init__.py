@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import scale_groups, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0
-from qload_torchao.activations import fake_quantize_int8, round_float8, round_int8, round_mx, round_nvfp4
-from qload_torchao.floats import decode_fp6
 from qload_torchao.layouts import TILE_GROUPS, TILE_ROWS
+from qload_torchao.runtime.activations import fake_quantize_int8, round_float8, round_int8, round_mx, round_nvfp4
+from qload_torchao.runtime.floats import decode_fp6
 from qload_torchao.schemes import FP4, FP6_BITS, Storage, TorchaoScheme
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

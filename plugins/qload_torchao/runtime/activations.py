@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qload.torch.floats import E2M1, decode_e8m0, round_e2m1
-from qload_torchao.floats import round_float
+from qload_torchao.runtime.floats import round_float
 from qload_torchao.schemes import FP4, FP6_BITS, Inputs
 from qload_torchao.values import TENSOR
 
