@@ -5,17 +5,19 @@ microscaled floats. The description is in the metadata of the safetensors files;
 is stored. Source of the layout: torchao's `prototype/safetensors`, and the tensor classes that it can save.
 """
 
+import re
 from dataclasses import replace
 
 from qload.declare import ParameterSpec
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload_torchao.config import TorchaoConfig
 from qload_torchao.layouts import create_weights
-from qload_torchao.metadata import QDATA, find_whole, read_scheme
+from qload_torchao.metadata import PREFIX, QDATA, find_whole, read_scheme
 from qload_torchao.recipes import make_scheme
 from qload_torchao.schemes import TorchaoScheme
 
-PREFIX = "_weight_"
+OLD_LEAF = re.compile(r"\w+:\w+")
+"""What torchao 0.14 calls the tensors of a parameter, and a plain parameter itself: `weight:qdata`, `bias:_data`."""
 
 
 def qload_method_info() -> MethodInfo:
@@ -47,6 +49,8 @@ def qload_create_weights(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
 
 def _refuse_others(module: ModuleInfo) -> None:
     """Parameters of other names can be quantized too, such as stacks of experts, and no layer has them."""
+    if any(map(OLD_LEAF.fullmatch, module.stored)):
+        raise ValueError("the tensors have the names that torchao 0.14 gave them: save the model with a later one")
     for name, texts in module.described.items():
         if name != "weight" and f"_{name}_qdata" in module.stored and texts:
             raise ValueError(f"the parameter {name} is quantized, and of a module's only its weight is supported")

@@ -7,6 +7,7 @@ its tensor, the attributes, and the names of the tensors that it was taken apart
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from qload.checkpoint import TensorEntry
@@ -26,7 +27,8 @@ from qload_torchao.schemes import (
 from qload_torchao.values import ROW, TENSOR, Block, read_block, read_flag, read_size, read_word, untag
 
 PLAIN = ("Tensor", "torch.Tensor")
-QDATA = "_weight_qdata"
+PREFIX = "_weight_"
+QDATA = f"{PREFIX}qdata"
 KERNEL_LAYOUTS = ("Int4TilePackedTo4dTensor", "Int4PlainInt32Tensor", "Int4PreshuffledTensor", "IntxOpaqueTensor")
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,13 +40,22 @@ def read_scheme(text: str, tensors: Mapping[str, TensorEntry]) -> TorchaoScheme 
 
     `tensors` are those stored below its module. Raises ValueError for what is not supported.
     """
+    scheme = _read(text, frozenset(leaf.removeprefix(PREFIX) for leaf in tensors if leaf.startswith(PREFIX)))
+    if scheme is None:
+        return None
+    return replace(scheme, block=find_whole(scheme.block, scheme.storage, tensors.get(QDATA)))
+
+
+# Weights of the same place in other layers are described alike, and there may be tens of thousands.
+@lru_cache(maxsize=1024)
+def _read(text: str, stored: frozenset[str]) -> TorchaoScheme | None:
     described = _parse(text)
     name, fields = untag(described)
     if name in PLAIN:
         return None
     storage = check_storage(name)
-    scheme = settle(_READERS[storage](fields), _names(described) - REQUIRED)
-    return replace(scheme, block=find_whole(scheme.block, storage, tensors.get(QDATA)), dtype=_dtype(fields))
+    names = _names(described.get("_tensor_data_names"), stored) - REQUIRED
+    return replace(settle(_READERS[storage](fields), names), dtype=_dtype(fields))
 
 
 def check_storage(name: str) -> Storage:
@@ -79,8 +90,10 @@ def _parse(text: str) -> Fields:
     return described
 
 
-def _names(described: Fields) -> frozenset[str]:
-    names = described.get("_tensor_data_names")
+def _names(names: object, stored: frozenset[str]) -> frozenset[str]:
+    """The tensors that a weight was taken apart into; torchao 0.15 does not name them."""
+    if names is None:
+        return stored
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("the metadata of the weight does not name its tensors")
     return frozenset(names)

@@ -212,7 +212,7 @@ NAMES = ["qdata", "scale"]
         ("[" * 100_000, "is not JSON"),
         ("[1]", "is not a JSON object"),
         ("{}", "is not a class with its fields"),
-        (json.dumps({"_type": "Int8Tensor", "_data": BLOCK}), "does not name its tensors"),
+        (json.dumps({"_type": "Int8Tensor", "_tensor_data_names": [1]}), "does not name its tensors"),
         (text("Int8Tensor", [*NAMES, "secret"], **BLOCK), "'secret' of a Int8Tensor is not known"),
         (text("Int8Tensor", NAMES), "is not one of rows and columns"),
         (text("Int8Tensor", NAMES, block_size=[1, 0]), "not a number of rows or columns"),
@@ -242,6 +242,33 @@ NAMES = ["qdata", "scale"]
 def test_metadata_that_is_refused(said: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         describe({}, {"m.weight": said}).treat(ModuleInfo(("m",)))
+
+
+def test_tensors_need_not_be_named() -> None:
+    """torchao 0.15 does not."""
+    tensors, expected = int4()
+    said = json.loads(PLAIN_INT4)
+    del said["_tensor_data_names"]
+    quantization = describe(tensors, {"m.weight": json.dumps(said)})
+    layer = ReplicatedLinear(40, 6, Site(quantization, "m", dtype=torch.bfloat16))
+    qload.load_tensors(layer, tensors, quantization)
+    assert torch.equal(qload.dequantize(layer), expected)
+
+
+def test_names_of_the_first_version_are_refused(tmp_path: Path) -> None:
+    folder = copy_checkpoint(DATA / REAL, tmp_path / "old")
+    header = read_header(folder / "model.safetensors", "model.safetensors")
+    tensors = {_old_name(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", dict(header.metadata))
+    with pytest.raises(CheckpointError) as caught:
+        qload.load(folder)
+    for findings in (qload.validate(folder).findings, caught.value.findings):
+        assert any("torchao 0.14" in str(finding) for finding in findings)
+
+
+def _old_name(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.weight:{leaf.removeprefix('_weight_') if leaf != 'weight' else '_data'}"
 
 
 def test_files_that_contradict_each_other() -> None:
