@@ -79,13 +79,17 @@ class ModuleInfo:
 
     `names` are its names: first as the checkpoint has it, then as the model has it where that differs.
     `classes` are the names of its class and of its bases. `stored` are the tensors that the checkpoint
-    stores below it, for methods whose config does not list modules.
+    stores below it, for methods whose config does not list modules, and `tensors` their entries. `described`
+    is what the weight files' own metadata says of names below it, stored or not: each text of each name once,
+    so that more than one are files that contradict each other. Anybody may have written it.
     """
 
     names: tuple[str, ...]
     kind: Kind = Kind.LINEAR
     classes: tuple[str, ...] = ("Linear",)
     stored: frozenset[str] = field(default_factory=frozenset)
+    tensors: Mapping[str, TensorEntry] = field(default_factory=dict, hash=False, repr=False)
+    described: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def name(self) -> str:

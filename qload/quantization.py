@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from qload.calls import ask, call
-from qload.checkpoint import Checkpoint
+from qload.checkpoint import Checkpoint, TensorEntry
 from qload.declare import ParameterSpec, complete
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, report
@@ -41,8 +41,9 @@ class Treatment:
 class Quantization:
     """A checkpoint's method with its config, and the method for everything that it leaves alone.
 
-    `modules` are the names of the tensors stored below each module. `is_to_be_made` says that the checkpoint is
-    plain, and the method quantizes it while it is loaded.
+    `modules` are the names of the tensors stored below each module, `tensors` the entries of all, and
+    `descriptions` what the weight files' metadata says of names below each module. `is_to_be_made` says that the
+    checkpoint is plain, and the method quantizes it while it is loaded.
     """
 
     method: Method
@@ -50,6 +51,8 @@ class Quantization:
     config: BaseModel | None = None
     is_to_be_made: bool = False
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, TensorEntry] = field(default_factory=dict, repr=False)
+    descriptions: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
@@ -63,9 +66,19 @@ class Quantization:
         """
         if module.kind is Kind.KV_CACHE and not self.method.info.capabilities.kv_cache:
             return self._treatment(None)
-        if not module.stored:
-            module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
+        module = self._complete(module)
         return self._treatment(self.method.declaration["qload_scheme_for"](self.config, module, where=module.name))
+
+    def _complete(self, module: ModuleInfo) -> ModuleInfo:
+        """The module with what the checkpoint says of it, where it has not been said."""
+        tensors, stored = module.tensors, module.stored
+        if not stored:
+            prefix = f"{module.name}." if module.name else ""
+            leaves = self.modules.get(module.name, ())
+            stored = frozenset(leaves)
+            tensors = {leaf: self.tensors[prefix + leaf] for leaf in leaves if prefix + leaf in self.tensors}
+        described = next((self.descriptions[name] for name in module.names if name in self.descriptions), {})
+        return replace(module, stored=stored, tensors=tensors, described=module.described or described)
 
     def _treatment(self, scheme: Scheme | None) -> Treatment:
         if scheme not in self._treatments:
@@ -183,7 +196,14 @@ def _bind(
         config = read_config(method, section or {})
     except ValidationError as error:
         raise CheckpointError(str(checkpoint.path), list(_schema_findings(error, source))) from error
-    return Quantization(method, registry.method(UNQUANTIZED), config, modules=checkpoint.modules)
+    return Quantization(
+        method,
+        registry.method(UNQUANTIZED),
+        config,
+        modules=checkpoint.modules,
+        tensors=checkpoint.tensors,
+        descriptions=checkpoint.descriptions,
+    )
 
 
 def read_config(method: Method, section: Mapping[str, Any]) -> BaseModel | None:

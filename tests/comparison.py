@@ -23,6 +23,7 @@ LOGITS_TOLERANCE = {
     "gptq": 2e-3,
     "awq": 2e-3,
     "fp8": 2e-3,
+    "torchao": 2e-3,
 }
 """Of the logits' norm, all in float32. The references of the first two hold the weights that we compute with, so that
 only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from

@@ -34,7 +34,6 @@ NOT_SUPPORTED = (
     "hqq-",
     "quanto-",
     "quark-",
-    "torchao-",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
 

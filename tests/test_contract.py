@@ -26,6 +26,14 @@ def compressed(form: str, **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
 
 
+def torchao(name: str, **fields: Any) -> dict[str, Any]:
+    return {"quant_method": "torchao", "quant_type": {"default": {"_type": name, "_data": fields}}}
+
+
+def granularity(name: str, **fields: int) -> dict[str, Any]:
+    return {"_type": name, "_data": fields}
+
+
 SECTIONS: list[dict[str, Any]] = [
     *(
         {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered}
@@ -76,6 +84,29 @@ SECTIONS: list[dict[str, Any]] = [
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})
     ),
+    *(
+        torchao("Int8WeightOnlyConfig", granularity=extent)
+        for extent in (
+            granularity("PerRow", dim=-1),
+            granularity("PerRow", dim=0),
+            granularity("PerTensor"),
+            granularity("PerGroup", group_size=32),
+        )
+    ),
+    torchao("Int8DynamicActivationInt8WeightConfig", act_mapping_type="ASYMMETRIC"),
+    torchao("Int8StaticActivationInt8WeightConfig", granularity=granularity("PerTensor")),
+    torchao("IntxWeightOnlyConfig", weight_dtype="int3", granularity=granularity("PerGroup", group_size=32)),
+    torchao("Int8DynamicActivationIntxWeightConfig", weight_dtype="int4"),
+    torchao("Int4WeightOnlyConfig", group_size=64),
+    torchao("Float8DynamicActivationInt4WeightConfig", int4_packing_format="plain"),
+    torchao("Float8WeightOnlyConfig"),
+    torchao("Float8DynamicActivationFloat8WeightConfig"),
+    torchao("Float8WeightOnlyConfig", granularity={"_type": "PerBlock", "_data": {"block_size": [64, 32]}}),
+    torchao("MXDynamicActivationMXWeightConfig"),
+    torchao("MXDynamicActivationMXWeightConfig", weight_dtype="fp6_e2m3", activation_dtype="fp6_e2m3"),
+    torchao("MXDynamicActivationMXWeightConfig", weight_dtype="float4_e2m1fn_x2"),
+    torchao("NVFP4WeightOnlyConfig"),
+    torchao("NVFP4DynamicActivationNVFP4WeightConfig", step="convert"),
 ]
 
 

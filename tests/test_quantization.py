@@ -93,6 +93,30 @@ def test_a_method_sees_what_is_stored_below_a_module(named: bool, model: type[Ba
     assert quantization.treat(ModuleInfo(("a",), stored=frozenset(["given"]))).scheme == "given"
 
 
+@pytest.mark.parametrize("model", [None, Optional])
+def test_a_method_sees_shapes_and_what_the_files_say(model: type[BaseModel] | None) -> None:
+    """By whichever of a module's names the files' metadata knows it; a module's hash takes no notice of either."""
+    info = MethodInfo("rows", model, Capabilities(embedding=True))
+
+    def choose(module: ModuleInfo) -> str:
+        hash(module)
+        return f"{module.tensors['values'].shape} {dict(module.described)}"
+
+    asked = registry_with(make_rows(qload_method_info=lambda: info, qload_scheme_for=choose))
+    entries = {"a.values": TensorEntry("a.values", "I8", (1, 2), "f", 0, 2)}
+    config = {"quantization_config": {"quant_method": "rows"}}
+    metadata: dict[str, dict[str, str]] = {"f": {"model.a.weight": "text", "b.weight": "other"}}
+    quantization = resolve(Checkpoint(Path("none"), config, entries, metadata=metadata), asked)
+    scheme = quantization.treat(ModuleInfo(("a", "model.a"))).scheme
+    assert scheme == "(1, 2) {'weight': ('text',)}"
+    given = ModuleInfo(("a", "model.a"), Kind.LINEAR, ("Linear",), frozenset(["values"]), entries_below(entries))
+    assert quantization.treat(given).scheme == scheme
+
+
+def entries_below(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    return {name.removeprefix("a."): entry for name, entry in entries.items()}
+
+
 def test_faults_of_a_side_file_are_its_own(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text('{"bits": "four", "group_size": 128}')
     with pytest.raises(CheckpointError) as caught:
@@ -208,5 +232,6 @@ def test_a_declaration_is_asked_for_once(registry: Registry) -> None:
     assert quantization.declare(treatment, geometry) is quantization.declare(treatment, geometry)
 
 
-def test_every_method_is_an_entry_point(registry: Registry) -> None:
-    assert registry.names == ("awq", "compressed-tensors", "fp8", "gptq", "modelopt", UNQUANTIZED), METHODS_GROUP
+def test_every_plugin_here_is_an_entry_point(registry: Registry) -> None:
+    folders = {path.name for path in (Path(__file__).parents[1] / "plugins").glob("qload_*")}
+    assert {origin.target for name in registry.names for origin in registry.origins(name)} == folders, METHODS_GROUP

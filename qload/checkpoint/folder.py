@@ -9,7 +9,7 @@ from typing import Any
 
 from qload.checkpoint.documents import read_json
 from qload.checkpoint.header import TensorEntry
-from qload.checkpoint.names import group_names
+from qload.checkpoint.names import group_names, group_texts
 from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
 from qload.errors import QloadError
 from qload.findings import Finding, report
@@ -58,6 +58,11 @@ class Checkpoint:
     def modules(self) -> Mapping[str, tuple[str, ...]]:
         """The names of the tensors stored below each module."""
         return group_names(self.tensors)
+
+    @cached_property
+    def descriptions(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """What the files' metadata says of names below each module: every text that any file has for it, once."""
+        return group_texts(self.metadata.values())
 
 
 def open_folder(path: Path) -> Checkpoint:

@@ -28,3 +28,15 @@ def group_names(names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
         module, leaf = split_name(name)
         groups[module].append(leaf)
     return {module: tuple(leaves) for module, leaves in groups.items()}
+
+
+def group_texts(tables: Iterable[Mapping[str, object]]) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """What the metadata of several files says of each name below each module; what is no text is left out."""
+    groups: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for table in tables:
+        for name, text in table.items():
+            if isinstance(text, str) and "." in name:
+                module, leaf = split_name(name)
+                texts = groups[module].get(leaf, ())
+                groups[module][leaf] = texts if text in texts else (*texts, text)
+    return dict(groups)

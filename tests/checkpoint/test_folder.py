@@ -34,6 +34,18 @@ def test_several_files_are_the_one_that_they_were(broken: Callable[[str], Path])
     assert parts.nbytes == whole.nbytes
 
 
+def test_what_files_say_of_names_is_put_together(tmp_path: Path) -> None:
+    """Of names below modules, whatever files say it; what they say alike once, and what is no text not at all."""
+    tables: dict[str, dict[str, object]] = {
+        "model-1.safetensors": {"a.b.weight": "x", "format": "pt", "a.b.bias": "y", "c.weight": 3},
+        "model-2.safetensors": {"a.b.weight": "z", "a.b.bias": "y", "d.weight": ["w"]},
+    }
+    for name, table in tables.items():
+        header = json.dumps({"__metadata__": table}).encode()
+        (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header)
+    assert open_folder(tmp_path).descriptions == {"a.b": {"weight": ("x", "z"), "bias": ("y",)}}
+
+
 def test_there_is_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(QloadError, match="there is no such folder"):
         open_folder(tmp_path / "nothing")
