@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 REGEX_PREFIX = "re:"
@@ -22,6 +23,8 @@ class Dialect(StrEnum):
     EXACT = "exact"
     SUFFIX = "suffix"
     SUBSTRING = "substring"
+    GLOB = "glob"
+    """`*`, `?` and `[...]` as in file names; `*` also stands for dots."""
     REGEX = "regex"
 
 
@@ -56,6 +59,8 @@ class Patterns:
                 return lambda name: any(name == entry or name.endswith("." + entry) for entry in self._plain)
             case Dialect.SUBSTRING:
                 return lambda name: any(entry in name for entry in self._plain)
+            case Dialect.GLOB:
+                return lambda name: any(fnmatchcase(name, entry) for entry in self._plain)
             case Dialect.REGEX:
                 return lambda name: False
 

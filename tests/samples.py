@@ -30,13 +30,11 @@ NOT_SUPPORTED = (
     "gguf-",
     "gptqmodel-gguf",
     "gptqmodel-qqq",
-    "hf-bitnet",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
     "hqq-",
     "modelopt-",
     "quanto-",
-    "quark-",
     "torchao-",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""

@@ -14,6 +14,9 @@ NAME = "model.layers.1.mlp.gate"
         (Dialect.SUFFIX, "mlp.gate", NAME, "model.layers.1.mlp.gate_proj"),
         (Dialect.SUFFIX, "gate", NAME, "model.layers.1.aggregate"),
         (Dialect.SUBSTRING, "layers.1", "model.layers.10.mlp", "model.layers.2.mlp"),
+        (Dialect.GLOB, "*mlp.gate", NAME, "model.layers.1.mlp.gate_proj"),
+        (Dialect.GLOB, "model.layers.[01].*", NAME, "model.layers.10.mlp.gate"),
+        (Dialect.GLOB, "mlp.gate", "mlp.gate", NAME),
         (Dialect.REGEX, r"model\.layers\.1\.", NAME, "x.model.layers.1.mlp"),
     ],
 )
