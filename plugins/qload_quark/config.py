@@ -27,6 +27,7 @@ class TensorSpec(BaseModel):
     symmetric: bool | None = None
     scale_format: str | None = None
     scale_calculation_mode: Literal["even", "floor", "ceil"] | None = None
+    mx_element_dtype: str | None = None
     zero_point_type: Literal["int32", "float32"] | None = None
     is_scale_quant: bool = False
     """Whether it quantizes the scales of the spec before it."""

@@ -22,7 +22,7 @@ def quantize_input(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
     """x rounded as the scheme of the inputs says, in its own dtype."""
     if not inputs.dynamic:
         return _quantize_static(layer, inputs, x)
-    if inputs.scales == "e8m0":
+    if inputs.scales is not None:
         return _quantize_microscaled(inputs, x)
     if inputs.number.is_float and inputs.dtype not in _KNOWN_FLOATS:
         return _quantize_float(inputs, x)

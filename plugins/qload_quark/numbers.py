@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Number:
     """A dtype: its bits, those of its exponent and mantissa if it is a float, and how it lies on disk.
 
-    `unit` is how many values are stored as how many entries of `stored`, a safetensors code.
+    `unit` is how many values are stored as how many entries of `stored`, a safetensors code. With `split`, the first
+    of three bytes holds the high bits of four values, and the others hold the low ones.
     """
 
     bits: int
@@ -19,6 +20,7 @@ class Number:
     signed: bool = True
     exponent: int = 0
     mantissa: int = 0
+    split: bool = False
 
     @property
     def is_float(self) -> bool:

@@ -12,7 +12,7 @@ from qload.torch.floats import decode_e8m0, decode_float
 from qload_quark import is_transposed
 from qload_quark.inputs import quantize_input
 from qload_quark.numbers import Number
-from qload_quark.schemes import Extent, Quantizer
+from qload_quark.schemes import EXPONENT, Extent, Quantizer
 
 _REORDERED = (0, 4, 1, 5, 2, 6, 3, 7)
 """The value of a word that holds each of its eight entries, with the pack_method `reorder`."""
@@ -74,7 +74,8 @@ def _zeros(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor 
     if stored is None:
         return 0
     if weights.extent is Extent.TENSOR:
-        return stored
+        # The only one of 4 bits has a word of its own, and Quark itself may leave its high bits unset.
+        return stored if weights.number.unit == (1, 1) else _decode((stored & 0xF).to(torch.uint8), weights.number)
     number, reorder = weights.number, layer.scheme.reorder
     if weights.extent is Extent.CHANNEL:
         count = layer.in_features if weights.by_columns else layer.out_features
@@ -106,6 +107,8 @@ def _decode_scales(layer: LayerPiece, weights: Quantizer, stored: Tensor) -> Ten
         return stored.float() * layer.weight_scale_2.float()
     if weights.scales == "e8m0":
         return decode_e8m0(stored, torch.bfloat16)
+    if weights.scales == EXPONENT:
+        return torch.exp2(stored.view(torch.int8).float()).to(torch.bfloat16)
     # Source of E5M3, which has no sign: Quark's `float8_e5m3/reference.py`.
     return decode_float(stored, 5, 3, torch.bfloat16, signed=False) if weights.scales == "e5m3" else stored
 
@@ -128,12 +131,22 @@ def _read(words: Tensor, number: Number, reorder: bool, count: int, index: Tenso
     """The first `count` values along the last axis, or those at `index`, as numbers."""
     if number.unit == (1, 1):
         return words if index is None else words[..., index]
+    if number.split:
+        return _decode(_join(words)[..., :count], number)
     order = _REORDERED if reorder and number.stored == "I32" else _HIGH_FIRST if number.bits == 2 else None
     if order is not None:
         index = _places(torch.arange(count, device=words.device) if index is None else index, order)
     if index is None:
         return _decode(unpack(words, number.bits, count), number)
     return _decode(take(words, number.bits, index), number)
+
+
+def _join(stored: Tensor) -> Tensor:
+    """Codes of 6 bits, of which the first byte of three holds the high two of four, and the others the low four."""
+    high, *low = stored.unflatten(-1, (-1, 3)).unbind(-1)
+    highs = [torch.bitwise_right_shift(high, shift) & 3 for shift in (6, 4, 2, 0)]
+    lows = [torch.bitwise_right_shift(byte, shift) & 0xF for byte in low for shift in (4, 0)]
+    return torch.stack([16 * first | second for first, second in zip(highs, lows, strict=True)], -1).flatten(-2)
 
 
 def _places(index: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -6,6 +6,10 @@ from enum import StrEnum
 from qload_quark.config import LayerConfig, TensorSpec
 from qload_quark.numbers import NUMBERS, Number
 
+MX = "mx"
+MX_ELEMENTS = ("fp4", "fp6_e2m3", "fp6_e3m2")
+EXPONENT = "exponent"
+"""How the scales of the dtype `mx` are stored: as e8m0, with nothing added."""
 SCALE_FORMATS = {None: None, "float32": None, "e4m3": None, "e8m0": "e8m0", "e5m3": "e5m3"}
 """How scales are stored that are no plain floats, by scale_format. `e4m3` is a rounding: the scales' own spec says
 whether they are stored so."""
@@ -41,7 +45,8 @@ class Quantizer:
 
     @property
     def number(self) -> Number:
-        return NUMBERS[self.dtype]
+        number = NUMBERS[self.dtype]
+        return replace(number, split=True) if self.scales == EXPONENT and number.bits == 6 else number
 
     def __str__(self) -> str:
         size = self.group or (self.block and "{}x{}".format(*self.block)) or ("of inputs" if self.by_columns else "")
@@ -69,7 +74,7 @@ class QuarkScheme:
     reorder: bool = True
 
     def __str__(self) -> str:
-        words = "bf16" if self.weights is None else str(self.weights)
+        words = "16 bits" if self.weights is None else str(self.weights)
         words += ", scaled scales" * self.scales_scaled + " after fp8" * self.progressive
         if self.inputs is not None:
             words += f", inputs {'dynamic' if self.inputs.dynamic else 'static'} {self.inputs}"
@@ -123,6 +128,7 @@ def _read_inputs(specs: tuple[TensorSpec, ...]) -> tuple[Quantizer | None, bool]
     if specs[0].qscheme == "per_channel" and specs[0].ch_axis not in (0, 1, -2, None):
         raise ValueError(f"inputs by features (axis {specs[0].ch_axis}) are not supported")
     first, *others = (replace(_quantizer(spec), by_columns=False) for spec in specs)
+    first = replace(first, dynamic=first.dynamic or specs[0].dtype == MX)
     if others:
         nvfp4 = first.dtype == "fp4" and first.extent is Extent.GROUP and first.dynamic and first.scales is None
         if len(others) > 1 or not (nvfp4 and specs[1].is_scale_quant and _scales_by_tensor(others[0])):
@@ -141,10 +147,14 @@ def _read_cache(specs: tuple[TensorSpec, ...]) -> Quantizer | None:
 
 
 def _quantizer(spec: TensorSpec) -> Quantizer:
-    if spec.dtype not in NUMBERS:
-        raise ValueError(f"dtype {spec.dtype!r} is not one of {', '.join(NUMBERS)}")
     if spec.scale_format not in SCALE_FORMATS:
         raise ValueError(f"scale_format {spec.scale_format!r} is not one of e8m0, e5m3, e4m3, float32")
+    return _make_quantizer(_spell_out(spec) if spec.dtype == MX else spec)
+
+
+def _make_quantizer(spec: TensorSpec) -> Quantizer:
+    if spec.dtype not in NUMBERS:
+        raise ValueError(f"dtype {spec.dtype!r} is not one of {', '.join(NUMBERS)}")
     if spec.qscheme is None:
         raise ValueError("a tensor is quantized without a qscheme")
     extent = Extent(spec.qscheme.removeprefix("per_"))
@@ -162,10 +172,18 @@ def _quantizer(spec: TensorSpec) -> Quantizer:
         block=spec.block_size if extent is Extent.BLOCK else None,
         symmetric=spec.symmetric is not False,
         dynamic=bool(spec.is_dynamic),
-        scales=SCALE_FORMATS[spec.scale_format],
+        scales=SCALE_FORMATS.get(spec.scale_format, spec.scale_format),
         mode=spec.scale_calculation_mode or "even",
         has_float_zero=spec.zero_point_type == "float32",
     )
+
+
+def _spell_out(spec: TensorSpec) -> TensorSpec:
+    """Microscaled floats that are named by one dtype. Source of what is stored: `apply_export_state_dict_mappings`."""
+    if spec.mx_element_dtype not in MX_ELEMENTS:
+        raise ValueError(f"mx_element_dtype {spec.mx_element_dtype!r} is not one of {', '.join(MX_ELEMENTS)}")
+    changes = {"dtype": spec.mx_element_dtype, "qscheme": "per_group", "scale_format": EXPONENT}
+    return spec.model_copy(update=changes)
 
 
 def _check_weights(weights: Quantizer) -> None:
@@ -176,7 +194,7 @@ def _check_weights(weights: Quantizer) -> None:
         raise ValueError(f"weights of {weights} are not supported")
     if extent is Extent.TENSOR and number.is_stream:
         raise ValueError(f"weights of {weights} cannot be packed")
-    if weights.scales is not None and extent is not Extent.GROUP:
+    if weights.scales is not None and not (number.is_float and extent is Extent.GROUP):
         raise ValueError(f"weights of {weights} are not supported")
 
 
@@ -184,7 +202,8 @@ def _check_inputs(inputs: Quantizer) -> None:
     number = inputs.number
     if not inputs.dynamic and inputs.extent is not Extent.TENSOR:
         raise ValueError(f"static inputs of {inputs} are not supported")
-    if inputs.extent is Extent.BLOCK or (inputs.scales is not None and inputs.extent is not Extent.GROUP):
+    scaled_apart = inputs.scales is not None and not (number.is_float and inputs.extent is Extent.GROUP)
+    if inputs.extent is Extent.BLOCK or scaled_apart:
         raise ValueError(f"inputs of {inputs} are not supported")
     if inputs.scales == "e5m3" or (inputs.dynamic and inputs.symmetric and not number.is_float and not number.signed):
         raise ValueError(f"dynamic inputs of {inputs} are not supported")
