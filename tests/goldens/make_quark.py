@@ -113,6 +113,18 @@ INPUTS: dict[str, Any] = {
 }
 
 
+class Model(nn.Module):
+    """A layer by the name of m."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.m = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.m(x)
+        return y
+
+
 def make(spec: Any, size: tuple[int, int], order: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a layer of that size whose weights are quantized so, and its config."""
     config = QLayerConfig(weight=_configs(spec))
@@ -161,11 +173,8 @@ def make_blocks(size: tuple[int, int], dtype: torch.dtype) -> tuple[dict[str, Te
 def quantize(config: QLayerConfig, size: tuple[int, int], order: str, seen: Tensor) -> tuple[Any, Any]:
     """A layer of that size, frozen, and packed, which saw those inputs in calibration."""
     torch.manual_seed(0)
-    model = nn.Module()
-    linear = nn.Linear(size[1], size[0], bias=False)
-    linear.weight.data += 0.02
-    model.m = linear
-    model.forward = lambda x: model.m(x)
+    model = Model(nn.Linear(size[1], size[0], bias=False))
+    model.m.weight.data += 0.02
     quantizer = ModelQuantizer(QConfig(global_quant_config=config))
     frozen = quantizer.freeze(quantizer.quantize_model(model, [seen])).m
     return frozen, QParamsLinear.from_module(frozen, "quark", pack_method=order)

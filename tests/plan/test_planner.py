@@ -37,7 +37,17 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "awq", "bits": 4, "group_size": 64},
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"},
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast"},
+    {"quant_method": "bitnet"},
     {"quant_method": "fp8", "weight_block_size": [64, 128]},
+    *(
+        {"quant_method": "quark", "global_quant_config": {"weight": weight}}
+        for weight in (
+            {"dtype": "uint4", "qscheme": "per_group", "group_size": 32, "symmetric": False},
+            {"dtype": "int8", "qscheme": "per_tensor"},
+            {"dtype": "fp6_e2m3", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"},
+            {"dtype": "fp8_e4m3", "qscheme": "per_channel", "ch_axis": 1},
+        )
+    ),
     *(
         {
             "quant_method": "compressed-tensors",
