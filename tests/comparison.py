@@ -21,13 +21,13 @@ LOGITS_TOLERANCE = {
     "unquantized": 1e-6,
     "gptq": 2e-3,
     "awq": 2e-3,
-    "fp8": 2e-3,
     "bitnet": 1e-6,
+    "fp8": 2e-3,
     "quark": 1e-6,
 }
-"""Of the logits' norm, all in float32. The references of the first two hold the weights that we compute with, so that
-only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
-scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
+"""Of the logits' norm, all in float32. The references of compressed-tensors, Quark and BitNet hold the weights that we
+compute with, so that only the order of summation differs. Those of the others hold weights that their runtime computed
+in bfloat16 from scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
 
 OTHER_TOLERANCE = {
     "quark-int8": 2e-3,

@@ -36,38 +36,31 @@ QUARK_FP8 = spec("fp8_e4m3", "per_tensor")
 QUARK: list[dict[str, Any]] = [
     *(
         quark({"weight": spec(dtype, "per_group", group_size=16)}, pack_method=order)
-        for dtype in ("int2", "uint2", "int3", "int4", "uint4", "int8", "uint8")
-        for order in ("reorder", "order")
+        for dtype, order in (("int2", "order"), ("uint2", "order"), ("int3", "order"), ("int4", "reorder"))
     ),
+    quark({"weight": spec("uint4", "per_group", group_size=16)}, pack_method="order"),
+    quark({"weight": spec("uint8", "per_group", group_size=16, zero_point_type="float32")}),
     *(
         quark({"weight": spec(dtype, "per_channel", ch_axis=axis)})
-        for dtype in ("uint2", "int3", "int4", "uint4", "int8", "uint8", "fp8_e4m3", "fp8_e5m2")
-        for axis in (0, 1)
+        for dtype, axis in (("uint4", 0), ("int4", 1), ("uint8", 1), ("fp8_e5m2", 0))
     ),
-    *(quark({"weight": spec(dtype, "per_tensor")}) for dtype in ("int4", "uint4", "int8", "uint8", "fp8_e5m2")),
+    *(quark({"weight": spec(dtype, "per_tensor")}) for dtype in ("int4", "int8")),
     *(
         quark({"weight": spec(dtype, "per_group", group_size=32, scale_format=form)})
-        for dtype in ("fp4", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3")
-        for form in ("e8m0", "e5m3", "float32")
+        for dtype, form in (("fp4", "e8m0"), ("fp4", "e5m3"), ("fp6_e2m3", "e8m0"), ("fp8_e4m3", "float32"))
     ),
-    *(
-        quark({"weight": {"dtype": "mx", "mx_element_dtype": element, "group_size": 32}})
-        for element in ("fp4", "fp6_e2m3")
-    ),
+    quark({"weight": {"dtype": "mx", "mx_element_dtype": "fp6_e3m2", "group_size": 32}}),
     quark({"weight": spec("fp8_e4m3", "per_block", block_size=[64, 128])}),
     quark({"weight": [spec("fp4", "per_group", group_size=16), {**QUARK_FP8, "is_scale_quant": True}]}),
     quark({"weight": [QUARK_FP8, spec("int4", "per_channel", ch_axis=0)]}),
-    quark({"weight": spec("uint2", "per_group", group_size=16, zero_point_type="float32")}),
-    quark({"weight": QUARK_FP8, "input_tensors": spec("uint8", "per_tensor")}),
 ]
 BITNET: list[dict[str, Any]] = [
-    {"quant_method": "bitnet", **mode, **norm}
+    {"quant_method": "bitnet", **mode}
     for mode in (
         {},
         {"linear_class": "autobitlinear"},
         {"linear_class": "autobitlinear", "quantization_mode": "online"},
     )
-    for norm in ({}, {"use_rms_norm": True})
 ]
 SECTIONS: list[dict[str, Any]] = [
     *QUARK,

@@ -124,7 +124,7 @@ def _scale_axes(weights: Quantizer) -> tuple[Axis, ...]:
     if weights.group is not None:
         # Source: Quark's `maybe_convert_and_transpose_scale`: the scales of all integers are, those of int3 too.
         return (out(), in_(weights.group)) if weights.number.is_float else (in_(weights.group), out())
-    return (in_() if weights.by_columns else out(),)
+    return (part(), in_()) if weights.by_columns else (out(),)
 
 
 def _zero_point(weights: Quantizer, name: str) -> tuple[ParameterSpec, ...]:
@@ -137,14 +137,15 @@ def _zero_point(weights: Quantizer, name: str) -> tuple[ParameterSpec, ...]:
         return (zero_point(name, *axes, dtypes=(*FLOATS, "I32"), required=required, view=View.SQUEEZED),)
     if weights.extent is Extent.TENSOR:
         return (zero_point(name, part(), dtypes=(number.stored,), required=required, view=View.SQUEEZED),)
-    return (zero_point(name, *_zero_axes(weights), dtypes=(number.stored,), required=required),)
+    view = View.SQUEEZED if weights.extent is Extent.CHANNEL else View.EXACT
+    return (zero_point(name, *_zero_axes(weights), dtypes=(number.stored,), required=required, view=view),)
 
 
 def _zero_axes(weights: Quantizer) -> tuple[Axis, ...]:
     """The zero-points are packed along the last axis that they have, as the values are."""
     logical, stored = weights.number.unit
     if weights.group is None:
-        return ((in_ if weights.by_columns else out)(logical, stored),)
+        return (part(), in_(logical, stored)) if weights.by_columns else (out(logical, stored),)
     if is_transposed(weights):
         return in_(weights.group), out(logical, stored)
     return out(), in_(logical * weights.group, stored)

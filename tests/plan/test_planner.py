@@ -37,7 +37,6 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "awq", "bits": 4, "group_size": 64},
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"},
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast"},
-    {"quant_method": "bitnet"},
     {"quant_method": "fp8", "weight_block_size": [64, 128]},
     *(
         {"quant_method": "quark", "global_quant_config": {"weight": weight}}
