@@ -18,25 +18,28 @@ saved, or of those stored in float32 after. Each weight is within one step of bf
 
 LOGITS_TOLERANCE = {
     "compressed-tensors": 1e-6,
+    "bitnet": 1e-6,
     "modelopt": 1e-6,
+    "quark": 1e-6,
     "unquantized": 1e-6,
     "gptq": 2e-3,
     "awq": 2e-3,
     "fp8": 2e-3,
     "torchao": 2e-3,
 }
-"""Of the logits' norm, all in float32. The references of the first two hold the weights that we compute with, so that
+"""Of the logits' norm, all in float32. The references of the first five hold the weights that we compute with, so that
 only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
-scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
+scales rounded to it, by up to 2**-9; we compute them in the scales' own dtype."""
 
 OTHER_TOLERANCE = {
+    "quark-int8": 2e-3,
     "autoround-llmc-w4a16": 2e-3,
     "ct-w4a16-g32-asym-actorder-group": 2e-3,
     "ct-nvfp4": 2e-3,
     "ct-qwen3moe-nvfp4": 2e-2,
     "modelopt-fp8-block": 2e-3,
 }
-"""Checkpoints whose references were computed in bfloat16: the first three, their weights alone, from scales of another
+"""Checkpoints whose references were computed in bfloat16: most, their weights alone, from scales of another
 dtype; ct-qwen3moe-nvfp4's, the whole model. That of modelopt-fp8-block is of ModelOpt's simulation in bfloat16 from
 before the export, in which up to 1.4 % of a module's weights are one step of fp8 from those that it then stored: with
 the simulation's own weights its logits are had to the last bit."""

@@ -28,12 +28,10 @@ NOT_SUPPORTED = (
     "ct-w4a16-24-marlin",
     "gguf-",
     "gptqmodel-gguf",
-    "hf-bitnet",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
     "hqq-",
     "quanto-",
-    "quark-",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
 

@@ -34,7 +34,47 @@ def granularity(name: str, **fields: int) -> dict[str, Any]:
     return {"_type": name, "_data": fields}
 
 
+def quark(config: dict[str, Any], **export: Any) -> dict[str, Any]:
+    return {"quant_method": "quark", "global_quant_config": config, "export": export}
+
+
+def spec(dtype: str, qscheme: str, **more: Any) -> dict[str, Any]:
+    return {"dtype": dtype, "qscheme": qscheme, "is_dynamic": False, "symmetric": False, **more}
+
+
+QUARK_FP8 = spec("fp8_e4m3", "per_tensor")
+QUARK: list[dict[str, Any]] = [
+    *(
+        quark({"weight": spec(dtype, "per_group", group_size=16)}, pack_method=order)
+        for dtype, order in (("int2", "order"), ("uint2", "order"), ("int3", "order"), ("int4", "reorder"))
+    ),
+    quark({"weight": spec("uint4", "per_group", group_size=16)}, pack_method="order"),
+    quark({"weight": spec("uint8", "per_group", group_size=16, zero_point_type="float32")}),
+    *(
+        quark({"weight": spec(dtype, "per_channel", ch_axis=axis)})
+        for dtype, axis in (("uint4", 0), ("int4", 1), ("uint8", 1), ("fp8_e5m2", 0))
+    ),
+    *(quark({"weight": spec(dtype, "per_tensor")}) for dtype in ("int4", "int8")),
+    *(
+        quark({"weight": spec(dtype, "per_group", group_size=32, scale_format=form)})
+        for dtype, form in (("fp4", "e8m0"), ("fp4", "e5m3"), ("fp6_e2m3", "e8m0"), ("fp8_e4m3", "float32"))
+    ),
+    quark({"weight": {"dtype": "mx", "mx_element_dtype": "fp6_e3m2", "group_size": 32}}),
+    quark({"weight": spec("fp8_e4m3", "per_block", block_size=[64, 128])}),
+    quark({"weight": [spec("fp4", "per_group", group_size=16), {**QUARK_FP8, "is_scale_quant": True}]}),
+    quark({"weight": [QUARK_FP8, spec("int4", "per_channel", ch_axis=0)]}),
+]
+BITNET: list[dict[str, Any]] = [
+    {"quant_method": "bitnet", **mode}
+    for mode in (
+        {},
+        {"linear_class": "autobitlinear"},
+        {"linear_class": "autobitlinear", "quantization_mode": "online"},
+    )
+]
 SECTIONS: list[dict[str, Any]] = [
+    *QUARK,
+    *BITNET,
     *(
         {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered}
         for bits in (2, 3, 4, 8)

@@ -46,6 +46,7 @@ ENTRANCES = ("__init__", "__main__")
 METHOD_WORDS = (
     "gptq",
     "awq",
+    "bitnet",
     "compressed",
     "bitsandbytes",
     "hqq",

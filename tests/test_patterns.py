@@ -17,6 +17,9 @@ NAME = "model.layers.1.mlp.gate"
         (Dialect.WILDCARD, "model.layers.1*", "model.layers.10.mlp", "x.model.layers.1.mlp"),
         (Dialect.WILDCARD, "*.gate", NAME, "model.layers.1.mlp.gate_proj"),
         (Dialect.WILDCARD, "lm_head", "lm_head", "model.lm_head"),
+        (Dialect.WILDCARD, "*mlp.gate", NAME, "model.layers.1.mlp.gate_proj"),
+        (Dialect.WILDCARD, "model.layers.[01].*", NAME, "model.layers.10.mlp.gate"),
+        (Dialect.WILDCARD, "mlp.gate", "mlp.gate", NAME),
         (Dialect.REGEX, r"model\.layers\.1\.", NAME, "x.model.layers.1.mlp"),
     ],
 )

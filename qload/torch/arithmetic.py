@@ -46,6 +46,12 @@ def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
     return (shifted & _mask(bits)).to(torch.uint8)
 
 
+def extend_sign(values: Tensor, bits: int) -> Tensor:
+    """Unsigned values of `bits` bits (1 to 8), uint8, read as two's complement: int8."""
+    unused = 8 - bits
+    return torch.bitwise_right_shift(torch.bitwise_left_shift(values, unused).view(torch.int8), unused)
+
+
 def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int, *, divide: bool = False) -> Tensor:
     """(values - zero) * scale, computed in the scale's dtype, with a scale for every `group` columns.
 

@@ -1,6 +1,6 @@
-"""Small floating-point formats that torch computes nothing in: E2M1 values, and E8M0 scales.
+"""Small floating-point formats that torch computes nothing in: E2M1, E2M3 and E3M2 values, and E8M0 scales.
 
-Source: the OCP Microscaling Formats specification, 5.3.3 and 5.4.1.
+Source: the OCP Microscaling Formats specification, 5.3.2, 5.3.3 and 5.4.1.
 """
 
 import torch
@@ -30,6 +30,27 @@ def encode_e2m1(x: Tensor) -> Tensor:
     size = rounded.abs()
     codes = torch.where(size < 2, size * 2, torch.where(size < 4, size + 2, size / 2 + 4)).to(torch.uint8)
     return codes + 8 * torch.signbit(rounded)
+
+
+def decode_float(codes: Tensor, exponent: int, mantissa: int, dtype: torch.dtype, *, signed: bool = True) -> Tensor:
+    """Codes, uint8, of floats of that many bits of exponent and mantissa, without infinities, as values of `dtype`."""
+    bias, fractions = (1 << (exponent - 1)) - 1, 1 << mantissa
+    small = [fraction / fractions * 2.0 ** (1 - bias) for fraction in range(fractions)]
+    normal = [(1 + f / fractions) * 2.0 ** (e - bias) for e in range(1, 1 << exponent) for f in range(fractions)]
+    sizes = small + normal
+    table = torch.tensor(sizes + [-size for size in sizes] * signed, dtype=dtype, device=codes.device)
+    return table[codes.int()]
+
+
+def round_float(x: Tensor, exponent: int, mantissa: int) -> Tensor:
+    """x rounded to the nearest float of that many bits, without infinities, ties to even, in its own dtype.
+
+    Beyond the greatest it is the greatest.
+    """
+    bias = (1 << (exponent - 1)) - 1
+    greatest = (2 - 2.0**-mantissa) * 2.0 ** ((1 << exponent) - 1 - bias)
+    step = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent.sub(1).clamp_min(1 - bias) - mantissa)
+    return ((x / step).round() * step).clamp(-greatest, greatest)
 
 
 def decode_e8m0(codes: Tensor, dtype: torch.dtype) -> Tensor:

@@ -52,6 +52,15 @@ SECTIONS: list[dict[str, Any]] = [
         )
     ),
     *(
+        {"quant_method": "quark", "global_quant_config": {"weight": weight}}
+        for weight in (
+            {"dtype": "uint4", "qscheme": "per_group", "group_size": 32, "symmetric": False},
+            {"dtype": "int8", "qscheme": "per_tensor"},
+            {"dtype": "fp6_e2m3", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"},
+            {"dtype": "fp8_e4m3", "qscheme": "per_channel", "ch_axis": 1},
+        )
+    ),
+    *(
         {
             "quant_method": "compressed-tensors",
             "format": form,

@@ -26,12 +26,19 @@ SMALLEST_ROW_LAYER = 256
 def can_be_cut(path: Path, size: int) -> bool:
     """By the config alone: a rank takes whole groups of inputs, and one KV head is half a block of 128 rows.
 
-    AWQ's gemv versions pad groups, so that no inputs can be divided.
+    AWQ's gemv versions pad groups, so that no inputs can be divided, and BitNet packs all rows together.
     """
     section = read_config(path).get("quantization_config", {})
     is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
-    if "weight_block_size" in section or section.get("quant_algo") == "fp8_pb_wo" or is_gemv:
+    if (
+        "weight_block_size" in section
+        or section.get("quant_algo") == "fp8_pb_wo"
+        or is_gemv
+        or section.get("quant_method") == "bitnet"
+    ):
         return size == 1
+    if "global_quant_config" in section:
+        return SMALLEST_ROW_LAYER // size % (section["global_quant_config"]["weight"]["group_size"] or 1) == 0
     if "quant_algo" in section:
         groups = [(128 if section["quant_algo"] == "W4A16_AWQ" else 1, False)]
     elif "config_groups" not in section:

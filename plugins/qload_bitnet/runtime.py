@@ -1,0 +1,90 @@
+"""Computes with BitNet's tensors, as transformers' `BitLinear` and `AutoBitLinear` do."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qload.hookspecs import LayerPiece
+from qload_bitnet import VALUES, BitNetScheme, Sense
+
+_LEAST = 1e-5
+"""The least size of values that a scale is made for."""
+
+
+def qload_dequantize(layer: LayerPiece) -> Tensor:
+    if layer.scheme.sense is Sense.ONLINE:
+        return _make_ternary(layer.weight_latent)
+    return _scale(layer, _unpack(layer.weight_packed, layer.out_features))
+
+
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
+    if layer.scheme.sense is Sense.ONLINE:
+        return qload_dequantize(layer)[ids]
+    quarter = len(layer.weight_packed)
+    shifts = (2 * (ids // quarter)).to(torch.uint8)[:, None]
+    return _scale(layer, torch.bitwise_right_shift(layer.weight_packed[ids % quarter], shifts) & 3)
+
+
+def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
+    scheme: BitNetScheme = layer.scheme
+    if scheme.norm_epsilon is not None:
+        x = _norm(x, layer.rms_norm_weight, scheme.norm_epsilon)
+    if scheme.sense is Sense.DIVIDES:
+        return _divide_product(layer, x, bias)
+    if layer.quantize_activations:
+        scale = _choose_scale(x.float())
+        x = (_round(x.float(), scale) / scale).to(x.dtype)
+    if scheme.sense is Sense.ONLINE:
+        return F.linear(x, _make_ternary(layer.weight_latent).to(x.dtype), bias)
+    return _add((_multiply(layer, x) * layer.weight_scale).to(x.dtype), bias)
+
+
+def _divide_product(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
+    """BitLinear's way: both sides are integers, and the product is divided by both scales."""
+    if not layer.quantize_activations:
+        return _add((_multiply(layer, x) / layer.weight_scale).to(x.dtype), bias)
+    scale = _choose_scale(x)
+    y = _multiply(layer, _round(x, scale)) / (layer.weight_scale * scale)
+    return _add(y.to(x.dtype), bias)
+
+
+def _multiply(layer: LayerPiece, x: Tensor) -> Tensor:
+    """x and the weights of -1, 0 and 1: the scale is left to the product, which rounds once."""
+    return F.linear(x, _unpack(layer.weight_packed, layer.out_features).to(x.dtype) - 1)
+
+
+def _add(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias
+
+
+def _choose_scale(x: Tensor) -> Tensor:
+    """127 over the greatest size of each token's values."""
+    return 127 / x.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
+
+
+def _round(x: Tensor, scale: Tensor) -> Tensor:
+    return (x * scale).round().clamp(-128, 127)
+
+
+def _unpack(stored: Tensor, rows: int) -> Tensor:
+    """Values with 1 added, uint8 [rows, columns]: a quarter of the rows from each pair of bits."""
+    quarters = [torch.bitwise_right_shift(stored, 2 * place) & 3 for place in range(VALUES)]
+    return torch.cat(quarters)[:rows]
+
+
+def _scale(layer: LayerPiece, values: Tensor) -> Tensor:
+    ternary = values.to(layer.weight_scale.dtype) - 1
+    return ternary / layer.weight_scale if layer.scheme.sense is Sense.DIVIDES else ternary * layer.weight_scale
+
+
+def _make_ternary(weight: Tensor) -> Tensor:
+    """A dense weight as its mean size times -1, 0 and 1."""
+    wide = weight.float()
+    scale = 1.0 / wide.abs().mean().clamp_min(_LEAST)
+    return ((wide * scale).round().clamp(-1, 1) / scale).to(weight.dtype)
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * normed.to(x.dtype)

@@ -1,0 +1,108 @@
+"""Inputs rounded to what Quark's kernels would see.
+
+Source: Quark's observers (`calculate_int_quant_params`, `get_scale`, `even_round`) and `DynamicScaledQuantizer`.
+A dynamic scale for each channel of the inputs is one for each token, as vLLM reads it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qload.hookspecs import LayerPiece
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic
+from qload.torch.floats import round_float
+from qload_quark.numbers import Number
+from qload_quark.schemes import Extent, Quantizer
+
+_KNOWN_FLOATS = ("fp8_e4m3", "fp4")
+"""Those that the shared arithmetic rounds to."""
+
+
+def quantize_input(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
+    """x rounded as the scheme of the inputs says, in its own dtype."""
+    if not inputs.dynamic:
+        return _quantize_static(layer, inputs, x)
+    if inputs.scales is not None:
+        return _quantize_microscaled(inputs, x)
+    if inputs.number.is_float and inputs.dtype not in _KNOWN_FLOATS:
+        return _quantize_float(inputs, x)
+    global_scale = 1 / layer.input_scale_2.float() if layer.scheme.inputs_scaled else None
+    return fake_quantize_dynamic(
+        x,
+        inputs.number.bits,
+        inputs.number.is_float,
+        symmetric=inputs.symmetric,
+        group=inputs.group,
+        by_tensor=inputs.extent is Extent.TENSOR,
+        global_scale=global_scale,
+    )
+
+
+def _quantize_static(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
+    number, scale = inputs.number, layer.input_scale
+    if number.is_float:
+        if inputs.dtype in _KNOWN_FLOATS:
+            return fake_quantize(x, scale, None, number.bits, is_float=True)
+        return (_round(x.float() / scale.float(), number) * scale.float()).to(x.dtype)
+    zero = layer.input_zero_point
+    if zero is not None:
+        # Unsigned values are signed ones half their range higher.
+        zero = zero.to(scale.dtype) - (0 if number.signed else 1 << (number.bits - 1))
+    return fake_quantize(x, scale, zero, number.bits, is_float=False)
+
+
+def _quantize_microscaled(inputs: Quantizer, x: Tensor) -> Tensor:
+    """With powers of two for scales, one for each group of columns."""
+    grouped, group = x.float(), inputs.group or 1
+    grouped = F.pad(grouped, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
+    scale = choose_power(grouped.abs().amax(-1, keepdim=True), inputs.number, inputs.mode)
+    rounded = _round(grouped / scale, inputs.number) * scale
+    return rounded.flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+
+def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:
+    """The power of two by which values of up to `greatest`, float32, are divided before they are rounded.
+
+    `even` rounds `greatest` to the mantissa's bits before it takes its exponent, `floor` and `ceil` its logarithm.
+    """
+    if mode == "even":
+        bits = greatest.contiguous().view(torch.int32) + (1 << (22 - number.mantissa))
+        exponent = (torch.bitwise_right_shift(bits, 23) - 127).float()
+    else:
+        logarithm = greatest.clamp_min(torch.finfo(torch.float32).tiny).log2()
+        exponent = logarithm.floor() if mode == "floor" else logarithm.ceil()
+    return torch.exp2((exponent - _greatest_exponent(number)).clamp(-127, 127))
+
+
+def _greatest_exponent(number: Number) -> int:
+    """Of the greatest value: E4M3 gives one code of its greatest exponent away to NaN, E5M2 all of them."""
+    bias = (1 << (number.exponent - 1)) - 1
+    return (1 << number.exponent) - 1 - bias - (number.exponent == 5)
+
+
+def _quantize_float(inputs: Quantizer, x: Tensor) -> Tensor:
+    """With a scale for each group, token or tensor that takes the greatest value to the greatest float."""
+    group = inputs.group or x.shape[-1]
+    grouped = F.pad(x.float(), (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
+    sizes = grouped.abs()
+    size = sizes.amax() if inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
+    scale = size / _greatest(inputs.number)
+    scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+    return (_round(grouped / scale, inputs.number) * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+
+def _round(x: Tensor, number: Number) -> Tensor:
+    if number.bits < 8:
+        return round_float(x, number.exponent, number.mantissa)
+    dtype, greatest = _stored_dtype(number), _greatest(number)
+    return x.clamp(-greatest, greatest).to(dtype).to(x.dtype)
+
+
+def _stored_dtype(number: Number) -> torch.dtype:
+    return torch.float8_e4m3fn if number.exponent == 4 else torch.float8_e5m2
+
+
+def _greatest(number: Number) -> float:
+    if number.bits == 8:
+        return torch.finfo(_stored_dtype(number)).max
+    return (2 - 2.0**-number.mantissa) * 2.0 ** _greatest_exponent(number)
