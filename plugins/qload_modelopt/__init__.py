@@ -65,7 +65,7 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
 def qload_scheme_for(config: ModelOptConfig, module: ModuleInfo) -> ModelOptScheme | CacheScheme | None:
     if module.kind is Kind.KV_CACHE:
         return CacheScheme() if config.has_cache and module.stored & CACHE_LEAVES else None
-    cache = config.has_cache and module.kind is Kind.LINEAR and module.name.rpartition(".")[2] in PROJECTIONS
+    cache = config.has_cache and module.name.rpartition(".")[2] in PROJECTIONS
     settings = None if config.excludes(module.names) else config.settings_for(module.names)
     if settings is None or not _is_quantized(config, module):
         return ModelOptScheme(Form.PLAIN, cache=True) if cache else None

@@ -13,7 +13,6 @@ from qload.torch.floats import E2M1, decode_e2m1, decode_e8m0
 from qload_modelopt.schemes import Form, Inputs
 
 MX_GROUP = 32
-BLOCK_INPUTS = 128
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -97,7 +96,7 @@ def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
         case Inputs.FP8_TOKEN:
             return fake_quantize_dynamic(x, 8, is_float=True)
         case Inputs.FP8_GROUP:
-            return fake_quantize_dynamic(x, 8, is_float=True, group=BLOCK_INPUTS)
+            return fake_quantize_dynamic(x, 8, is_float=True, group=layer.scheme.size)
         case Inputs.MXFP4:
             return _quantize_by_powers(x, 4, E2M1[-1])
         case _:

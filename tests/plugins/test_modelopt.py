@@ -22,6 +22,7 @@ from qload.hookspecs import ModuleInfo
 from qload.quantization import resolve
 from qload.torch import (
     ColumnParallelLinear,
+    ParallelLMHead,
     QKVParallelLinear,
     ReplicatedLinear,
     RowParallelLinear,
@@ -174,6 +175,35 @@ def test_fused_layers_have_a_scale_of_inputs_for_each_part(registry: Registry) -
         assert torch.equal(qload.dequantize(layer), mine)
 
 
+def test_inputs_of_blocks_share_their_columns(registry: Registry) -> None:
+    torch.manual_seed(0)
+    quantization = make_quantization({**NVFP4, "quant_algo": "FP8_BLOCK_SCALES"}, registry)
+    layer = ReplicatedLinear(256, 8, Site(quantization, "m"))
+    weight = torch.randn(8, 256).to(torch.float8_e4m3fn)
+    qload.load_tensors(layer, {"m.weight": weight, "m.weight_scale": torch.ones(1, 1, 2, 1)}, quantization)
+    x = torch.randn(3, 256) * torch.linspace(0.1, 9, 256)
+    halves = [half / half.abs().amax(-1, keepdim=True) * 448 for half in x.split(128, -1)]
+    rounded = [half.to(torch.float8_e4m3fn).float() for half in halves]
+    seen = [
+        each * half.abs().amax(-1, keepdim=True) / 448 for each, half in zip(rounded, x.split(128, -1), strict=True)
+    ]
+    assert torch.allclose(layer(x), torch.cat(seen, -1) @ weight.float().T, rtol=1e-5, atol=1e-3)
+
+
+def test_a_head_that_is_tied_to_a_quantized_table(tmp_path: Path, registry: Registry) -> None:
+    """It quantizes its inputs where the table has a scale for them, which it needs for nothing else."""
+    tensors, configs = golden("nvfp4")
+    quantization = quantize(tmp_path, registry, configs["config"])
+    treatment = quantization.treat(ModuleInfo(("m",)))
+    for name, expected in (("m.input_scale", tensors["x"] @ tensors["weight"].T), ("", tensors["y"])):
+        own = {key: each for key, each in stored(tensors).items() if key != name}
+        table = VocabParallelEmbedding(64, 32, Site(quantization, "m"), multiple=1, treatment=treatment)
+        head = ParallelLMHead(64, 32, Site(quantization, "head"), multiple=1, treatment=treatment)
+        qload.load_tensors(table, own, quantization)
+        head.tie(table)
+        assert torch.allclose(head(tensors["x"]), expected, atol=1e-6 * float(expected.abs().max()))
+
+
 def test_experts_stored_one_by_one(tmp_path: Path, registry: Registry) -> None:
     """Each with the scales of its own, of the scales of its parts too."""
     tensors, configs = golden("nvfp4")
@@ -305,8 +335,9 @@ def test_mixed_precision_is_said_of_each_module(registry: Registry) -> None:
         "a.experts.1.up_proj": None,
     }
     for name, label in wanted.items():
-        scheme = quantization.treat(ModuleInfo((name,))).scheme
-        assert (None if scheme is None else str(scheme)) == label
+        for leaves in (frozenset[str](), frozenset({"weight"})):
+            scheme = quantization.treat(ModuleInfo((name,), stored=leaves)).scheme
+            assert (None if scheme is None else str(scheme)) == label
 
 
 NESTED: dict[str, Any] = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 32,
