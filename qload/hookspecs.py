@@ -76,13 +76,15 @@ class ModuleInfo:
 
     `names` are its names: first as the checkpoint has it, then as the model has it where that differs.
     `classes` are the names of its class and of its bases. `stored` are the tensors that the checkpoint
-    stores below it, for methods whose config does not list modules.
+    stores below it, for methods whose config does not list modules, and `headers` what it says of each, for
+    methods whose config does not say how they are stored.
     """
 
     names: tuple[str, ...]
     kind: Kind = Kind.LINEAR
     classes: tuple[str, ...] = ("Linear",)
     stored: frozenset[str] = field(default_factory=frozenset)
+    headers: Mapping[str, TensorEntry] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:

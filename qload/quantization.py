@@ -1,13 +1,13 @@
 """Which method a checkpoint was made with, and what that method does to each module."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from qload.calls import ask, call
-from qload.checkpoint import Checkpoint
+from qload.checkpoint import Checkpoint, TensorEntry
 from qload.declare import ParameterSpec, complete
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, report
@@ -41,13 +41,14 @@ class Treatment:
 class Quantization:
     """A checkpoint's method with its config, and the method for everything that it leaves alone.
 
-    `modules` are the names of the tensors stored below each module.
+    `modules` are the names of the tensors stored below each module, `tensors` what the headers say of them.
     """
 
     method: Method
     unquantized: Method
     config: BaseModel | None = None
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, TensorEntry] = field(default_factory=dict, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
@@ -62,8 +63,13 @@ class Quantization:
         if module.kind is Kind.KV_CACHE and not self.method.info.capabilities.kv_cache:
             return self._treatment(None)
         if not module.stored:
-            module = replace(module, stored=frozenset(self.modules.get(module.name, ())))
+            leaves = self.modules.get(module.name, ())
+            module = replace(module, stored=frozenset(leaves), headers=self._find_headers(module.name, leaves))
         return self._treatment(self.method.declaration["qload_scheme_for"](self.config, module, where=module.name))
+
+    def _find_headers(self, name: str, leaves: Iterable[str]) -> Mapping[str, TensorEntry]:
+        prefix = f"{name}." if name else ""
+        return {leaf: self.tensors[prefix + leaf] for leaf in leaves if prefix + leaf in self.tensors}
 
     def _treatment(self, scheme: Scheme | None) -> Treatment:
         if scheme not in self._treatments:
@@ -174,13 +180,13 @@ def _bind(
 ) -> Quantization:
     plain = registry.method(UNQUANTIZED)
     if method.info.config is None:
-        return Quantization(method, plain, modules=checkpoint.modules)
+        return Quantization(method, plain, modules=checkpoint.modules, tensors=checkpoint.tensors)
     validate = method.info.config.model_validate
     try:
         config = call(method.origin, "its config model", validate, section or {}, meant=(ValidationError,))
     except ValidationError as error:
         raise CheckpointError(str(checkpoint.path), list(_schema_findings(error, source))) from error
-    return Quantization(method, plain, config, checkpoint.modules)
+    return Quantization(method, plain, config, checkpoint.modules, checkpoint.tensors)
 
 
 def _schema_findings(error: ValidationError, source: str) -> Iterator[Finding]:

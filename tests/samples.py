@@ -24,7 +24,6 @@ NOT_SUPPORTED = (
     "autoround-fp8",
     "autoround-gguf",
     "autoround-mxfp4",
-    "bnb-",
     "ct-sparse",
     "ct-w4a16-24-marlin",
     "gguf-",

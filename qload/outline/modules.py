@@ -64,4 +64,4 @@ def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
         kind, classes = Kind.KV_CACHE, ()
     elif not any(len(entry.shape) == 2 for entry in tensors.values()):
         classes = ()
-    return ModuleInfo((name,), kind, classes, frozenset(tensors))
+    return ModuleInfo((name,), kind, classes, frozenset(tensors), tensors)
