@@ -60,7 +60,7 @@ class Int8Scheme:
     threshold: float
 
     def __str__(self) -> str:
-        return f"int8 channel, inputs dynamic up to {self.threshold:g}"
+        return "int8 channel, inputs dynamic" + (f" up to {self.threshold:g}" if self.threshold else "")
 
 
 def choose_four_bits(config: BitsAndBytesConfig, module: ModuleInfo) -> FourBitScheme:

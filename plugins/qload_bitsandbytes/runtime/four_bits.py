@@ -1,26 +1,17 @@
-"""Computes with bitsandbytes' tensors, in the order in which it does: in float32, and then rounded."""
+"""Four bits: codes and scales, in the order in which bitsandbytes computes: in float32, and then rounded.
+
+Source: bitsandbytes' `dequantize_4bit` and `dequantize_blockwise`.
+"""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch import Layer
 from qload.torch.arithmetic import scale_groups
-from qload_bitsandbytes import int8, loading
-from qload_bitsandbytes.schemes import Int8Scheme
 
 
-def qload_process_weights_after_loading(layer: Layer) -> None:
-    if isinstance(layer.scheme, Int8Scheme):
-        loading.check_format(layer)
-    else:
-        loading.settle_states(layer)
-
-
-def qload_dequantize(layer: LayerPiece) -> Tensor:
-    if isinstance(layer.scheme, Int8Scheme):
-        return int8.dequantize(layer.weight_quantized, layer.row_scale)
+def dequantize(layer: LayerPiece) -> Tensor:
+    """The weight, in the dtype that it was quantized from."""
     values, scale = _decode(layer.weight_quantized, layer.quant_map), _scales(layer)
     if not layer.scheme.is_aligned(layer.in_features):
         values = values.view(1, -1)[:, : layer.out_features * layer.in_features]
@@ -29,19 +20,12 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     return dense.view(layer.out_features, layer.in_features).to(layer.dense_like.dtype)
 
 
-def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
-    if isinstance(layer.scheme, Int8Scheme):
-        return int8.dequantize(layer.weight_quantized[ids], layer.row_scale[ids])
+def look_up(layer: LayerPiece, ids: Tensor) -> Tensor:
+    """Rows of the weight."""
     if not layer.scheme.is_aligned(layer.in_features):
         return _look_up_flat(layer, ids)
     values = _decode(layer.weight_quantized[ids], layer.quant_map)
     return scale_groups(values, _scales(layer, ids), 0, layer.scheme.block_size).to(layer.dense_like.dtype)
-
-
-def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    if isinstance(layer.scheme, Int8Scheme) and layer.quantize_activations:
-        return int8.multiply(x, layer.weight_quantized, layer.row_scale, bias, layer.scheme.threshold)
-    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
 
 
 def _decode(packed: Tensor, table: Tensor) -> Tensor:
