@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -75,7 +75,7 @@ class Solver:
 
     def _said(self, module: StoredModule) -> dict[Dim, list[range]]:
         """What each tensor's shape says of the module's sizes, the weight's first."""
-        specs = self.quantization.declare(module.treatment, PROBE)
+        specs = self.quantization.declare(module.treatment, replace(PROBE, bias="bias" in module.tensors))
         order = sorted(specs, key=lambda spec: spec.kind not in _WEIGHTS)
         said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: []}
         for spec in order:

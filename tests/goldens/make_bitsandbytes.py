@@ -27,7 +27,7 @@ GOLDENS = Path(__file__).with_name("bitsandbytes.safetensors")
 FOUR_BITS: dict[str, dict[str, Any]] = {
     "nf4": {"size": (6, 128), "dtype": "float32"},
     "fp4": {"size": (6, 128), "dtype": "float32", "kind": "fp4"},
-    "nf4-nested": {"size": (75, 128), "dtype": "bfloat16", "block": 32, "nested": True},
+    "nf4-nested": {"size": (60, 160), "dtype": "bfloat16", "block": 32, "nested": True},
     "fp4-nested": {"size": (5, 256), "dtype": "float16", "kind": "fp4", "block": 128, "nested": True},
     "nf4-one-block": {"size": (4, 96), "dtype": "bfloat16", "block": 4096},
     "nf4-odd-nested": {"size": (7, 33), "dtype": "float32", "nested": True},
