@@ -13,6 +13,7 @@ from qload.declare import ParameterSpec, View, channel_scale, document, group_sc
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
+from qload.quantization import find_section
 from qload_bitsandbytes.config import BitsAndBytesConfig
 from qload_bitsandbytes.schemes import (
     ABSMAX,
@@ -44,7 +45,7 @@ def qload_method_info() -> MethodInfo:
 
 def qload_claim(config: Mapping[str, Any]) -> Claim | None:
     """Configs of the first versions of transformers have the flags, and name no method."""
-    section = config.get("quantization_config")
+    section = find_section(config)
     if not isinstance(section, Mapping) or not any(section.get(flag) is True for flag in FLAGS):
         return None
     return Claim(10, section)
