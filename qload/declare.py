@@ -10,7 +10,7 @@ from math import prod
 
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry
-from qload.layout import Axis, Dim, Layout, expert, out, part
+from qload.layout import Axis, Dim, Layout, expert, fixed, out, part
 
 
 class ParameterKind(StrEnum):
@@ -25,8 +25,10 @@ class ParameterKind(StrEnum):
     TENSOR_SCALE = "tensor scale"
     GLOBAL_SCALE = "global scale"
     """A scale of scales."""
+    TABLE = "lookup table"
     INDEX = "group index"
     BIAS = "bias"
+    DOCUMENT = "document"
     METADATA = "metadata"
 
     @property
@@ -42,6 +44,8 @@ class View(StrEnum):
     """Dimensions of size 1 do not count."""
     FLAT = "flat"
     """Only the number of entries counts."""
+    BEGINNING = "beginning"
+    """What is stored has one axis and may be shorter than the declared last one, the rest of which stays zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ class ParameterSpec:
     `name` is its name on the layer, `stored_as` its name on disk below the module. `dtypes` are the
     allowed storage dtypes by safetensors code, and it is kept in the one that it is stored in, unless
     `cast` turns it into the layer's own. `bounds` are the least value and the first one too great. A `partial`
-    tensor may be stored for some of a layer's parts alone; the others keep the fill.
-    Metadata is accounted for and checked, but not loaded.
+    tensor may be stored for some of a layer's parts alone; the others keep the fill. Metadata is accounted for and
+    checked, but not loaded. `sample` is what a document could say.
     """
 
     name: str
@@ -65,6 +69,7 @@ class ParameterSpec:
     view: View = View.EXACT
     bounds: tuple[int, int] | None = None
     partial: bool = False
+    sample: str = ""
 
     @property
     def fill(self) -> float:
@@ -81,10 +86,12 @@ class ParameterSpec:
             return prod(stored) == prod(declared)
         if self.view is View.SQUEEZED:
             return _squeeze(stored) == _squeeze(declared)
+        if self.view is View.BEGINNING:
+            return len(stored) == 1 and 0 < stored[0] <= declared[-1] == prod(declared)
         return stored == declared
 
 
-_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX)
+_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX, ParameterKind.DOCUMENT)
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
@@ -117,10 +124,14 @@ def zero_point(
 
 
 def group_scale(
-    name: str, *axes: Axis, dtypes: tuple[str, ...] = _SCALE_DTYPES, stored_as: str | None = None
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...] = _SCALE_DTYPES,
+    stored_as: str | None = None,
+    view: View = View.EXACT,
 ) -> ParameterSpec:
     """One scale for each group of input features of each row."""
-    return _spec(name, ParameterKind.GROUP_SCALE, axes, dtypes, stored_as)
+    return _spec(name, ParameterKind.GROUP_SCALE, axes, dtypes, stored_as, view=view)
 
 
 def channel_scale(
@@ -185,6 +196,22 @@ def index(
         view=View.SQUEEZED,
         bounds=bounds,
     )
+
+
+def table(name: str, size: int, *, dtypes: tuple[str, ...] = ("F32",), stored_as: str | None = None) -> ParameterSpec:
+    """For each fused part, the `size` values that codes stand for; on disk a vector for each."""
+    axes = (part(), fixed(size))
+    return _spec(name, ParameterKind.TABLE, axes, dtypes, stored_as, view=View.SQUEEZED)
+
+
+def document(name: str, size: int, sample: str, *, stored_as: str | None = None) -> ParameterSpec:
+    """For each fused part, a text as bytes, on disk as long as it happens to be, and never longer than `size`.
+
+    A post-load hook reads it, and gives its memory back. `sample` is one that could be stored for this geometry.
+    """
+    axes = (part(), fixed(size))
+    spec = _spec(name, ParameterKind.DOCUMENT, axes, ("U8",), stored_as, view=View.BEGINNING)
+    return replace(spec, sample=sample)
 
 
 def metadata(name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None) -> ParameterSpec:

@@ -194,6 +194,11 @@ class Layout:
             _interval(axis, whole if whole is not None and axis.whole else extents, place) for axis in self.axes
         )
 
+    @property
+    def ratio(self) -> tuple[int, int]:
+        """How many elements of a layer how many entries hold, all axes together."""
+        return prod(axis.logical for axis in self.axes), prod(axis.stored for axis in self.axes)
+
     def follows(self, dim: Dim) -> bool:
         """Whether any axis follows `dim`."""
         return any(axis.dim is dim for axis in self.axes)

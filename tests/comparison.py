@@ -17,8 +17,9 @@ ROUNDED = ("ct-w4a16-g32-asym-actorder-group", "gptqmodel-fp8-block")
 saved, or of those stored in float32 after. Each weight is within one step of bfloat16, 2**-7 of its value."""
 
 LOGITS_TOLERANCE = {
-    "compressed-tensors": 1e-6,
     "bitnet": 1e-6,
+    "bitsandbytes": 1e-6,
+    "compressed-tensors": 1e-6,
     "modelopt": 1e-6,
     "quark": 1e-6,
     "unquantized": 1e-6,
@@ -27,7 +28,7 @@ LOGITS_TOLERANCE = {
     "fp8": 2e-3,
     "torchao": 2e-3,
 }
-"""Of the logits' norm, all in float32. The references of the first five hold the weights that we compute with, so that
+"""Of the logits' norm, all in float32. The references of the first six hold the weights that we compute with, so that
 only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
 scales rounded to it, by up to 2**-9; we compute them in the scales' own dtype."""
 

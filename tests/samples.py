@@ -23,7 +23,6 @@ DEMO = DATA / "ct-w4a16-g128-asym"
 NOT_SUPPORTED = (
     "autoround-gguf",
     "autoround-mxfp4",
-    "bnb-",
     "ct-sparse",
     "ct-w4a16-24-marlin",
     "gguf-",

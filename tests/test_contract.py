@@ -100,6 +100,17 @@ SECTIONS: list[dict[str, Any]] = [
     compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32),
     compressed("mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32),
     *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
+    *(
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind, **more}
+        for kind in ("nf4", "fp4")
+        for more in (
+            {},
+            {"bnb_4bit_use_double_quant": True},
+            {"bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "bfloat16"},
+            {"bnb_4bit_quant_storage": "float32"},
+        )
+    ),
+    {"quant_method": "bitsandbytes", "load_in_8bit": True},
     {"quant_method": "fp8"},
     *({"quant_method": "qqq", "group_size": group} for group in (-1, 128)),
     *(

@@ -11,9 +11,11 @@ from qload.declare import (
     bias,
     channel_scale,
     complete,
+    document,
     group_scale,
     index,
     packed,
+    table,
     tensor_scale,
     weight,
 )
@@ -34,6 +36,14 @@ from qload.layout import Dim, expert, in_, out, part
         (channel_scale("s", out()), (4, 1), (4,), True),
         (channel_scale("s", out(), in_(2)), (4, 2), (2, 4), False),
         (group_scale("s", out(), in_(2)), (2,), (1, 2), False),
+        (document("d", 8, "text"), (8,), (1, 8), True),
+        (document("d", 8, "text"), (4,), (1, 8), True),
+        (document("d", 8, "text"), (9,), (1, 8), False),
+        (document("d", 8, "text"), (0,), (1, 8), False),
+        (document("d", 8, "text"), (1, 4), (1, 8), False),
+        (document("d", 8, "text"), (4,), (2, 8), False),
+        (table("t", 16), (16,), (1, 16), True),
+        (table("t", 16), (8,), (1, 16), False),
     ],
 )
 def test_shapes_on_disk_and_views_of_them(
@@ -46,6 +56,8 @@ def test_what_is_not_written_cannot_pass_for_data() -> None:
     assert math.isnan(tensor_scale("s").fill)
     assert math.isnan(weight("w", out(), in_()).fill)
     assert packed("p", out(), in_(8), dtypes=("I32",)).fill == 0
+    assert math.isnan(table("t", 16).fill)
+    assert document("d", 8, "text").fill == 0
 
 
 def test_the_core_adds_the_bias_and_the_experts() -> None:

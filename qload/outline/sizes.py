@@ -2,19 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from qload.checkpoint import TensorEntry
-from qload.declare import ParameterKind
+from qload.declare import ParameterKind, View
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry, single
 from qload.layout import Dim
 from qload.outline.modules import StoredModule
 from qload.quantization import Quantization
 
+_WEIGHTS = (ParameterKind.PACKED, ParameterKind.WEIGHT)
+
 PROBE = single(1, 1)
-"""Any geometry: the axes of a method's declaration do not depend on it."""
+"""Any geometry: of a method's declaration for it, the ratio of elements to entries is that for every other."""
 
 
 @dataclass(slots=True)
@@ -22,7 +25,8 @@ class Solver:
     """Solves for sizes; of modules that are alike it takes one.
 
     Where a module's tensors disagree, modules of the same name in other layers decide which of them is wrong,
-    and else the weight's own word is taken.
+    and else the weight's own word is taken. A weight of which only the number of entries counts says how many
+    elements there are in all; where nothing else tells rows, they are taken for one.
     """
 
     quantization: Quantization
@@ -45,9 +49,11 @@ class Solver:
 
     def solve(self, module: StoredModule) -> Geometry:
         said = self._said(module)
+        rows = self._settle(module, Dim.OUT, said[Dim.OUT])
+        columns = self._settle(module, Dim.IN, said[Dim.IN]) if said[Dim.IN] else self._count_elements(module) // rows
         return single(
-            self._settle(module, Dim.OUT, said[Dim.OUT]),
-            self._settle(module, Dim.IN, said[Dim.IN]),
+            rows,
+            max(1, columns),
             kind=module.info.kind,
             dtype=_dtype(module.tensors.values()),
             bias="bias" in module.tensors,
@@ -69,17 +75,26 @@ class Solver:
 
     def _said(self, module: StoredModule) -> dict[Dim, list[range]]:
         """What each tensor's shape says of the module's sizes, the weight's first."""
-        specs = self.quantization.declare(module.treatment, PROBE)
-        order = sorted(specs, key=lambda spec: spec.kind not in (ParameterKind.PACKED, ParameterKind.WEIGHT))
+        specs = self.quantization.declare(module.treatment, replace(PROBE, bias="bias" in module.tensors))
+        order = sorted(specs, key=lambda spec: spec.kind not in _WEIGHTS)
         said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: []}
         for spec in order:
             entry = module.tensors.get(spec.stored_as)
-            if entry is None or len(entry.shape) != len(spec.layout.axes):
+            if entry is None or spec.view is View.FLAT or len(entry.shape) != len(spec.layout.axes):
                 continue
             for axis, size in zip(spec.layout.axes, entry.shape, strict=True):
                 if axis.dim in said and (counts := axis.counts(size)):
                     said[axis.dim].append(counts)
         return said
+
+    def _count_elements(self, module: StoredModule) -> int:
+        """As many as fit into a weight of which the shape says no more; 0 where there is none."""
+        for spec in self.quantization.declare(module.treatment, PROBE):
+            entry = module.tensors.get(spec.stored_as)
+            if entry is not None and spec.view is View.FLAT and spec.kind in _WEIGHTS:
+                logical, stored = spec.layout.ratio
+                return prod(entry.shape) * logical // stored
+        return 0
 
 
 def _intersect(ranges: Sequence[range]) -> range:

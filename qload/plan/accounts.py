@@ -39,7 +39,7 @@ def check_entry(fit: Fit, entry: TensorEntry, source: Source, target: Target) ->
             f"the {fit.stored.kind.value} has the wrong shape",
             where=entry.name,
             file=entry.file,
-            expected=list(fit.shape),
+            expected=fit.expected,
             found=list(entry.shape),
             remedy=f"{source.prefix} is {_size(target, source)} and {target.treatment.label}",
         )

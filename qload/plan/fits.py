@@ -1,13 +1,14 @@
 """How the tensors of a source lie in the parameters of a layer, whatever module of the checkpoint the source is."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
-from qload.declare import ParameterSpec
+from qload.declare import ParameterSpec, View
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
-from qload.layout import Cut, Dim, Extents, Place, Region, volume
+from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
 from qload.plan.targets import Source
 
 
@@ -30,6 +31,11 @@ class Reading:
     written: int = 0
     fault: str = ""
 
+    def shorten(self, size: int) -> "Reading":
+        """The same of a tensor that ends after `size` entries of its last axis; what it lacks is zero, and written."""
+        moves = tuple(Move(_shorten(move.source, size), _shorten(move.destination, size)) for move in self.moves)
+        return replace(self, shape=(*self.shape[:-1], size), moves=moves)
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -43,12 +49,25 @@ class Fit:
         """The shape that the declaration gives it."""
         return self.readings[0].shape
 
+    @property
+    def expected(self) -> str:
+        """The shapes that would be right, in words."""
+        if self.stored.view is View.BEGINNING:
+            return f"one axis of 1 to {self.shape[-1]} bytes"
+        return str(list(self.shape))
+
     def read(self, shape: tuple[int, ...]) -> Reading | None:
         """How to read a tensor that is stored with that shape; None where nothing of it would be right."""
         for reading in self.readings:
-            if shape == reading.shape or self.stored.matches(shape, reading.shape):
+            if shape == reading.shape:
                 return reading
+            if self.stored.matches(shape, reading.shape):
+                return reading.shorten(prod(shape)) if self.stored.view is View.BEGINNING else reading
         return None
+
+
+def _shorten(region: Region, size: int) -> Region:
+    return (*region[:-1], Interval(0, size))
 
 
 def make_fit(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:

@@ -22,7 +22,7 @@ def make_tensors(
     """Every required tensor of a layer's sources, under its name on disk, with random values.
 
     Scales lie between 1/128 and 1/64; packed values and zero-points take all bit patterns; indices assign
-    columns to groups at random, but in equal shares.
+    columns to groups at random, but in equal shares; documents are the declaration's sample.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
@@ -38,6 +38,8 @@ def make_tensors(
 
 def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     dtype = torch_dtype(spec.dtypes[0])
+    if spec.kind is ParameterKind.DOCUMENT:
+        return torch.tensor(list(spec.sample.encode()), dtype=dtype)
     if spec.kind.is_scale:
         return ((torch.rand(shape, generator=generator) + 1) / 128).to(dtype)
     if spec.kind is ParameterKind.INDEX:

@@ -37,6 +37,9 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "awq", "bits": 4, "group_size": 64},
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"},
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast"},
+    {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
     {"quant_method": "fp8", "weight_block_size": [64, 128]},
     *(
         {"quant_method": "modelopt", "quant_algo": name}

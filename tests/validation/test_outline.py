@@ -15,7 +15,7 @@ from qload.geometry import Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.outline import outline
 from qload.plan import find_faults
-from qload.quantization import unquantized
+from qload.quantization import resolve, unquantized
 
 
 class Config(BaseModel):
@@ -37,6 +37,21 @@ def test_a_size_that_packing_leaves_open_is_the_configs(config: dict[str, Any], 
     quantization = make_quantization({"quant_method": "gptq", "bits": 4, "group_size": -1}, registry)
     (target,) = outline(checkpoint, quantization).targets
     assert (target.geometry.in_features, target.geometry.out_features) == (size, 64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_flat_weight_says_how_many_elements_there_are(bias: bool, registry: Registry) -> None:
+    """And no more: rows are the bias's, or else one; how many there are in a block is a matter of both numbers."""
+    state = "a.weight.quant_state.bitsandbytes__nf4"
+    stored = {"a.weight": ("BF16", (1536, 1)), "a.weight.absmax": ("F32", (48,)), "a.weight.quant_map": ("F32", (16,))}
+    stored |= {state: ("U8", (90,)), **({"a.bias": ("F32", (24,))} if bias else {})}
+    checkpoint = headers({"quantization_config": {"load_in_4bit": True}}, **stored)
+    quantization = resolve(checkpoint, registry)
+    drawn = outline(checkpoint, quantization)
+    (target,) = drawn.targets
+    assert (target.geometry.out_features, target.geometry.in_features) == ((24, 256) if bias else (1, 6144))
+    assert str(target.treatment.scheme) == "nf4 block 128 as BF16"
+    assert find_faults(checkpoint, quantization, drawn.targets, drawn.plain) == ()
 
 
 def test_a_mask_of_bytes_is_no_quantized_layer(registry: Registry) -> None:

@@ -72,11 +72,11 @@ def _fill_layer(
             tally.add(reader.read(copy, region), copy.nbytes, layer.name)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    return findings if whole is None or findings else _process(whole)
+    return findings if whole is None or findings else _finish(whole)
 
 
-def _process(layer: Layer) -> list[Finding]:
-    """Run a layer's post-load hook; what it finds in the data is collected with the rest."""
+def _finish(layer: Layer) -> list[Finding]:
+    """Run a layer's post-load hook; what it finds wrong with the checkpoint."""
     try:
         layer.hooks.process(layer)
     except CheckpointError as error:
@@ -111,17 +111,17 @@ def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
 
 
 def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
-    if slot.kind.is_scale and tensor.is_floating_point():
-        yield from _check_scale(tensor, entry)
+    if (slot.kind.is_scale or slot.kind is ParameterKind.TABLE) and tensor.is_floating_point():
+        yield from _check_scale(slot.kind, tensor, entry)
     elif slot.kind is ParameterKind.INDEX and slot.bounds is not None:
         yield from _check_index(tensor, slot.bounds, entry)
 
 
-def _check_scale(tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
+def _check_scale(kind: ParameterKind, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
     if not _is_finite(tensor):
         yield report(
             "QL501",
-            "the scale is not a finite number everywhere",
+            f"the {'scale' if kind.is_scale else kind.value} is not a finite number everywhere",
             where=entry.name,
             file=entry.file,
             remedy="the checkpoint is damaged, or was quantized with overflowing statistics",

@@ -1,0 +1,69 @@
+"""bitsandbytes' quantization config.
+
+Source of the fields: transformers' `BitsAndBytesConfig`, which writes the two flags with and without an underscore.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from re import escape
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from qload.patterns import Dialect, Patterns
+
+STORAGE = {
+    "uint8": "U8",
+    "int8": "I8",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+"""The names of the dtypes that packed weights may be stored as, with their codes."""
+
+_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+
+
+class BitsAndBytesConfig(BaseModel):
+    """`quantization_config` of a bitsandbytes checkpoint."""
+
+    model_config = ConfigDict(extra="allow")
+
+    quant_method: Literal["bitsandbytes"] = "bitsandbytes"
+    load_in_4bit: bool = Field(False, validation_alias=AliasChoices("load_in_4bit", "_load_in_4bit"))
+    load_in_8bit: bool = Field(False, validation_alias=AliasChoices("load_in_8bit", "_load_in_8bit"))
+    llm_int8_threshold: float = Field(6.0, ge=0)
+    llm_int8_skip_modules: list[str] | None = None
+    llm_int8_has_fp16_weight: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "fp4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32", "float64"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "BitsAndBytesConfig":
+        if self.load_in_4bit == self.load_in_8bit:
+            which = "both" if self.load_in_4bit else "neither"
+            raise ValueError(f"one of load_in_4bit and load_in_8bit is true, and here {which}")
+        _ = self.excluded  # an entry that is no regular expression is a fault of the config
+        return self
+
+    @property
+    def storage(self) -> str:
+        """The dtype that packed weights are stored as."""
+        return STORAGE[self.bnb_4bit_quant_storage or "uint8"]
+
+    def excludes(self, names: Iterable[str]) -> bool:
+        """Whether a module is left alone: an entry is a regex for the beginning of its name, or any end of it.
+
+        Source: transformers' `should_convert_module`.
+        """
+        return self.excluded.match(names)
+
+    @cached_property
+    def excluded(self) -> Patterns:
+        """The entries of `llm_int8_skip_modules`, ready to match."""
+        entries = self.llm_int8_skip_modules or ()
+        beginnings = (f"(?:{entry}){_BOUNDARY}" for entry in entries)
+        ends = (f".*{escape(entry)}$" for entry in entries)
+        return Patterns((*beginnings, *ends), Dialect.REGEX)

@@ -1,0 +1,47 @@
+"""LLM.int8(): rows of int8, and inputs of int8 but for the features that are too great for it.
+
+Source: bitsandbytes' `int8_vectorwise_dequant`, `int8_vectorwise_quant` and `int8_mixed_scaled_mm`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GREATEST = 127
+
+
+def dequantize(values: Tensor, row_scale: Tensor) -> Tensor:
+    """The weight in float32: a row's scale is its greatest magnitude."""
+    return values * row_scale.float()[:, None] * (1 / GREATEST)
+
+
+def multiply(x: Tensor, values: Tensor, row_scale: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
+    """x [..., in] times the weight, both in int8, in x's dtype.
+
+    A feature that reaches the threshold in any token is left as it is in all of them, and meets the weight made dense.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    outliers = find_outliers(tokens, threshold)
+    quantized, scale = quantize(tokens, outliers)
+    y = F.linear(quantized, values.float()) * (scale * row_scale.float() * (1 / GREATEST**2))
+    y = (y if bias is None else y + bias).to(x.dtype)
+    columns = outliers.any(0).nonzero().squeeze(-1)
+    if len(columns):
+        dense = dequantize(values[:, columns], row_scale).to(x.dtype)
+        y = y.addmm(tokens[:, columns], dense.T)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def find_outliers(tokens: Tensor, threshold: float) -> Tensor:
+    """Which entries reach the threshold, in float16 as bitsandbytes sees them; none where it is zero."""
+    if threshold == 0:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    return tokens.half().abs() >= threshold
+
+
+def quantize(tokens: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens as whole numbers in float32, features with outliers as zeros; and the greatest magnitude of each."""
+    inliers = tokens.half().masked_fill(outliers, 0).float()
+    scale = inliers.abs().amax(-1, keepdim=True)
+    rounded = (inliers * (GREATEST / scale)).nan_to_num(0).round()
+    return rounded.masked_fill(outliers.any(0), 0), scale
