@@ -68,7 +68,7 @@ def choose_four_bits(config: BitsAndBytesConfig, module: ModuleInfo) -> FourBitS
     packed = module.tensors.get(WEIGHT)
     storage = packed.dtype if packed is not None and packed.dtype in STORAGE.values() else config.storage
     elements = _count(packed) * BITS[storage] // 4
-    blocks, outer_blocks = _count(module.tensors.get(ABSMAX)), _count(module.headers.get(NESTED_ABSMAX))
+    blocks, outer_blocks = _count(module.tensors.get(ABSMAX)), _count(module.tensors.get(NESTED_ABSMAX))
     return FourBitScheme(
         _find_quant_type(config, module.stored),
         _find_block_size(elements, blocks, BLOCK_SIZE),
