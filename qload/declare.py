@@ -6,11 +6,11 @@ layers read nothing else.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import prod
+from math import gcd, prod
 
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry
-from qload.layout import Axis, Dim, Layout, expert, out, part
+from qload.layout import Axis, Dim, Layout, expert, in_, out, part
 
 
 class ParameterKind(StrEnum):
@@ -26,6 +26,8 @@ class ParameterKind(StrEnum):
     GLOBAL_SCALE = "global scale"
     """A scale of scales."""
     INDEX = "group index"
+    SETTING = "setting"
+    """A number that the checkpoint stores beside the weights, and that must be what the config says."""
     BIAS = "bias"
     METADATA = "metadata"
 
@@ -42,6 +44,10 @@ class View(StrEnum):
     """Dimensions of size 1 do not count."""
     FLAT = "flat"
     """Only the number of entries counts."""
+    ANY = "any"
+    """The shape does not count: for what is not loaded."""
+    BYTES = "bytes"
+    """Only the number of bytes counts: whichever of the dtypes they are stored as, they are read as the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +81,16 @@ class ParameterSpec:
 
     def matches(self, stored: tuple[int, ...], declared: tuple[int, ...]) -> bool:
         """Whether a tensor stored with the first shape can be viewed as one of the second."""
-        if self.view is View.FLAT:
+        if self.view is View.ANY:
+            return True
+        if self.view in (View.FLAT, View.BYTES):
             return prod(stored) == prod(declared)
         if self.view is View.SQUEEZED:
             return _squeeze(stored) == _squeeze(declared)
         return stored == declared
 
 
-_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX)
+_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX, ParameterKind.SETTING)
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
@@ -115,10 +123,14 @@ def zero_point(
 
 
 def group_scale(
-    name: str, *axes: Axis, dtypes: tuple[str, ...] = _SCALE_DTYPES, stored_as: str | None = None
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...] = _SCALE_DTYPES,
+    stored_as: str | None = None,
+    view: View = View.EXACT,
 ) -> ParameterSpec:
     """One scale for each group of input features of each row."""
-    return _spec(name, ParameterKind.GROUP_SCALE, axes, dtypes, stored_as)
+    return _spec(name, ParameterKind.GROUP_SCALE, axes, dtypes, stored_as, view=view)
 
 
 def channel_scale(
@@ -168,9 +180,37 @@ def index(
     )
 
 
-def metadata(name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None) -> ParameterSpec:
+def metadata(
+    name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None, view: View = View.EXACT
+) -> ParameterSpec:
     """A tensor that may be stored and is not needed."""
-    return _spec(name, ParameterKind.METADATA, axes, dtypes, stored_as, required=False)
+    return _spec(name, ParameterKind.METADATA, axes, dtypes, stored_as, required=False, view=view)
+
+
+def setting(
+    name: str, value: int, *, dtypes: tuple[str, ...] = ("I32",), stored_as: str | None = None
+) -> ParameterSpec:
+    """A number that may be stored for each fused part, and must then be `value`."""
+    bounds = (value, value + 1)
+    kind, view = ParameterKind.SETTING, View.SQUEEZED
+    return _spec(name, kind, (part(),), dtypes, stored_as, required=False, view=view, bounds=bounds)
+
+
+def striped(geometry: Geometry, count: int, group: int | None) -> tuple[Axis, Axis]:
+    """The axes of a weight in groups of `group` columns, one below another, whose rows are packed in `count` stripes.
+
+    A word holds one value of each stripe of consecutive rows, so that no rank can hold some of the rows. The tensor
+    is viewed with a word for each input feature where that is possible, for then the input features can be cut.
+    """
+    columns = geometry.in_features
+    if group is None or all(_are_stripes(part.size, columns, count, group) for part in geometry.parts):
+        return out(count, solid=True), in_()
+    common = gcd(count * group, columns)
+    return out(count * group // common, columns // common, solid=True), in_(columns, group)
+
+
+def _are_stripes(rows: int, columns: int, count: int, group: int) -> bool:
+    return rows % count == 0 and rows * columns // group % count == 0
 
 
 def bias() -> ParameterSpec:

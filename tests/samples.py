@@ -33,9 +33,7 @@ NOT_SUPPORTED = (
     "hf-bitnet",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
-    "hqq-",
     "modelopt-",
-    "quanto-",
     "quark-",
     "torchao-",
 )

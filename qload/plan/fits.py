@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qload.declare import ParameterSpec
+from qload.checkpoint import TensorEntry
+from qload.declare import ParameterSpec, View
+from qload.dtypes import BITS
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
 from qload.layout import Cut, Dim, Extents, Place, Region, volume
@@ -49,6 +51,14 @@ class Fit:
             if shape == reading.shape or self.stored.matches(shape, reading.shape):
                 return reading
         return None
+
+
+def view_bytes(entry: TensorEntry, stored: ParameterSpec) -> TensorEntry:
+    """A tensor as its declaration reads it: where only its bytes count, in the first dtype that it may have."""
+    if stored.view is not View.BYTES or entry.dtype not in stored.dtypes[1:]:
+        return entry
+    count = entry.nbytes * 8 // BITS[stored.dtypes[0]]
+    return entry._replace(dtype=stored.dtypes[0], shape=(count,))
 
 
 def make_fit(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:

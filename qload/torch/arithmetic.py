@@ -1,5 +1,7 @@
 """What storage formats share: unpacking values, and scaling them by group, block, channel or tensor."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,23 @@ def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
     window = stream[..., first].to(torch.int32) | (stream[..., second].to(torch.int32) << 8)
     shifted = torch.bitwise_right_shift(window, (index * bits % 8).to(torch.int32))
     return (shifted & _mask(bits)).to(torch.uint8)
+
+
+def unpack_striped(words: Tensor, bits: int, shifts: Sequence[int], count: int) -> Tensor:
+    """Unsigned values packed in stripes: of n words, the first bits hold values 0 to n - 1, the next n to 2 n - 1.
+
+    `shifts` are the places of the stripes in a word, the first stripe's first. uint8 [count].
+    """
+    flat, mask = words.flatten(), _mask(bits)
+    stripes = [(torch.bitwise_right_shift(flat, shift) & mask).to(torch.uint8) for shift in shifts]
+    return (stripes[0] if len(stripes) == 1 else torch.cat(stripes))[:count]
+
+
+def take_striped(words: Tensor, bits: int, shifts: Sequence[int], index: Tensor) -> Tensor:
+    """The values at positions `index` of what `unpack_striped` would give: uint8, in its shape."""
+    flat = words.flatten()
+    places = torch.tensor(shifts, dtype=words.dtype, device=words.device)[index // len(flat)]
+    return (torch.bitwise_right_shift(flat[index % len(flat)], places) & _mask(bits)).to(torch.uint8)
 
 
 def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int, *, divide: bool = False) -> Tensor:
