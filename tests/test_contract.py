@@ -52,6 +52,20 @@ SECTIONS: list[dict[str, Any]] = [
     *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
     {"quant_method": "fp8"},
     *(
+        {
+            "quant_method": "hqq",
+            "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": group, "axis": axis}},
+        }
+        for bits in (1, 3, 4, 8)
+        for group in (None, 64, 1024)
+        for axis in (0, 1)
+    ),
+    *(
+        {"quant_method": "quanto", "weights": weights, "activations": activations}
+        for weights in ("int8", "int2")
+        for activations in (None, "int8")
+    ),
+    *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})
     ),

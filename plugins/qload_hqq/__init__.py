@@ -6,10 +6,13 @@ bits: 10 values of 3 bits in 32, else without gaps in 8. Five and six bits take 
 layout: hqq's `Quantizer`, `BitPack` and `HQQLinear.state_dict`.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd
 
+from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View, group_scale, metadata, packed, setting, striped, zero_point
+from qload.findings import Finding
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, fixed, in_, out
@@ -80,6 +83,27 @@ def qload_create_weights(scheme: HqqScheme, geometry: Geometry) -> tuple[Paramet
     view = View.BYTES if scheme.as_float else View.FLAT
     words = packed("W_q", *_pack_axes(scheme, geometry), dtypes=dtypes + FLOATS * scheme.as_float, view=view)
     return words, *_create_scales(scheme, geometry), *_create_settings(scheme, geometry)
+
+
+def qload_check(scheme: HqqScheme, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
+    """Scales of both axes are as many, and read along the wrong one would pass for right."""
+    for name in ("scale", "zero", "zero_scale"):
+        entry = tensors.get(name)
+        if entry is not None and _lies_across(entry.shape[-2:], scheme.axis):
+            yield Finding(
+                "HQQ001",
+                "the scales are of groups along the other axis",
+                entry.name,
+                entry.file,
+                "one column" if scheme.axis == 1 else "one row",
+                str(list(entry.shape)),
+                "correct the axis in quant_config",
+            )
+
+
+def _lies_across(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether scales [rows, columns] have their one row or column along the axis of the groups' order."""
+    return len(shape) == 2 and shape[axis] != 1 and shape[1 - axis] == 1
 
 
 def _pack_axes(scheme: HqqScheme, geometry: Geometry) -> tuple[Axis, ...]:

@@ -77,7 +77,9 @@ def qload_method_info() -> MethodInfo:
 
 
 def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
-    """A map of the quantized modules lies beside the weights, and config.json says nothing."""
+    """A map of the quantized modules lies beside the weights, and config.json says nothing of another method."""
+    if "quantization_config" in config:
+        return None
     modules = files.read_json(SIDE_FILE)
     return None if modules is None else Claim(10, {"modules": modules}, SIDE_FILE)
 

@@ -48,24 +48,27 @@ def _scale(values: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor
     group = values.shape[-1] // groups
     if shift is None or not shift.is_floating_point():
         return scale_groups(values, scale, 0 if shift is None else shift, group)
-    scaled = scale_groups(values, scale, 0, group)
-    return scaled.unflatten(-1, (groups, group)).sub_(shift.unsqueeze(-1)).flatten(-2)
+    scaled: Tensor = scale_groups(values, scale, 0, group).unflatten(-1, (groups, group))
+    return scaled.sub_(shift.unsqueeze(-1)).flatten(-2)
 
 
 def _round_weight(layer: LayerPiece, rows: Tensor) -> Tensor:
-    """Rows of a weight that is not frozen, quantized as `AbsmaxOptimizer` or `MaxOptimizer` would, and turned back."""
+    """Rows of a weight that is not frozen, quantized as `AbsmaxOptimizer` or `MaxOptimizer` would, and turned back.
+
+    Rows and groups of one value alone have no scale, and stay as they are.
+    """
     kind = layer.scheme.weights
     if kind is None:
         return rows
     if kind not in BITS:
-        greatest = rows.abs().amax(-1, keepdim=True)
-        return _round(rows, greatest / _read_limits(kind)[1], kind)
-    group = choose_group(layer.in_features) or layer.in_features
-    grouped = rows.unflatten(-1, (-1, group))
+        scale = rows.abs().amax(-1, keepdim=True) / _read_limits(kind)[1]
+        return _round(rows, scale.masked_fill(scale == 0, 1), kind)
+    grouped: Tensor = rows.unflatten(-1, (-1, choose_group(layer.in_features) or layer.in_features))
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     steps = (1 << BITS[kind]) - 1
     scale = (high - low) / steps
-    return (((grouped - low) / scale).round().clamp(0, steps) * scale + low).flatten(-2)
+    codes = ((grouped - low) / scale.masked_fill(scale == 0, 1)).round().clamp(0, steps)
+    return (codes * scale + low).flatten(-2)
 
 
 def _round(x: Tensor, scale: Tensor, kind: str) -> Tensor:
