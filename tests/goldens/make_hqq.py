@@ -41,7 +41,8 @@ def variants() -> list[dict[str, Any]]:
 
 
 def make(variant: dict[str, Any]) -> dict[str, Tensor]:
-    linear = nn.Linear(*reversed(variant["shape"]), bias=False)
+    rows, columns = variant["shape"]
+    linear = nn.Linear(columns, rows, bias=False)
     config = BaseQuantizeConfig(
         nbits=variant["bits"],
         group_size=variant["group"],

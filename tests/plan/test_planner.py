@@ -40,7 +40,8 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast"},
     {"quant_method": "fp8", "weight_block_size": [64, 128]},
     *(
-        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": 32, "axis": axis}}}
+        {"quant_method": "hqq",
+         "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": 32, "axis": axis}}}
         for bits in (3, 4, 8) for axis in (0, 1)
     ),
     *({"quant_method": "quanto", "weights": weights} for weights in ("int8", "int4")),

@@ -203,7 +203,7 @@ def test_scales_along_the_other_axis_are_found(registry: Registry) -> None:
     for axis in (0, 1):
         stored, _ = quantize("m", 8, 16, 4, 8, 1 - axis)
         quantization = make_quantization(section(4, 8, axis), registry)
-        with pytest.raises(CheckpointError, match="HQQ001 m.scale"):
+        with pytest.raises(CheckpointError, match=r"HQQ001 m\.scale"):
             qload.load_tensors(ReplicatedLinear(16, 8, Site(quantization, "m")), stored, quantization)
 
 
