@@ -56,8 +56,7 @@ SECTIONS: list[dict[str, Any]] = [
             "quant_method": "hqq",
             "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": group, "axis": axis}},
         }
-        for bits in (1, 3, 4, 8)
-        for group in (None, 64, 1024)
+        for bits, group in ((1, 64), (3, 64), (3, None), (4, 64), (4, 1024), (8, 64), (8, 1024))
         for axis in (0, 1)
     ),
     *(

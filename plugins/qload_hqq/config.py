@@ -42,7 +42,7 @@ class HqqConfig(BaseModel):
 
     quant_method: Literal["hqq"] = "hqq"
     quant_config: ModuleParams | dict[str, ModuleParams | None]
-    skip_modules: list[str] = Field(default_factory=lambda: ["lm_head"])
+    skip_modules: list[str] | None = Field(default_factory=lambda: ["lm_head"])
 
     @field_validator("quant_config", mode="before")
     @classmethod
@@ -61,7 +61,7 @@ class HqqConfig(BaseModel):
     def params(self, names: Iterable[str]) -> ModuleParams | None:
         """The settings of the module with those names; None where it is left alone."""
         tags = [tag for name in names for tag in (name, name_tag(name))]
-        if not set(self.skip_modules).isdisjoint(tags):
+        if not set(self.skip_modules or ()).isdisjoint(tags):
             return None
         if isinstance(self.quant_config, ModuleParams):
             return self.quant_config

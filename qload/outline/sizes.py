@@ -11,10 +11,11 @@ from qload.dtypes import FLOATS
 from qload.geometry import Geometry, single
 from qload.layout import Dim
 from qload.outline.modules import StoredModule
+from qload.plan.fits import view_bytes
 from qload.quantization import Quantization
 
 PROBE = single(1, 1)
-"""Any geometry: the axes of a method's declaration do not depend on it."""
+"""Any geometry. Where the axes of a method's declaration depend on it, the sizes are others of as many weights."""
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ class Solver:
             entry = module.tensors.get(spec.stored_as)
             if entry is None or len(entry.shape) != len(spec.layout.axes):
                 continue
-            for axis, size in zip(spec.layout.axes, entry.shape, strict=True):
+            for axis, size in zip(spec.layout.axes, view_bytes(entry, spec).shape, strict=True):
                 if axis.dim in said and (counts := axis.counts(size)):
                     said[axis.dim].append(counts)
         return said

@@ -55,10 +55,11 @@ class Fit:
 
 def view_bytes(entry: TensorEntry, stored: ParameterSpec) -> TensorEntry:
     """A tensor as its declaration reads it: where only its bytes count, in the first dtype that it may have."""
-    if stored.view is not View.BYTES or entry.dtype not in stored.dtypes[1:]:
+    if stored.view is not View.BYTES or entry.dtype not in stored.dtypes[1:] or not entry.shape:
         return entry
-    count = entry.nbytes * 8 // BITS[stored.dtypes[0]]
-    return entry._replace(dtype=stored.dtypes[0], shape=(count,))
+    *rows, columns = entry.shape
+    seen = columns * BITS[entry.dtype] // BITS[stored.dtypes[0]]
+    return entry._replace(dtype=stored.dtypes[0], shape=(*rows, seen))
 
 
 def make_fit(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:

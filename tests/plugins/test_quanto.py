@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from qload_quanto import choose_group
+from safetensors.torch import save_file
 from samples import make_quantization
 from torch import Tensor
 from variants import Variant, read_variants
@@ -84,6 +85,16 @@ def test_inputs_and_outputs_are_rounded_as_quanto_rounds_them(variant: Variant, 
     assert not torch.allclose(layer(x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_what_quanto_stores_has_no_findings(variant: Variant, tmp_path: Path) -> None:
+    save_file(variant.stored, tmp_path / "model.safetensors")
+    modules = section(variant.settings["weights"], variant.settings["activations"])["modules"]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "quanto_qmap.json").write_text(json.dumps(modules))
+    report = qload.validate(tmp_path)
+    assert (report.method, report.findings) == ("quanto", ())
+
+
 def test_outputs_of_fused_parts_are_rounded_with_their_own_bias_and_scale(registry: Registry) -> None:
     variant = ROUNDING[0]
     rows, columns = variant.settings["shape"]
@@ -159,11 +170,8 @@ def test_a_weight_that_is_not_frozen_may_have_rows_of_zeros(weights: str, regist
     qload.load_tensors(layer, {"m.weight": weight}, quantization)
     assert torch.equal(qload.dequantize(layer), weight)
     assert "not frozen" in layer.treatment.label
-    assert not RowParallelLinear(32, 2, Site(plain_of(registry), "n", 0, 2)).treatment.scheme
-
-
-def plain_of(registry: Registry) -> Quantization:
-    return make_quantization(section("qint8"), registry)
+    with pytest.raises(ShardError, match="the axis in"):
+        RowParallelLinear(32, 2, Site(quantization, "m", 0, 2))
 
 
 def test_a_map_beside_the_weights_is_a_claim(tmp_path: Path, registry: Registry) -> None:
