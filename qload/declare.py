@@ -6,11 +6,11 @@ layers read nothing else.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import prod
+from math import gcd, prod
 
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry
-from qload.layout import Axis, Dim, Layout, expert, fixed, out, part
+from qload.layout import Axis, Dim, Layout, expert, fixed, in_, out, part
 
 
 class ParameterKind(StrEnum):
@@ -27,6 +27,8 @@ class ParameterKind(StrEnum):
     """A scale of scales."""
     TABLE = "lookup table"
     INDEX = "group index"
+    SETTING = "setting"
+    """A number that the checkpoint stores beside the weights, and that must be what the config says."""
     BIAS = "bias"
     DOCUMENT = "document"
     METADATA = "metadata"
@@ -46,6 +48,10 @@ class View(StrEnum):
     """Only the number of entries counts."""
     BEGINNING = "beginning"
     """What is stored has one axis and may be shorter than the declared last one, the rest of which stays zero."""
+    ANY = "any"
+    """The shape does not count: for what is not loaded."""
+    BYTES = "bytes"
+    """Only the number of bytes counts: whichever of the dtypes they are stored as, they are read as the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,9 @@ class ParameterSpec:
 
     def matches(self, stored: tuple[int, ...], declared: tuple[int, ...]) -> bool:
         """Whether a tensor stored with the first shape can be viewed as one of the second."""
-        if self.view is View.FLAT:
+        if self.view is View.ANY:
+            return True
+        if self.view in (View.FLAT, View.BYTES):
             return prod(stored) == prod(declared)
         if self.view is View.SQUEEZED:
             return _squeeze(stored) == _squeeze(declared)
@@ -91,7 +99,13 @@ class ParameterSpec:
         return stored == declared
 
 
-_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX, ParameterKind.DOCUMENT)
+_INTEGER_KINDS = (
+    ParameterKind.PACKED,
+    ParameterKind.ZERO_POINT,
+    ParameterKind.INDEX,
+    ParameterKind.SETTING,
+    ParameterKind.DOCUMENT,
+)
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
@@ -214,9 +228,37 @@ def document(name: str, size: int, sample: str, *, stored_as: str | None = None)
     return replace(spec, sample=sample)
 
 
-def metadata(name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None) -> ParameterSpec:
+def metadata(
+    name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None, view: View = View.EXACT
+) -> ParameterSpec:
     """A tensor that may be stored and is not needed."""
-    return _spec(name, ParameterKind.METADATA, axes, dtypes, stored_as, required=False)
+    return _spec(name, ParameterKind.METADATA, axes, dtypes, stored_as, required=False, view=view)
+
+
+def setting(
+    name: str, value: int, *, dtypes: tuple[str, ...] = ("I32",), stored_as: str | None = None
+) -> ParameterSpec:
+    """A number that may be stored for each fused part, and must then be `value`."""
+    bounds = (value, value + 1)
+    kind, view = ParameterKind.SETTING, View.SQUEEZED
+    return _spec(name, kind, (part(),), dtypes, stored_as, required=False, view=view, bounds=bounds)
+
+
+def striped(geometry: Geometry, count: int, group: int | None) -> tuple[Axis, Axis]:
+    """The axes of a weight in groups of `group` columns, one below another, whose rows are packed in `count` stripes.
+
+    A word holds one value of each stripe of consecutive rows, so that no rank can hold some of the rows. The tensor
+    is viewed with a word for each input feature where that is possible, for then the input features can be cut.
+    """
+    columns = geometry.in_features
+    if group is None or all(_are_stripes(part.size, columns, count, group) for part in geometry.parts):
+        return out(count, solid=True), in_()
+    common = gcd(count * group, columns)
+    return out(count * group // common, columns // common, solid=True), in_(columns, group)
+
+
+def _are_stripes(rows: int, columns: int, count: int, group: int) -> bool:
+    return rows % count == 0 and rows * columns // group % count == 0
 
 
 def bias() -> ParameterSpec:

@@ -85,6 +85,7 @@ RULES = _rules(
     ("QL501", "E", "D", "a scale that is NaN or infinite"),
     ("QL503", "E", "P", "symmetric zero-points of another version than the config names"),
     ("QL505", "E", "D", "an index or a zero-point out of range"),
+    ("QL506", "E", "D", "a setting stored beside the weights is not the config's"),
 )
 """Every rule of the core by its code. A method's own rules carry its own prefix."""
 

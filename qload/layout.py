@@ -86,7 +86,8 @@ Extents = Mapping[Dim, Extent]
 class Axis:
     """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
 
-    A `whole` axis is kept whole on every rank. An axis that follows no dimension has a fixed `size`.
+    A `whole` axis is kept whole on every rank. A `solid` one is a single unit, however long the dimension is: no rank
+    can hold a share of it, and it has no room for padding. An axis that follows no dimension has a fixed `size`.
     Raises LayoutError for a unit that is empty.
     """
 
@@ -95,6 +96,7 @@ class Axis:
     stored: int = 1
     whole: bool = False
     size: int = 1
+    solid: bool = False
 
     def __post_init__(self) -> None:
         if self.logical < 1 or self.stored < 1:
@@ -103,6 +105,11 @@ class Axis:
                 expected="1 element or more, stored as 1 entry or more",
                 found=f"{self.logical} stored as {self.stored}",
             )
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether a rank that has anything of the axis has all of it."""
+        return self.whole or self.solid
 
     def entries(self, count: int) -> int:
         """Stored entries of `count` elements that begin at a unit's start; the last unit may be short."""
@@ -116,6 +123,8 @@ class Axis:
 
     def admits(self, cut: Cut, length: int) -> bool:
         """Whether `cut` splits no unit of a segment of `length` elements."""
+        if self.solid:
+            return (cut.start, cut.stop) == (0, length)
         if self.whole or self.dim is None or cut.size == 0:
             return True
         begins = cut.start % self.logical == 0
@@ -135,10 +144,11 @@ class Axis:
         """
         length = extent.sizes[segment]
         if not self.admits(cut, length):
+            unit = length if self.solid else self.logical
             raise LayoutError(
                 f"elements {cut.start} to {cut.stop} of {length} split a unit of the axis {self.dim}",
-                unit=self.logical,
-                expected=f"multiples of {self.logical}",
+                unit=unit,
+                expected=f"multiples of {unit}",
                 found=f"{cut.start} and {cut.stop}",
             )
         if extent.interleaved:
@@ -181,17 +191,17 @@ class Layout:
         return tuple(axis.length(extents) for axis in self.axes)
 
     def local_shape(self, extents: Extents, local: Extents) -> tuple[int, ...]:
-        """A rank's shape: whole axes follow the layer's `extents`, the others the rank's `local` ones."""
-        return tuple(axis.length(extents if axis.whole else local) for axis in self.axes)
+        """A rank's shape: axes that are not cut follow the layer's `extents`, the others the rank's `local` ones."""
+        return tuple(axis.length(extents if axis.is_uncut else local) for axis in self.axes)
 
     def region(self, extents: Extents, place: Place, whole: Extents | None = None) -> Region:
         """The entries of a tensor with those extents that hold the piece at `place`.
 
-        `whole` are the extents that whole axes follow, where they are not `extents`: those of the layer
-        while `extents` are a rank's. Raises LayoutError where the piece splits a unit.
+        `whole` are the extents that axes follow that are not cut, where they are not `extents`: those of the
+        layer while `extents` are a rank's. Raises LayoutError where the piece splits a unit.
         """
         return tuple(
-            _interval(axis, whole if whole is not None and axis.whole else extents, place) for axis in self.axes
+            _interval(axis, whole if whole is not None and axis.is_uncut else extents, place) for axis in self.axes
         )
 
     @property
@@ -203,8 +213,12 @@ class Layout:
         """Whether any axis follows `dim`."""
         return any(axis.dim is dim for axis in self.axes)
 
+    def is_solid(self, dim: Dim) -> bool:
+        """Whether all elements of `dim` must stay together."""
+        return any(axis.solid for axis in self.axes if axis.dim is dim)
+
     def unit(self, dim: Dim) -> int:
-        """The number of elements of `dim` that must stay together on a rank."""
+        """The number of elements of `dim` that must stay together on a rank, where they are not solid."""
         return max((axis.logical for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
 
 
@@ -217,9 +231,9 @@ def _interval(axis: Axis, extents: Extents, place: Place) -> Interval:
     return axis.run(extent, segment, whole if axis.whole else place.cuts.get(axis.dim, whole))
 
 
-def out(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:
+def out(logical: int = 1, stored: int = 1, *, whole: bool = False, solid: bool = False) -> Axis:
     """An axis along the output features."""
-    return Axis(Dim.OUT, logical, stored, whole)
+    return Axis(Dim.OUT, logical, stored, whole, solid=solid)
 
 
 def in_(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:

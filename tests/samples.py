@@ -29,8 +29,6 @@ NOT_SUPPORTED = (
     "gptqmodel-gguf",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
-    "hqq-",
-    "quanto-",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
 

@@ -132,6 +132,19 @@ SECTIONS: list[dict[str, Any]] = [
     ),
     {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 32, "kv_cache_quant_algo": "FP8"},
     *(
+        {
+            "quant_method": "hqq",
+            "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": group, "axis": axis}},
+        }
+        for bits, group in ((1, 64), (3, 64), (3, None), (4, 64), (4, 1024), (8, 64), (8, 1024))
+        for axis in (0, 1)
+    ),
+    *(
+        {"quant_method": "quanto", "weights": weights, "activations": activations}
+        for weights in ("int8", "int2")
+        for activations in (None, "int8")
+    ),
+    *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})
     ),

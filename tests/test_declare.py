@@ -14,7 +14,10 @@ from qload.declare import (
     document,
     group_scale,
     index,
+    metadata,
     packed,
+    setting,
+    striped,
     table,
     tensor_scale,
     weight,
@@ -30,6 +33,11 @@ from qload.layout import Dim, expert, in_, out, part
         (packed("p", out(), in_(8), dtypes=("I32",)), (8,), (4, 2), False),
         (packed("p", out(), in_(2), dtypes=("U8",), view=View.FLAT), (8, 1), (4, 2), True),
         (packed("p", out(), in_(2), dtypes=("U8",), view=View.FLAT), (9, 1), (4, 2), False),
+        (packed("p", out(), in_(), dtypes=("U8", "F16"), view=View.BYTES), (8,), (4, 2), True),
+        (packed("p", out(), in_(), dtypes=("U8", "F16"), view=View.BYTES), (4,), (4, 2), False),
+        (metadata("m", dtypes=("U8",), view=View.ANY), (13,), (), True),
+        (metadata("m", dtypes=("U8",)), (13,), (), False),
+        (setting("n", 4), (), (1,), True),
         (tensor_scale("s"), (), (1,), True),
         (tensor_scale("s"), (1, 1), (1,), True),
         (tensor_scale("s"), (2,), (1,), False),
@@ -50,6 +58,28 @@ def test_shapes_on_disk_and_views_of_them(
     spec: ParameterSpec, stored: tuple[int, ...], declared: tuple[int, ...], expected: bool
 ) -> None:
     assert spec.matches(stored, declared) is expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "count", "group", "shape"),
+    [
+        ((8,), 64, 2, 32, (4, 64)),
+        ((8, 4), 64, 2, 32, (6, 64)),
+        ((8, 3), 64, 2, 32, (11, 32)),
+        ((3,), 64, 2, 32, (3, 32)),
+        ((3,), 64, 2, None, (2, 64)),
+        ((128,), 256, 10, 64, (52, 64)),
+        ((10,), 256, 10, 64, (1, 256)),
+        ((4,), 24, 4, 16, (2, 16)),
+    ],
+)
+def test_stripes_are_rows_where_rows_share_words_evenly(
+    rows: tuple[int, ...], columns: int, count: int, group: int | None, shape: tuple[int, int]
+) -> None:
+    """Else they are as they are packed, groups one below another, and each part rounds by itself."""
+    geometry = Geometry(columns, tuple(Part(str(number), size) for number, size in enumerate(rows)))
+    words = packed("w", *striped(geometry, count, group), dtypes=("U8",))
+    assert words.layout.shape(geometry.extents) == shape
 
 
 def test_what_is_not_written_cannot_pass_for_data() -> None:

@@ -160,3 +160,19 @@ def extents(rows: int, columns: int, *, parts: tuple[int, ...] | None = None, ex
 def test_a_unit_is_not_empty(logical: int, stored: int) -> None:
     with pytest.raises(LayoutError, match="a unit of the axis in is empty"):
         in_(logical, stored)
+
+
+def test_a_solid_axis_is_not_cut_and_holds_no_padding() -> None:
+    """However many elements a unit has: it is the dimension that is one."""
+    layout = Layout((out(2, solid=True), in_()))
+    whole, padded = extents(9, 4, parts=(6, 3)), extents(70, 4, parts=(6, 64))
+    assert layout.shape(whole) == (5, 4)
+    assert layout.local_shape(whole, padded) == (5, 4)
+    second = Place({Dim.OUT: 1}, {Dim.OUT: Cut(0, 3, 61)})
+    assert layout.region(padded, second, whole=whole)[0] == Interval(3, 5)
+    for cut in (Cut(0, 2), Cut(2, 6), Cut(0, 0)):
+        with pytest.raises(LayoutError, match="split a unit of the axis out") as caught:
+            layout.region(whole, Place({}, {Dim.OUT: cut}))
+        assert (caught.value.unit, caught.value.expected) == (6, "multiples of 6")
+    assert layout.is_solid(Dim.OUT)
+    assert not layout.is_solid(Dim.IN)

@@ -7,17 +7,21 @@ from math import prod
 from typing import Any
 
 from qload.checkpoint import TensorEntry
-from qload.declare import ParameterKind, View
+from qload.declare import ParameterKind, ParameterSpec, View
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry, single
 from qload.layout import Dim
 from qload.outline.modules import StoredModule
+from qload.plan.fits import view_bytes
 from qload.quantization import Quantization
 
 _WEIGHTS = (ParameterKind.PACKED, ParameterKind.WEIGHT)
 
 PROBE = single(1, 1)
-"""Any geometry: of a method's declaration for it, the ratio of elements to entries is that for every other."""
+"""Any geometry: of a method's declaration for it, the ratio of elements to entries is that for every other.
+
+Where its axes depend on the geometry, the sizes are others of as many weights.
+"""
 
 
 @dataclass(slots=True)
@@ -80,9 +84,9 @@ class Solver:
         said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: []}
         for spec in order:
             entry = module.tensors.get(spec.stored_as)
-            if entry is None or spec.view is View.FLAT or len(entry.shape) != len(spec.layout.axes):
+            if entry is None or _is_flat(spec, entry) or len(entry.shape) != len(spec.layout.axes):
                 continue
-            for axis, size in zip(spec.layout.axes, entry.shape, strict=True):
+            for axis, size in zip(spec.layout.axes, view_bytes(entry, spec).shape, strict=True):
                 if axis.dim in said and (counts := axis.counts(size)):
                     said[axis.dim].append(counts)
         return said
@@ -91,10 +95,16 @@ class Solver:
         """As many as fit into a weight of which the shape says no more; 0 where there is none."""
         for spec in self.quantization.declare(module.treatment, PROBE):
             entry = module.tensors.get(spec.stored_as)
-            if entry is not None and spec.view is View.FLAT and spec.kind in _WEIGHTS:
+            if entry is not None and _is_flat(spec, entry):
                 logical, stored = spec.layout.ratio
                 return prod(entry.shape) * logical // stored
         return 0
+
+
+def _is_flat(spec: ParameterSpec, entry: TensorEntry) -> bool:
+    """Whether a weight is stored as one column, of which the shape says no more than how long it is."""
+    is_column = len(entry.shape) == 1 or (len(entry.shape) == 2 and entry.shape[1] == 1)
+    return spec.kind in _WEIGHTS and spec.view is View.FLAT and is_column
 
 
 def _intersect(ranges: Sequence[range]) -> range:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
+from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View
+from qload.dtypes import BITS
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
 from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
@@ -68,6 +70,15 @@ class Fit:
 
 def _shorten(region: Region, size: int) -> Region:
     return (*region[:-1], Interval(0, size))
+
+
+def view_bytes(entry: TensorEntry, stored: ParameterSpec) -> TensorEntry:
+    """A tensor as its declaration reads it: where only its bytes count, in the first dtype that it may have."""
+    if stored.view is not View.BYTES or entry.dtype not in stored.dtypes[1:] or not entry.shape:
+        return entry
+    *rows, columns = entry.shape
+    seen = columns * BITS[entry.dtype] // BITS[stored.dtypes[0]]
+    return entry._replace(dtype=stored.dtypes[0], shape=(*rows, seen))
 
 
 def make_fit(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:

@@ -10,7 +10,7 @@ from qload.findings import Finding, report
 from qload.layout import Interval, volume
 from qload.plan import accounts
 from qload.plan.copies import Copy, Slot
-from qload.plan.fits import Fit, Reading
+from qload.plan.fits import Fit, Reading, view_bytes
 from qload.plan.forms import Arrangement, Blank, Form, Forms
 from qload.plan.targets import PlainTarget, Source, Target
 from qload.quantization import Quantization
@@ -153,11 +153,12 @@ def _find_tensors(
             # A finding says already that its file cannot be read.
             missing += [] if name in ledger.lost else [name]
             continue
-        reading = fit.read(entry.shape)
-        if reading is None or entry.dtype not in fit.stored.dtypes:
-            ledger.findings += accounts.check_entry(fit, entry, source, target)
+        seen = view_bytes(entry, fit.stored)
+        reading = fit.read(seen.shape)
+        if reading is None or seen.dtype not in fit.stored.dtypes:
+            ledger.findings += accounts.check_entry(fit, seen, source, target)
         else:
-            found.append((entry, reading))
+            found.append((seen, reading))
     if missing and (spec.required or (found and not spec.partial)):
         ledger.findings += (accounts.missing(name, spec, target) for name in missing)
     return found

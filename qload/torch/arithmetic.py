@@ -1,5 +1,7 @@
 """What storage formats share: unpacking values, and scaling them by group, block, channel or tensor."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -50,6 +52,23 @@ def extend_sign(values: Tensor, bits: int) -> Tensor:
     """Unsigned values of `bits` bits (1 to 8), uint8, read as two's complement: int8."""
     unused = 8 - bits
     return torch.bitwise_right_shift(torch.bitwise_left_shift(values, unused).view(torch.int8), unused)
+
+
+def unpack_striped(words: Tensor, bits: int, shifts: Sequence[int], count: int) -> Tensor:
+    """Unsigned values packed in stripes: of n words, the first bits hold values 0 to n - 1, the next n to 2 n - 1.
+
+    `shifts` are the places of the stripes in a word, the first stripe's first. uint8 [count].
+    """
+    flat, mask = words.flatten(), _mask(bits)
+    stripes = [(torch.bitwise_right_shift(flat, shift) & mask).to(torch.uint8) for shift in shifts]
+    return (stripes[0] if len(stripes) == 1 else torch.cat(stripes))[:count]
+
+
+def take_striped(words: Tensor, bits: int, shifts: Sequence[int], index: Tensor) -> Tensor:
+    """The values at positions `index` of what `unpack_striped` would give: uint8, in its shape."""
+    flat = words.flatten()
+    places = torch.tensor(shifts, dtype=words.dtype, device=words.device)[index // len(flat)]
+    return (torch.bitwise_right_shift(flat[index % len(flat)], places) & _mask(bits)).to(torch.uint8)
 
 
 def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int, *, divide: bool = False) -> Tensor:

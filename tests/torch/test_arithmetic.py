@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qload.torch.arithmetic import pack, scale_blocks, scale_by_index, scale_groups, take, unpack
+from qload.torch.arithmetic import (
+    pack,
+    scale_blocks,
+    scale_by_index,
+    scale_groups,
+    take,
+    take_striped,
+    unpack,
+    unpack_striped,
+)
 from qload.torch.floats import decode_e2m1, encode_e2m1
 
 
@@ -29,6 +38,20 @@ def test_unpack_is_the_bits_in_order(bits: int, columns: int, seed: int) -> None
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 1 << bits, (3, columns), generator=generator)
     assert torch.equal(unpack(pack_bits(values, bits), bits, columns).long(), values)
+
+
+@pytest.mark.parametrize("shifts", [(0, 4), (4, 0), (6, 4, 2, 0), tuple(range(27, -1, -3)), (0,)])
+@given(count=st.integers(1, 50))
+def test_stripes_are_runs_of_values(shifts: tuple[int, ...], count: int) -> None:
+    bits = {1: 8, 2: 4, 4: 2, 10: 3}[len(shifts)]
+    values = torch.arange(count) * 5 % (1 << bits)
+    length = -(-count // len(shifts))
+    words = torch.zeros(length, dtype=torch.int32 if bits == 3 else torch.uint8)
+    for place, value in enumerate(values.tolist()):
+        words[place % length] |= value << shifts[place // length]
+    assert torch.equal(unpack_striped(words.view(1, -1), bits, shifts, count).long(), values)
+    index = torch.tensor([[count - 1, 0], [count // 2, count // 3]])
+    assert torch.equal(take_striped(words, bits, shifts, index).long(), values[index])
 
 
 def test_scaling_leaves_what_it_is_given_as_it_is() -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from qload.declare import channel_scale, packed, tensor_scale
-from qload.geometry import Geometry, Part, column
+from qload.geometry import Geometry, Part, column, single
 from qload.layout import in_, out
 from qload.torch.pieces import select_pieces
 
@@ -30,3 +30,13 @@ def test_parts_that_end_with_whole_units_are_one_piece() -> None:
     assert [piece.out_features for piece in select_pieces((words,), GEOMETRY, LOCAL)] == [8]
     words = packed("words", out(4), in_(), dtypes=("I8",))
     assert [piece.out_features for piece in select_pieces((words,), GEOMETRY, LOCAL)] == [6, 2]
+
+
+def test_solid_tensors_are_pieces_of_what_is_stored() -> None:
+    """Each part packs its own rows, and a padded one has no more of them than are stored."""
+    words = packed("words", out(2, solid=True), in_(), dtypes=("U8",))
+    pieces = select_pieces((words,), GEOMETRY, GEOMETRY)
+    assert [piece.out_features for piece in pieces] == [12, 4]
+    assert [torch.arange(8)[piece.indices["words"][0]].tolist() for piece in pieces] == [list(range(6)), [6, 7]]
+    table, padded = single(12, 8), single(64, 8)
+    assert [piece.out_features for piece in select_pieces((words,), table, padded)] == [12]

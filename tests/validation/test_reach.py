@@ -109,6 +109,7 @@ LOADED: dict[str, tuple[str, Break]] = {
     "QL208": ("gptq-4bit-g128-asym", add(f"{LAYER}.bias", torch.zeros(256, dtype=torch.float16))),
     "QL501": (DEMO.name, put_leaf("weight_scale", lambda scale: scale * float("nan"))),
     "QL505": ("gptq-4bit-g32-sym-descact", put_leaf("g_idx", lambda index: index + 1)),
+    "QL506": ("hqq-3bit-g64", put_leaf("nbits", lambda bits: bits + 1)),
 }
 """The same for some that only loading can."""
 

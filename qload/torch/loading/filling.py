@@ -115,6 +115,8 @@ def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
         yield from _check_scale(slot.kind, tensor, entry)
     elif slot.kind is ParameterKind.INDEX and slot.bounds is not None:
         yield from _check_index(tensor, slot.bounds, entry)
+    elif slot.kind is ParameterKind.SETTING and slot.bounds is not None:
+        yield from _check_setting(tensor, slot.bounds[0], entry)
 
 
 def _check_scale(kind: ParameterKind, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
@@ -138,6 +140,20 @@ def _check_index(tensor: Tensor, bounds: tuple[int, int], entry: TensorEntry) ->
             file=entry.file,
             expected=f"{bounds[0]} to {bounds[1] - 1}",
             found=f"{low} to {high}",
+        )
+
+
+def _check_setting(tensor: Tensor, value: int, entry: TensorEntry) -> Iterator[Finding]:
+    stored = {int(number) for number in tensor.flatten()}
+    if stored != {value}:
+        yield report(
+            "QL506",
+            "the setting stored beside the weight is not the config's",
+            where=entry.name,
+            file=entry.file,
+            expected=value,
+            found=", ".join(map(str, sorted(stored))),
+            remedy="the checkpoint was quantized in another way than its config says: correct the config",
         )
 
 

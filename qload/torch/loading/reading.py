@@ -105,7 +105,11 @@ class MemoryReader:
         self._tensors = tensors
 
     def read(self, copy: Copy, destination: Tensor) -> int:
-        stored = self._tensors[copy.entry.name].reshape(copy.view)
+        stored = self._tensors[copy.entry.name]
+        dtype = torch_dtype(copy.entry.dtype)
+        if stored.dtype != dtype:
+            stored = stored.contiguous().view(dtype)
+        stored = stored.reshape(copy.view)
         region = stored[tuple(interval.slice for interval in copy.source)]
         destination.view(region.shape).copy_(region)
         return region.nbytes

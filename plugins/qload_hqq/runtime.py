@@ -1,0 +1,55 @@
+"""Computes with HQQ's tensors."""
+
+import torch
+from torch import Tensor
+
+from qload.hookspecs import LayerPiece
+from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
+from qload.torch.layers import Layer
+from qload_hqq import SETTINGS
+
+_WIDTHS = {1: 8, 2: 4, 4: 2, 8: 1, 10: 3}
+"""The bits that a value takes in a word, by the values in it."""
+
+
+def qload_process_weights_after_loading(layer: Layer) -> None:
+    """The settings have been checked by now, and are not needed."""
+    for name in SETTINGS & layer.declared.keys():
+        layer.set_tensor(name, None)
+
+
+def qload_dequantize(layer: LayerPiece) -> Tensor:
+    scale, zero = _read_scales(layer)
+    bits, shifts = _read_places(layer)
+    values = unpack_striped(layer.W_q, bits, shifts, layer.out_features * layer.in_features)
+    if layer.scheme.axis == 1:
+        group = layer.scheme.group_size or layer.in_features
+        weight = scale_groups(values.view(-1, group), scale.unsqueeze(1), zero.unsqueeze(1), group)
+    else:
+        weight = scale_groups(values.view(-1, len(scale)), scale.unsqueeze(0), zero.unsqueeze(0), 1)
+    return weight.view(layer.out_features, layer.in_features)
+
+
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
+    scale, zero = _read_scales(layer)
+    columns = torch.arange(layer.in_features, device=ids.device)
+    index = ids.unsqueeze(1) * layer.in_features + columns
+    values = take_striped(layer.W_q, *_read_places(layer), index)
+    group = layer.scheme.group_size or layer.in_features
+    places = index // group if layer.scheme.axis == 1 else index % len(scale)
+    return scale_groups(values, scale[places], zero[places], 1)
+
+
+def _read_places(layer: LayerPiece) -> tuple[int, list[int]]:
+    """The bits of a value, and the places of the stripes in a word, of which the first is the highest."""
+    count = layer.scheme.count
+    bits = _WIDTHS[count]
+    return bits, [bits * place for place in reversed(range(count))]
+
+
+def _read_scales(layer: LayerPiece) -> tuple[Tensor, Tensor]:
+    """Scales and zero-points, one after another."""
+    if layer.scheme.joined:
+        zero, scale = layer.zero_scale.flatten(1)
+        return scale, zero
+    return layer.scale.flatten(), layer.zero.flatten()

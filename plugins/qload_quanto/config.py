@@ -1,0 +1,86 @@
+"""Quanto's configs: the map of modules beside the weights, and the section that transformers and diffusers know.
+
+Source of the fields: optimum-quanto's `quantization_map`, and the `QuantoConfig` of transformers and of diffusers.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+
+NONE = "none"
+KINDS = {
+    "qint2": "qint2",
+    "qint4": "qint4",
+    "qint8": "qint8",
+    "qfloat8": "qfloat8_e4m3fn",
+    "qfloat8_e4m3fn": "qfloat8_e4m3fn",
+    "qfloat8_e4m3fnuz": "qfloat8_e4m3fnuz",
+    "qfloat8_e5m2": "qfloat8_e5m2",
+}
+"""The names of quanto's types, and the types that they mean."""
+
+
+class ModuleKinds(BaseModel):
+    """What a module's weights and activations are quantized to, by quanto's names of types."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weights: str = NONE
+    activations: str = NONE
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if value == NONE:
+            return value
+        if value not in KINDS:
+            raise ValueError(f"is none of {', '.join(KINDS)}, {NONE}")
+        return KINDS[value]
+
+
+class QuantoConfig(BaseModel):
+    """The map of a checkpoint's `modules`, or one type of weights for all but those `modules_to_not_convert`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    quant_method: Literal["quanto"] = "quanto"
+    modules: dict[str, ModuleKinds] | None = None
+    weights: Literal["int8", "int4", "int2", "float8"] = Field(
+        "int8", validation_alias=AliasChoices("weights", "weights_dtype")
+    )
+    activations: Literal["int8", "float8"] | None = None
+    modules_to_not_convert: list[str] | None = None
+
+    @field_validator("modules_to_not_convert")
+    @classmethod
+    def _compile(cls, value: list[str] | None) -> list[str] | None:
+        for entry in value or ():
+            try:
+                re.compile(entry)
+            except re.error as error:
+                raise ValueError(f"{entry!r} is not a regular expression: {error}") from error
+        return value
+
+    def kinds(self, names: Iterable[str]) -> ModuleKinds | None:
+        """What is done to the module with those names; None where it is left alone."""
+        if self.modules is not None:
+            return next((self.modules[name] for name in names if name in self.modules), None)
+        if any(self._is_excluded(name) for name in names):
+            return None
+        return self._all
+
+    @cached_property
+    def _all(self) -> ModuleKinds:
+        activations = NONE if self.activations is None else f"q{self.activations}"
+        return ModuleKinds(weights=f"q{self.weights}", activations=activations)
+
+    def _is_excluded(self, name: str) -> bool:
+        """Whether an entry is the name, a module above it, a regex for either, or the name's end.
+
+        As transformers' `should_convert_module` has it.
+        """
+        entries = self.modules_to_not_convert or ()
+        return any(name.endswith(entry) or re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) for entry in entries)

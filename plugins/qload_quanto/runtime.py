@@ -1,0 +1,86 @@
+"""Computes with quanto's tensors."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qload.hookspecs import LayerPiece
+from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
+from qload.torch.dtypes import torch_dtype
+from qload_quanto import BITS, DTYPES, choose_group
+
+
+def qload_dequantize(layer: LayerPiece) -> Tensor:
+    bits = layer.scheme.bits
+    if not layer.scheme.frozen:
+        return _round_weight(layer, layer.weight)
+    if bits is None:
+        return _scale(layer.weight_data, layer.weight_scale)
+    values = unpack_striped(layer.weight_data, bits, range(0, 8, bits), layer.out_features * layer.in_features)
+    rows = values.view(layer.out_features, layer.in_features)
+    return _scale(rows, layer.weight_scale, layer.weight_shift)
+
+
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
+    bits = layer.scheme.bits
+    if not layer.scheme.frozen:
+        return _round_weight(layer, layer.weight[ids])
+    if bits is None:
+        return _scale(layer.weight_data[ids], layer.weight_scale[ids])
+    columns = torch.arange(layer.in_features, device=ids.device)
+    index = ids.unsqueeze(1) * layer.in_features + columns
+    values = take_striped(layer.weight_data, bits, range(0, 8, bits), index)
+    return _scale(values, layer.weight_scale[ids], layer.weight_shift[ids])
+
+
+def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
+    dense = qload_dequantize(layer).to(x.dtype)
+    kind = layer.scheme.activations
+    if kind is None or not layer.quantize_activations:
+        return F.linear(x, dense, bias)
+    y = F.linear(_round(x, layer.input_scale, kind), dense, bias)
+    return _round(y, layer.output_scale, kind)
+
+
+def _scale(values: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """values * scale - shift, by groups of a row; an integer shift is subtracted first, as a zero-point."""
+    groups = scale.shape[-1]
+    group = values.shape[-1] // groups
+    if shift is None or not shift.is_floating_point():
+        return scale_groups(values, scale, 0 if shift is None else shift, group)
+    scaled: Tensor = scale_groups(values, scale, 0, group).unflatten(-1, (groups, group))
+    return scaled.sub_(shift.unsqueeze(-1)).flatten(-2)
+
+
+def _round_weight(layer: LayerPiece, rows: Tensor) -> Tensor:
+    """Rows of a weight that is not frozen, quantized as `AbsmaxOptimizer` or `MaxOptimizer` would, and turned back.
+
+    Rows and groups of one value alone have no scale, and stay as they are.
+    """
+    kind = layer.scheme.weights
+    if kind is None:
+        return rows
+    if kind not in BITS:
+        scale = rows.abs().amax(-1, keepdim=True) / _read_limits(kind)[1]
+        return _round(rows, scale.masked_fill(scale == 0, 1), kind)
+    grouped: Tensor = rows.unflatten(-1, (-1, choose_group(layer.in_features) or layer.in_features))
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    steps = (1 << BITS[kind]) - 1
+    scale = (high - low) / steps
+    codes = ((grouped - low) / scale.masked_fill(scale == 0, 1)).round().clamp(0, steps)
+    return (codes * scale + low).flatten(-2)
+
+
+def _round(x: Tensor, scale: Tensor, kind: str) -> Tensor:
+    """x as values of that type times `scale`, as `quantize_symmetric` rounds it, in its own dtype."""
+    dtype = torch_dtype(DTYPES[kind])
+    values = (x / scale).to(x.dtype)
+    values = values if dtype.is_floating_point else values.round()
+    return (values.clamp(*_read_limits(kind)).to(dtype).to(x.dtype) * scale).to(x.dtype)
+
+
+def _read_limits(kind: str) -> tuple[float, float]:
+    """The least and the greatest value of a type."""
+    dtype = torch_dtype(DTYPES[kind])
+    info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    return info.min, info.max
