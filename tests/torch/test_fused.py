@@ -26,13 +26,17 @@ SMALLEST_ROW_LAYER = 256
 def can_be_cut(path: Path, size: int) -> bool:
     """By the config alone: a rank takes whole groups of inputs, and one KV head is half a block of 128 rows.
 
-    AWQ's gemv versions pad groups, so that no inputs can be divided.
+    AWQ's gemv versions pad groups, so that no inputs can be divided. Where rows share bytes, none can be had alone.
     """
+    if path.name in ("quanto-qint4", "hqq-3bit-g64", "hqq-4bit-g64", "hqq-4bit-g64-axis0"):
+        return size == 1
     section = read_config(path).get("quantization_config", {})
     is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
     if "weight_block_size" in section or is_gemv:
         return size == 1
-    if "config_groups" not in section:
+    if "quant_config" in section:
+        groups = [(section["quant_config"]["weight_quant_params"]["group_size"], False)]
+    elif "config_groups" not in section:
         groups = [(section.get("group_size", 1), section.get("desc_act", False))]
     else:
         weights = [group["weights"] for group in section["config_groups"].values()]
