@@ -39,6 +39,9 @@ BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
 ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}
 """The methods that load what is written under another name."""
 
+SIDE_FILES = {"quanto_qmap.json": "quanto"}
+"""The methods that checkpoints are of which name none, by the file beside the weights that says so."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -99,6 +102,13 @@ def make_quantization(section: dict[str, Any], registry: Registry | None = None)
 def read_config(path: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((path / "config.json").read_text())
     return config
+
+
+def written_method(path: Path) -> str:
+    """The method that a checkpoint says it is of."""
+    beside = [method for name, method in SIDE_FILES.items() if (path / name).exists()]
+    method: str = read_config(path).get("quantization_config", {}).get("quant_method", *(beside or ["unquantized"]))
+    return method
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from samples import DATA, make_quantization, read_config
+from samples import DATA, make_quantization, written_method
 from strangers import make_rows, registry_with
 
 from qload import Registry
@@ -43,8 +43,7 @@ def bare(config: dict[str, Any], files: tuple[str, ...] = ()) -> Checkpoint:
 
 def test_the_config_names_the_method(registry: Registry) -> None:
     for path in sorted(DATA.iterdir()):
-        name = read_config(path).get("quantization_config", {}).get("quant_method", UNQUANTIZED)
-        assert resolve(open_folder(path), registry).method.name == name
+        assert resolve(open_folder(path), registry).method.name == written_method(path)
 
 
 @pytest.mark.parametrize(

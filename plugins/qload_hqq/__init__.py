@@ -115,7 +115,7 @@ def _pack_axes(scheme: HqqScheme, geometry: Geometry) -> tuple[Axis, ...]:
     else:
         common = gcd(group, columns)
         axes = in_(columns, -(-group // count)), out(group // common, columns // common, solid=True)
-    return axes if _is_solid(scheme, geometry) else (out(), in_())
+    return axes if _is_solid(scheme) else (out(), in_())
 
 
 def _create_scales(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
@@ -128,7 +128,7 @@ def _create_scales(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSpec
 def _scale_axes(scheme: HqqScheme, geometry: Geometry) -> tuple[Axis, ...]:
     """A scale for each group: along the inputs where groups divide these, else one after another."""
     group, columns = scheme.group_size, geometry.in_features
-    solid = _is_solid(scheme, geometry)
+    solid = _is_solid(scheme)
     if scheme.axis == 0:
         if group is None:
             return fixed(1), in_()
@@ -144,10 +144,9 @@ def _scale_axes(scheme: HqqScheme, geometry: Geometry) -> tuple[Axis, ...]:
     return out(group // common, columns // common, solid=True), in_(columns, 1)
 
 
-def _is_solid(scheme: HqqScheme, geometry: Geometry) -> bool:
+def _is_solid(scheme: HqqScheme) -> bool:
     """Whether rows that lie apart share words or groups, so that none can be had without the others."""
-    splits_rows = scheme.group_size is not None and geometry.in_features % scheme.group_size != 0
-    return scheme.count > 1 or scheme.axis == 0 or splits_rows
+    return scheme.count > 1 or scheme.axis == 0
 
 
 def _create_settings(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:

@@ -41,6 +41,7 @@ def test_unpack_is_the_bits_in_order(bits: int, columns: int, seed: int) -> None
 
 
 @pytest.mark.parametrize("shifts", [(0, 4), (4, 0), (6, 4, 2, 0), tuple(range(27, -1, -3)), (0,)])
+@settings(deadline=None, max_examples=25)
 @given(count=st.integers(1, 50))
 def test_stripes_are_runs_of_values(shifts: tuple[int, ...], count: int) -> None:
     bits = {1: 8, 2: 4, 4: 2, 10: 3}[len(shifts)]

@@ -19,36 +19,44 @@ from qload.torch import QKVParallelLinear, RowParallelLinear, Site
 LLAMAS = [path for path in supported() if read_config(path)["model_type"] == "llama"]
 names = pytest.mark.parametrize("path", LLAMAS, ids=lambda path: path.name)
 
-SMALLEST_ROW_LAYER = 256
-"""The input features of o_proj, which row-parallel ranks divide."""
+WHOLE = (
+    "autoawq-gemv",
+    "ct-fp8-block",
+    "gptqmodel-fp8-block",
+    "hf-bitnet",
+    "hf-fp8-block",
+    "hqq-3bit",
+    "hqq-4bit",
+    "modelopt-fp8-block",
+    "quanto-qint4",
+)
+"""What no rank can have a part of, by the beginnings of names: one KV head is half a block of 128 rows; AWQ's gemv
+versions pad the groups of inputs; the others have rows that share bytes."""
+
+HALVES = (
+    "autoawq-gemm-g128",
+    "autoround-llmc-w4a16",
+    "autoround-w4g128",
+    "ct-w3a16-g128",
+    "ct-w4a16-g128-asym",
+    "ct-w4a16-lmhead",
+    "gptq-3bit-g128",
+    "gptq-4bit-g128",
+    "gptq-8bit-g128",
+    "gptq-dynamic",
+    "gptq-v2-4bit-g128",
+    "hqq-8bit-g128",
+    "modelopt-int4-awq",
+    "quark-uint4-wo-128",
+)
+"""Those with groups of 128 of the 256 inputs of o_proj; an order of activation keeps scales whole."""
 
 
 def can_be_cut(path: Path, size: int) -> bool:
-    """By the config alone: a rank takes whole groups of inputs, and one KV head is half a block of 128 rows.
-
-    AWQ's gemv versions pad groups, so that no inputs can be divided, and BitNet packs all rows together.
-    """
-    section = read_config(path).get("quantization_config", {})
-    is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
-    if (
-        "weight_block_size" in section
-        or section.get("quant_algo") == "fp8_pb_wo"
-        or is_gemv
-        or section.get("quant_method") == "bitnet"
-    ):
+    """Whether `size` ranks, 1, 2 or 4, can divide the layers."""
+    if path.name.startswith(WHOLE):
         return size == 1
-    if "global_quant_config" in section:
-        return SMALLEST_ROW_LAYER // size % (section["global_quant_config"]["weight"]["group_size"] or 1) == 0
-    if "quant_algo" in section:
-        groups = [(128 if section["quant_algo"] == "W4A16_AWQ" else 1, False)]
-    elif "config_groups" not in section:
-        groups = [(section.get("group_size", 1), section.get("desc_act", False))]
-    else:
-        weights = [group["weights"] for group in section["config_groups"].values()]
-        groups = [(each["group_size"] or 1, each["actorder"] == "group") for each in weights]
-        if any(each["block_structure"] for each in weights):
-            return size == 1
-    return all(ordered or SMALLEST_ROW_LAYER // size % group == 0 for group, ordered in groups)
+    return size < 4 or not (path.name.startswith(HALVES) or path.name == "ct-w4a16-g128-sym")
 
 
 def build(path: Path, size: int = 1) -> list[Any]:

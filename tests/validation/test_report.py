@@ -1,13 +1,12 @@
 """Validating: real checkpoints are clean, and what is said of a bad one can be read by people and programs."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from edits import WEIGHTS, edit_config, edit_tensors, split_files, write_index
-from samples import ALIASES, DEMO, is_supported, refusals, samples, supported
+from samples import ALIASES, DEMO, SIDE_FILES, is_supported, refusals, samples, supported, written_method
 from torch import Tensor
 
 import qload
@@ -23,8 +22,7 @@ def test_real_checkpoints_are_clean(path: Path) -> None:
     report = qload.validate(path)
     assert report.findings == ()
     assert report.ok
-    section = json.loads((path / "config.json").read_text()).get("quantization_config", {})
-    written = section.get("quant_method", "unquantized")
+    written = written_method(path)
     assert report.method in ALIASES.get(written, (written,))
 
 
@@ -37,8 +35,9 @@ def test_formats_that_are_not_there_are_not_passed(path: Path) -> None:
 
 @pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
 def test_several_files_are_as_clean_as_one(path: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((path / name).read_bytes())
+    for name in ("config.json", "model.safetensors", *SIDE_FILES):
+        if (path / name).exists():
+            (tmp_path / name).write_bytes((path / name).read_bytes())
     split_files(tmp_path, 3)
     assert qload.validate(tmp_path).findings == ()
 
