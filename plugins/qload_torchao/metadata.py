@@ -30,6 +30,11 @@ PLAIN = ("Tensor", "torch.Tensor")
 PREFIX = "_weight_"
 QDATA = f"{PREFIX}qdata"
 KERNEL_LAYOUTS = ("Int4TilePackedTo4dTensor", "Int4PlainInt32Tensor", "Int4PreshuffledTensor", "IntxOpaqueTensor")
+"""Whose order of values nothing says that is stored.
+
+The first has one on NVIDIA's devices and another on AMD's, in tensors of the same names, dtypes and shapes
+(`_convert_weight_to_int4pack_cuda` of PyTorch's int4mm.cu), as the second has on Intel's and Ascend's.
+"""
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 Fields = Mapping[str, Any]

@@ -142,7 +142,7 @@ CONFIGS: dict[str, Any] = {
     **{f"int{bits}-group": intx(bits, PerGroup(32), ASYMMETRIC) for bits in range(1, 9)},
     "int4-channel": intx(4, PerAxis(0)),
     "int4-float32-scales": intx(4, PerGroup(48), scale_dtype=torch.float32),
-    "int4-float16-scales": intx(4, PerGroup(48), ASYMMETRIC, scale_dtype=torch.float16),
+    "int8-float16-scales": intx(8, PerGroup(48), ASYMMETRIC, scale_dtype=torch.float16),
     "int4-dynamic": Int8DynamicActivationIntxWeightConfig(weight_dtype=INT4, weight_granularity=PerGroup(32)),
     "fp8-tensor": Float8WeightOnlyConfig(granularity=PerTensor()),
     "fp8-group": Float8WeightOnlyConfig(granularity=PerGroup(32), weight_dtype=E5M2),

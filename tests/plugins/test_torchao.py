@@ -321,6 +321,7 @@ BY_NAME = config(
         (section(ROWS, modules_to_not_convert=["layers.*.up"]), "layers.3.up", Kind.LINEAR, None),
         (section(ROWS, modules_to_not_convert=["up"]), "model.layers.3.up", Kind.LINEAR, None),
         (section(BY_NAME), "model.layers.0.q_proj", Kind.LINEAR, "fp8 channel"),
+        (section(BY_NAME), "model.layers.0.q_proj_b", Kind.LINEAR, "nvfp4 group 16"),
         (section(BY_NAME), "model.layers.1.q_proj", Kind.LINEAR, None),
         (section(BY_NAME), "model.layers.2.q_proj", Kind.LINEAR, "int8 tensor"),
         (section(BY_NAME), "model.layers.2.k_proj", Kind.LINEAR, "nvfp4 group 16"),
@@ -336,6 +337,23 @@ BY_NAME = config(
 def test_what_a_config_does_to_a_module(said: dict[str, Any], name: str, kind: Kind, scheme: str | None) -> None:
     found = make_quantization(said).treat(ModuleInfo((name,), kind)).scheme
     assert (None if found is None else str(found)) == scheme
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("Int8DynamicActivationInt8WeightConfig", "int8 channel, inputs dynamic int8 token"),
+        ("IntxWeightOnlyConfig", "int8 channel"),
+        ("Int8DynamicActivationIntxWeightConfig", "int8 group 32, inputs dynamic int8 token asymmetric"),
+        ("Int4WeightOnlyConfig", "int4 group 128"),
+        ("Float8WeightOnlyConfig", "fp8 channel"),
+        ("Float8DynamicActivationFloat8WeightConfig", "fp8 tensor, inputs dynamic fp8 tensor"),
+        ("MXDynamicActivationMXWeightConfig", "mxfp8 group 32, inputs dynamic fp8 group 32"),
+        ("NVFP4DynamicActivationNVFP4WeightConfig", "nvfp4 group 16, inputs dynamic fp4 group 16"),
+    ],
+)
+def test_what_configs_leave_out(name: str, scheme: str) -> None:
+    assert str(make_quantization(section(config(name))).treat(ModuleInfo(("m",))).scheme) == scheme
 
 
 @pytest.mark.parametrize(
