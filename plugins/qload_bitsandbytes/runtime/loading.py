@@ -50,8 +50,8 @@ def settle_states(layer: Layer) -> None:
         return
     states = _read_states(layer, documents.cpu())
     code = _find_dtype(layer, states.values())
-    # Empty: a tensor of the dtype that the weight is rounded to.
-    _derive(layer, metadata("dense_like", fixed(0), dtypes=(code,)), torch.empty(0, dtype=torch_dtype(code)))
+    # Any value: its dtype is the one that the weight is rounded to.
+    _derive(layer, metadata("dense_like", fixed(1), dtypes=(code,)), torch.zeros(1, dtype=torch_dtype(code)))
     if layer.scheme.nested is not None:
         _derive(layer, index("blocks", fixed(2), bounds=(0, 0), dtypes=("I64",)), torch.tensor(_count_blocks(layer)))
         _derive_offsets(layer, states, documents)
