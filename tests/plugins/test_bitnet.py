@@ -80,7 +80,7 @@ def test_outputs_are_those_of_transformers(
     quantization = make_quantization(section, registry)
     layer = ReplicatedLinear(COLUMNS, ROWS, Site(quantization, "m", dtype=dtype), bias=bias)
     qload.load_tensors(layer, stored, quantization)
-    x = torch.randn(2, 5, COLUMNS, dtype=dtype)
+    x = torch.randn(2, 5, COLUMNS, dtype=dtype) * torch.tensor([1, 100, 1e-3, 1e-6, 0], dtype=dtype)[:, None]
     assert torch.equal(layer(x), reference(x))
     layer.quantize_activations = False
     normed = x if reference.rms_norm is None else reference.rms_norm(x)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from qload_quark.numbers import NUMBERS
+from qload_quark.runtime_inputs import choose_power
 from safetensors import safe_open
 from samples import make_quantization
 from torch import Tensor
@@ -75,6 +77,22 @@ def test_inputs_are_rounded_as_quark_rounds_them(variant: str, registry: Registr
     assert torch.equal(layer(tensors["x"]), tensors["x"])
 
 
+@pytest.mark.parametrize(
+    ("mode", "dtype", "expected"),
+    [
+        ("even", "fp4", [0.25, 0.25, 0.5, 0.5]),
+        ("floor", "fp4", [0.25, 0.25, 0.25, 0.5]),
+        ("ceil", "fp4", [0.25, 0.5, 0.5, 0.5]),
+        ("even", "fp6_e2m3", [0.25, 0.25, 0.25, 0.5]),
+        ("even", "fp6_e3m2", [0.0625, 0.0625, 0.0625, 0.125]),
+    ],
+)
+def test_powers_of_two_are_chosen_by_mode(mode: str, dtype: str, expected: list[float]) -> None:
+    """Even rounds to the mantissa's bits first: at 1.75 upwards for one bit, at 1.9375 for three."""
+    greatest = torch.tensor([1.0, 1.7, 1.8, 2.0])
+    assert choose_power(greatest, NUMBERS[dtype], mode).tolist() == expected
+
+
 NAME = "model.layers.1.mlp.up_proj"
 INT8 = {"dtype": "int8", "qscheme": "per_channel", "ch_axis": 0, "is_dynamic": False, "symmetric": True}
 
@@ -117,6 +135,7 @@ def test_embeddings_and_what_is_no_linear_are_quantized_only_by_name_or_class(re
     assert describe(section({"weight": FP8}), "embed_tokens", registry, **table) == "None"
     assert describe(named, "embed_tokens", registry, **table) == "int8 channel"
     assert describe(named, "embed_tokens", registry, **table, stored=frozenset({"weight"})) == "None"
+    assert describe(section({"weight": FP8}), "embed_tokens", registry, kind=Kind.EMBEDDING) == "None"
     assert describe(section({"weight": FP8}), "mlp.gate", registry, classes=("Router",)) == "None"
 
 

@@ -1,0 +1,57 @@
+"""Small floats, held against the formats' definition by sign, exponent and mantissa, and against torch's own."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from qload.torch.arithmetic import extend_sign
+from qload.torch.floats import decode_e2m1, decode_float, round_e2m1, round_float
+
+FORMATS = [(2, 1), (2, 3), (3, 2)]
+
+
+def decode_code(code: int, exponent: int, mantissa: int) -> float:
+    fraction, field = code % (1 << mantissa), (code >> mantissa) % (1 << exponent)
+    sign, bias = (-1.0) ** (code >> (mantissa + exponent)), (1 << (exponent - 1)) - 1
+    normal = sign * (1 + fraction / (1 << mantissa)) * 2.0 ** (field - bias)
+    return normal if field else sign * fraction / (1 << mantissa) * 2.0 ** (1 - bias)
+
+
+def all_codes(bits: int) -> Tensor:
+    return torch.arange(1 << bits, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("exponent", "mantissa"), [*FORMATS, (4, 2)])
+def test_codes_are_sign_exponent_and_mantissa(exponent: int, mantissa: int) -> None:
+    codes = all_codes(1 + exponent + mantissa)
+    expected = [decode_code(code, exponent, mantissa) for code in codes.tolist()]
+    assert decode_float(codes, exponent, mantissa, torch.float32).tolist() == expected
+
+
+def test_codes_of_what_is_known_elsewhere() -> None:
+    assert torch.equal(decode_float(all_codes(4), 2, 1, torch.bfloat16), decode_e2m1(all_codes(4), torch.bfloat16))
+    finite = all_codes(7)[:-1]
+    assert torch.equal(decode_float(finite, 4, 3, torch.float32), finite.view(torch.float8_e4m3fn).float())
+    assert decode_float(torch.tensor([254], dtype=torch.uint8), 5, 3, torch.float32, signed=False).item() == 114688
+
+
+@pytest.mark.parametrize(("exponent", "mantissa"), FORMATS)
+def test_values_go_to_the_nearest_float_and_ties_to_an_even_code(exponent: int, mantissa: int) -> None:
+    sizes = decode_float(all_codes(exponent + mantissa), exponent, mantissa, torch.float32)
+    assert torch.equal(round_float(sizes, exponent, mantissa), sizes)
+    middles, even = (sizes[1:] + sizes[:-1]) / 2, sizes[((torch.arange(len(sizes) - 1) + 1) // 2) * 2]
+    assert torch.equal(round_float(-middles, exponent, mantissa), -even)
+    assert torch.equal(round_float(middles * 1.001, exponent, mantissa), sizes[1:])
+    assert round_float(torch.tensor([1e4, -1e4]), exponent, mantissa).tolist() == [sizes[-1], -sizes[-1]]
+
+
+def test_e2m1_is_rounded_alike_both_ways() -> None:
+    x = torch.linspace(-8, 8, 3201)
+    assert torch.equal(round_float(x, 2, 1), round_e2m1(x))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_the_highest_bit_is_the_sign(bits: int) -> None:
+    half = 1 << (bits - 1)
+    expected = [code - 2 * half if code >= half else code for code in range(2 * half)]
+    assert extend_sign(all_codes(bits), bits).tolist() == expected
