@@ -22,13 +22,10 @@ DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
     "autoround-fp8",
-    "autoround-gguf",
     "autoround-mxfp4",
     "bnb-",
     "ct-sparse",
     "ct-w4a16-24-marlin",
-    "gguf-",
-    "gptqmodel-gguf",
     "gptqmodel-qqq",
     "hf-bitnet",
     "hf-fp8-block-qwen3moe",
