@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qload.checkpoint import Checkpoint, TensorEntry
+from qload.checkpoint import Checkpoint, TensorEntry, list_files
+from qload.errors import QloadError
 from qload.findings import Finding, report
 from qload_gguf.entries import Translator
 from qload_gguf.facts import Facts, RefusalError
@@ -26,9 +27,10 @@ def qload_open_checkpoint(path: Path) -> Checkpoint | None:
     """A GGUF file, or a folder that has weights of no other kind."""
     if path.is_file():
         return _open(path, path.parent, _find_siblings(path.name)) if path.name.endswith(SUFFIX) else None
-    if not path.is_dir():
+    try:
+        names = list_files(path)
+    except QloadError:
         return None
-    names = sorted(entry.name for entry in path.iterdir())
     models = [name for name in names if name.endswith(SUFFIX) and not name.startswith(_PROJECTOR)]
     if not models or any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names):
         return None

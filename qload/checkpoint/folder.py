@@ -44,6 +44,11 @@ class Checkpoint:
         """Where the files lie."""
         return self.path.parent if self.path.is_file() else self.path
 
+    @property
+    def config_path(self) -> Path:
+        """The file that the config comes from: config.json, or whatever else the checkpoint is."""
+        return self.path / CONFIG if CONFIG in self.files else self.path
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A side file's object, or None where the folder lacks it or it is no JSON object."""
         if name not in self.files:

@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from qload_gguf.decoding.pieces import bits, cut, half, nibbles, planes, spread, words
+from qload_gguf.runtime.pieces import bits, cut, half, nibbles, planes, spread, words
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The values of IQ4's codes."""
@@ -117,7 +117,8 @@ def _with_parity(seven: Tensor) -> Tensor:
 
 def _signs(part: Tensor) -> Tensor:
     """1, or -1 where a bit is set: bytes [n, bytes] into [n, bytes, 8]."""
-    return 1 - 2 * bits(part).unflatten(-1, (-1, 8)).float()
+    each: Tensor = bits(part).unflatten(-1, (-1, 8))
+    return 1 - 2 * each.float()
 
 
 def _look_up(name: str, codes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qload.torch.floats import decode_e2m1
-from qload_gguf.decoding.pieces import cut, planes, spread
+from qload_gguf.runtime.pieces import cut, planes, spread
 
 
 def decode_mxfp4(blocks: Tensor) -> Tensor:

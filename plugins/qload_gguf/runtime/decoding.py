@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qload_gguf.decoding import codebooks, microscaling, plain, superblocks, ternary
+from qload_gguf.runtime import codebooks, microscaling, plain, superblocks, ternary
 from qload_gguf.types import BY_NAME
 
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
-from qload_gguf.decoding import decode
+from qload_gguf.runtime.decoding import decode
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qload_gguf.decoding.pieces import bits, cut, half, planes
+from qload_gguf.runtime.pieces import bits, cut, half, planes
 
 
 def decode_q4_0(blocks: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qload_gguf.decoding.pieces import cut, half, planes, spread
+from qload_gguf.runtime.pieces import cut, half, planes, spread
 
 
 def decode_q2_k(blocks: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ def _decode_with_offsets(d: Tensor, least: Tensor, scales: Tensor, values: Tenso
 
 def _subtract(values: Tensor, offset: Tensor) -> Tensor:
     """values - offset, with an offset [n, groups] for each of the values' groups."""
-    return values.unflatten(1, (offset.shape[1], -1)).sub_(offset.unsqueeze(-1)).flatten(1)
+    grouped: Tensor = values.unflatten(1, (offset.shape[1], -1))
+    return grouped.sub_(offset.unsqueeze(-1)).flatten(1)
 
 
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {

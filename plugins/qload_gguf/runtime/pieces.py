@@ -6,7 +6,8 @@ from torch import Tensor
 
 def cut(blocks: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """The parts of each block, one after another, of so many bytes."""
-    return blocks.split(sizes, -1)
+    parts: tuple[Tensor, ...] = blocks.split(sizes, -1)
+    return parts
 
 
 def half(part: Tensor) -> Tensor:
@@ -44,5 +45,5 @@ def words(part: Tensor, size: int) -> Tensor:
 
 def spread(scale: Tensor, values: Tensor) -> Tensor:
     """scale * values, with a scale [n, groups] for each of the values' groups, [n, elements]."""
-    grouped = values.float().unflatten(1, (scale.shape[1], -1))
+    grouped: Tensor = values.float().unflatten(1, (scale.shape[1], -1))
     return (scale.unsqueeze(-1) * grouped).flatten(1)
