@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[Edit, str, str]] = {
     "beyond": (put_after("blk.0.attn_q.weight", 24, "<Q", 2**40), "QL004", "truncated"),
     "overlap": (put_after("blk.0.attn_q.weight", 24, "<Q", 0), "QL003", "overlaps"),
     "tensor twice": (rename("blk.0.attn_q.weight", "blk.0.attn_k.weight"), "QL003", "twice"),
-    "truncated": (cut(40_000), "QL004", "truncated"),
+    "truncated": (cut(20_000), "QL004", "truncated"),
     "in the header": (cut(600), "QL004", "ends inside"),
     "nothing": (cut(0), "QL004", "ends inside"),
 }
@@ -201,7 +201,8 @@ def test_an_architecture_that_is_not_known(tmp_path: Path) -> None:
 
 
 def test_validating_needs_no_torch() -> None:
-    code = f"import sys, qload; assert qload.validate({str(MODEL)!r}).ok; print('torch' in sys.modules, 'gguf' in sys.modules)"
+    seen = "'torch' in sys.modules, 'gguf' in sys.modules"
+    code = f"import sys, qload; assert qload.validate({str(MODEL)!r}).ok; print({seen})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
