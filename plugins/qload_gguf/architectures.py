@@ -139,8 +139,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "gemma2",
         "Gemma2ForCausalLM",
         _GEMMA2,
-        keys={
-            **_RMS,
+        # Files that are older than these keys mean transformers' defaults.
+        optional={
             "attn_logit_softcapping": "attn_logit_softcapping",
             "final_logit_softcapping": "final_logit_softcapping",
             "attention.sliding_window": "sliding_window",

@@ -25,11 +25,11 @@ MAX_TABLE_BYTES = 1 << 16
 
 def qload_open_checkpoint(path: Path) -> Checkpoint | None:
     """A GGUF file, or a folder that has weights of no other kind."""
-    if path.is_file():
-        return _open(path, path.parent, _find_siblings(path.name)) if path.name.endswith(SUFFIX) else None
     try:
+        if path.is_file():
+            return _open(path, _find_siblings(path.name)) if path.name.endswith(SUFFIX) else None
         names = list_files(path)
-    except QloadError:
+    except (OSError, QloadError):
         return None
     models = [name for name in names if name.endswith(SUFFIX) and not name.startswith(_PROJECTOR)]
     if not models or any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names):
@@ -37,7 +37,7 @@ def qload_open_checkpoint(path: Path) -> Checkpoint | None:
     groups = {_find_siblings(name) for name in models}
     if len(groups) > 1:
         return Checkpoint(path, {}, {}, tuple(models), (_ambiguous(models),))
-    return _open(path, path, groups.pop())
+    return _open(path, groups.pop())
 
 
 def _find_siblings(name: str) -> tuple[str, ...]:
@@ -49,38 +49,38 @@ def _find_siblings(name: str) -> tuple[str, ...]:
     return tuple(f"{match['stem']}-{number:05d}-of-{count:05d}{SUFFIX}" for number in range(1, count + 1))
 
 
-def _open(path: Path, folder: Path, names: tuple[str, ...]) -> Checkpoint:
-    missing = [_missing(name) for name in names if not (folder / name).is_file()]
-    if missing:
-        return Checkpoint(path, {}, {}, names, tuple(missing))
-    headers = {name: read_header(folder / name, name) for name in names}
-    findings = [finding for header in headers.values() for finding in header.findings]
-    first = headers[names[0]]
-    stored = {tensor.name: tensor for header in headers.values() for tensor in header.tensors}
-    if not stored or not first.metadata:
+def _open(path: Path, names: tuple[str, ...]) -> Checkpoint:
+    folder = path.parent if path.is_file() else path
+    findings = [_missing(name) for name in names if not (folder / name).is_file()]
+    headers = {} if findings else {name: read_header(folder / name, name) for name in names}
+    findings += (finding for header in headers.values() for finding in header.findings)
+    if not any(header.tensors for header in headers.values()) or not headers[names[0]].metadata:
         return Checkpoint(path, {}, {}, names, tuple(findings) or (_empty(names[0]),))
     findings += _check_split(headers)
     try:
-        architecture_name, architecture = find_architecture(first, names[0])
-        facts = Facts(first.metadata, architecture_name, names[0])
-        tables = _read_tables(folder, headers, facts)
-        config = build_config(facts, architecture, stored, first.metadata, tables)
+        config, translated = _understand(folder, headers)
     except RefusalError as refusal:
         return Checkpoint(path, {}, {}, names, (*findings, refusal.finding))
-    entries = {}
-    for name, header in headers.items():
-        for each in _translate(header, Translator(architecture, config, name)):
-            if isinstance(each, TensorEntry):
-                entries[each.name] = each
-            else:
-                findings.append(each)
+    entries = {each.name: each for each in translated if isinstance(each, TensorEntry)}
+    findings += (each for each in translated if isinstance(each, Finding))
     return Checkpoint(path, config, entries, names, tuple(findings), tokenizer={"gguf_file": names[0]})
 
 
-def _translate(header: Header, translator: Translator) -> Iterator[TensorEntry | Finding]:
-    for tensor in header.tensors:
-        if tensor.name not in TABLES:
-            yield from translator.translate(tensor)
+def _understand(folder: Path, headers: Mapping[str, Header]) -> tuple[dict[str, Any], list[TensorEntry | Finding]]:
+    """The model's config, and the entry of every tensor, or why it has none. Raises RefusalError."""
+    name, header = next(iter(headers.items()))
+    key, architecture = find_architecture(header, name)
+    facts = Facts(header.metadata, key, name)
+    stored = {tensor.name: tensor for each in headers.values() for tensor in each.tensors}
+    config = build_config(facts, architecture, stored, header.metadata, _read_tables(folder, headers, facts))
+    translated = [
+        entry
+        for file, each in headers.items()
+        for tensor in each.tensors
+        if tensor.name not in TABLES
+        for entry in Translator(architecture, config, file).translate(tensor)
+    ]
+    return config, translated
 
 
 def _read_tables(folder: Path, headers: Mapping[str, Header], facts: Facts) -> dict[str, Table]:

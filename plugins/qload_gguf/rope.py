@@ -33,7 +33,7 @@ def read_rope(facts: Facts, dimensions: int, tables: Mapping[str, Table]) -> dic
         parameters |= {"rope_type": "linear", "factor": factor} if factor != 1.0 else {}
     elif kind == "yarn":
         parameters |= _read_yarn(facts, length)
-    elif kind != "none":
+    elif kind != "none" or facts.number("rope.scaling.factor", 1.0) not in (0.0, 1.0):
         raise facts.refuse("the scaling is not known", "rope.scaling.type", code="QL104", found=repr(kind))
     if FREQUENCIES in tables and any(value != 1.0 for value in tables[FREQUENCIES]):
         if kind != "none":

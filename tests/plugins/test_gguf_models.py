@@ -147,6 +147,7 @@ def test_parts_of_different_types_are_not_fused(quantization: Quantization) -> N
         ({"llama.attention.value_length": 8}, "QL104"),
         ({"llama.rope.dimension_count": 8}, "QL104"),
         ({"llama.rope.scaling.type": "spiral"}, "QL104"),
+        ({"llama.rope.scaling.factor": 2.0}, "QL104"),
         ({"llama.rope.scaling.type": "yarn"}, "QL105"),
         ({"llama.attention.clamp_kqv": 8.0}, "QL104"),
     ],
@@ -170,10 +171,16 @@ def test_a_table_of_frequencies_that_is_no_known_scaling(tmp_path: Path) -> None
         qload.load(tmp_path / "m.gguf")
 
 
-def test_layers_that_differ_in_size(tmp_path: Path) -> None:
-    source = GOLDENS / "gemma2.gguf"
-    rewrite(source, tmp_path / "m.gguf", keep, changes={"gemma2.feed_forward_length": None})
-    assert {finding.code for finding in qload.validate(tmp_path / "m.gguf").findings} == {"QL105"}
+def test_a_scaling_of_one_is_none(tmp_path: Path) -> None:
+    changes = {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0}
+    rewrite(GOLDENS / "llama.gguf", tmp_path / "m.gguf", keep, changes=changes)
+    assert relative_error(compute(tmp_path / "m.gguf"), LOGITS["llama"]) < 1e-6
+
+
+def test_keys_that_older_files_lack(tmp_path: Path) -> None:
+    changes = {"gemma2.attn_logit_softcapping": None, "gemma2.final_logit_softcapping": None}
+    rewrite(GOLDENS / "gemma2.gguf", tmp_path / "m.gguf", keep, changes=changes)
+    assert relative_error(compute(tmp_path / "m.gguf"), LOGITS["gemma2"]) < 1e-6
 
 
 def test_tensors_that_nothing_reads(tmp_path: Path) -> None:
