@@ -87,8 +87,8 @@ class Axis:
     """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
 
     A `whole` axis is kept whole on every rank. A `solid` one is a single unit, however long the dimension is: no rank
-    can hold a share of it, and it has no room for padding. An axis that follows no dimension has a fixed `size`.
-    Raises LayoutError for a unit that is empty.
+    can hold a share of it, and it has no room for padding. On a `padded` one the last unit is stored whole even where it
+    is short. An axis that follows no dimension has a fixed `size`. Raises LayoutError for a unit that is empty.
     """
 
     dim: Dim | None
@@ -97,6 +97,7 @@ class Axis:
     whole: bool = False
     size: int = 1
     solid: bool = False
+    padded: bool = False
 
     def __post_init__(self) -> None:
         if self.logical < 1 or self.stored < 1:
@@ -114,10 +115,15 @@ class Axis:
     def entries(self, count: int) -> int:
         """Stored entries of `count` elements that begin at a unit's start; the last unit may be short."""
         units, rest = divmod(count, self.logical)
+        if self.padded:
+            return (units + (rest > 0)) * self.stored
         return units * self.stored + -(-rest * self.stored // self.logical)
 
     def counts(self, entries: int) -> range:
         """The element counts that are stored as `entries` entries: the inverse of `entries`."""
+        if self.padded:
+            units, rest = divmod(entries, self.stored)
+            return range(0) if rest else range(max(0, (units - 1) * self.logical + 1), units * self.logical + 1)
         first = (entries - 1) * self.logical // self.stored + 1
         return range(max(0, first), entries * self.logical // self.stored + 1)
 
@@ -236,9 +242,9 @@ def out(logical: int = 1, stored: int = 1, *, whole: bool = False, solid: bool =
     return Axis(Dim.OUT, logical, stored, whole, solid=solid)
 
 
-def in_(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:
+def in_(logical: int = 1, stored: int = 1, *, whole: bool = False, padded: bool = False) -> Axis:
     """An axis along the input features."""
-    return Axis(Dim.IN, logical, stored, whole)
+    return Axis(Dim.IN, logical, stored, whole, padded=padded)
 
 
 def part() -> Axis:

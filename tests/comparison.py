@@ -20,6 +20,7 @@ LOGITS_TOLERANCE = {
     "bitnet": 1e-6,
     "bitsandbytes": 1e-6,
     "compressed-tensors": 1e-6,
+    "gguf": 1e-6,
     "hqq": 1e-6,
     "modelopt": 1e-6,
     "quanto": 1e-6,
@@ -30,7 +31,7 @@ LOGITS_TOLERANCE = {
     "fp8": 2e-3,
     "torchao": 2e-3,
 }
-"""Of the logits' norm, all in float32. The references of the first eight hold the weights that we compute with, so that
+"""Of the logits' norm, all in float32. The references of the first nine hold the weights that we compute with, so that
 only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
 scales rounded to it, by up to 2**-9; we compute them in the scales' own dtype."""
 

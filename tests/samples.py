@@ -21,12 +21,9 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
-    "autoround-gguf",
     "autoround-mxfp4",
     "ct-sparse",
     "ct-w4a16-24-marlin",
-    "gguf-",
-    "gptqmodel-gguf",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
 )
@@ -107,6 +104,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def written_method(path: Path) -> str:
     """The method that a checkpoint says it is of."""
     beside = [method for name, method in SIDE_FILES.items() if (path / name).exists()]
+    if any(path.glob("*.gguf")):
+        return "unquantized" if path.name == "gguf-bf16" else "gguf"
     method: str = read_config(path).get("quantization_config", {}).get("quant_method", *(beside or ["unquantized"]))
     return method
 

@@ -45,6 +45,27 @@ def test_entries_are_enough_and_no_more(unit: tuple[int, int], count: int) -> No
     assert (entries - 1) * axis.logical < count * axis.stored or entries == 0
 
 
+@given(UNITS, st.integers(0, 5000))
+def test_a_padded_axis_stores_whole_units(unit: tuple[int, int], count: int) -> None:
+    axis = Axis(Dim.IN, *unit, padded=True)
+    entries = axis.entries(count)
+    assert entries % axis.stored == 0
+    assert entries // axis.stored * axis.logical in range(count, count + axis.logical)
+    assert [number for number in range(count + axis.logical) if axis.entries(number) == entries] == list(
+        axis.counts(entries)
+    )[: count + axis.logical]
+    assert axis.stored == 1 or not axis.counts(entries + 1)
+
+
+def test_a_rank_takes_the_padding_of_its_last_unit() -> None:
+    axis = in_(32, 18, padded=True)
+    extent = Extent((100,))
+    assert axis.run(extent, 0, Cut(0, 64)) == Interval(0, 36)
+    assert axis.run(extent, 0, Cut(64, 100)) == Interval(36, 72)
+    with pytest.raises(LayoutError):
+        axis.run(extent, 0, Cut(0, 50))
+
+
 @given(UNITS, st.integers(1, 5000))
 def test_counts_is_the_inverse_of_entries(unit: tuple[int, int], count: int) -> None:
     axis = Axis(Dim.IN, *unit)

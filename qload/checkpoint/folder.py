@@ -25,7 +25,8 @@ class Checkpoint:
 
     `files` are the folder's names. `pickled` are weight files that only unpickling can read.
     `metadata` is that of the weight files, by file. `lost` are tensors that the index places in files that
-    cannot be read.
+    cannot be read. `path` may be one of the files itself. `tokenizer` is what transformers' AutoTokenizer has to be
+    told to find one in the folder that is not in files of its own.
     """
 
     path: Path
@@ -36,6 +37,17 @@ class Checkpoint:
     pickled: tuple[str, ...] = ()
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
+    tokenizer: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.path.parent if self.path.is_file() else self.path
+
+    @property
+    def config_path(self) -> Path:
+        """The file that the config comes from: config.json, or whatever else the checkpoint is."""
+        return self.path / CONFIG if CONFIG in self.files else self.path
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A side file's object, or None where the folder lacks it or it is no JSON object."""

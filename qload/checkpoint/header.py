@@ -25,8 +25,28 @@ MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**63 - 1
 _LFS_SIGNATURE = b"version https://git-lfs"
 
 
+class Interleaving(NamedTuple):
+    """An order of rows other than the tensor's own: of every `size` rows, `runs` runs are stored row by row in turn.
+
+    Row 0 of each run comes first, then row 1 of each.
+    """
+
+    size: int
+    runs: int
+
+    def place(self, row: int) -> int:
+        """Where a row of the tensor is stored."""
+        block, inner = divmod(row, self.size)
+        run, place = divmod(inner, self.size // self.runs)
+        return block * self.size + place * self.runs + run
+
+
 class TensorEntry(NamedTuple):
-    """One stored tensor: dtype code, shape, and its bytes [start, stop) in `file`."""
+    """One stored tensor: dtype code, shape, and its bytes [start, stop) in `file`.
+
+    A producer may have changed it, which whoever reads it undoes: `interleaving` is the order of its stored rows,
+    and `shift` is to be added to its values.
+    """
 
     name: str
     dtype: str
@@ -34,6 +54,8 @@ class TensorEntry(NamedTuple):
     file: str
     start: int
     stop: int
+    interleaving: Interleaving | None = None
+    shift: float = 0.0
 
     @property
     def nbytes(self) -> int:

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 import qload
-from qload.checkpoint import list_files
+from qload.checkpoint import Checkpoint
 from qload.cli.shared import (
     checkpoint_argument,
     describe_bytes,
@@ -30,6 +30,8 @@ from qload.cli.shared import (
     print_json,
 )
 from qload.errors import ModelError
+from qload.registry import Registry
+from qload.validation.report import open_checkpoint
 
 _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
 """How the names of the files begin that hold one."""
@@ -58,12 +60,12 @@ def command(
     weights_only: bool,
     output: str,
 ) -> None:
-    """Load the checkpoint in the folder PATH, and go on from a prompt.
+    """Load the checkpoint in the folder or file PATH, and go on from a prompt.
 
     Generates greedily, so that the same checkpoint gives the same text.
     """
     console = Console(stderr=True)
-    tokenizer = _read_tokenizer(path)
+    tokenizer = _read_tokenizer(open_checkpoint(path, Registry.discover()))
     options = {"device": device, "dtype": dtype, "quantization": quantization}
     model = _load(path, console, quantize_activations=not weights_only, **options)
     report = qload.report(model)
@@ -93,15 +95,15 @@ def _load(path: Path, console: Console, **options: Any) -> Any:
         return qload.load(path, progress=show, **options)
 
 
-def _read_tokenizer(path: Path) -> Any:
+def _read_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's tokenizer, read first, for without one there is nothing to load for."""
-    files = list_files(path)
-    remedy = "put tokenizer.json beside config.json"
-    if not any(name.startswith(_TOKENIZERS) for name in files):
+    path, remedy = checkpoint.path, "put tokenizer.json beside config.json"
+    if not checkpoint.tokenizer and not any(name.startswith(_TOKENIZERS) for name in checkpoint.files):
         raise ModelError("there is no tokenizer", where=str(path), remedy=remedy)
     transformers = importlib.import_module("transformers")
+    options = {"trust_remote_code": False, "local_files_only": True, **checkpoint.tokenizer}
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(checkpoint.folder, **options)
     except Exception as error:  # each tokenizer's code has errors of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the tokenizer cannot be read: {first}", where=str(path), remedy=remedy) from error

@@ -23,7 +23,7 @@ FOUND = 1
 @format_option
 @click.pass_context
 def command(ctx: click.Context, path: Path, output: str) -> None:
-    """Find what is wrong with the checkpoint in the folder PATH, without reading its weights.
+    """Find what is wrong with the checkpoint in the folder or file PATH, without reading its weights.
 
     Exits with 0 where nothing is wrong, 1 where something is, 2 where it could not be told.
     """

@@ -11,6 +11,9 @@ from qload.plan import Source
 from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
 
+_SMALL = 0x48
+"""Two bytes below it are a float16 below 8, wherever in a block they lie."""
+
 
 def make_tensors(
     quantization: Quantization,
@@ -21,8 +24,9 @@ def make_tensors(
 ) -> dict[str, Tensor]:
     """Every required tensor of a layer's sources, under its name on disk, with random values.
 
-    Scales lie between 1/128 and 1/64; packed values and zero-points take all bit patterns; indices assign
-    columns to groups at random, but in equal shares; documents are the declaration's sample.
+    Scales lie between 1/128 and 1/64; packed values and zero-points take all bit patterns, but for blocks of bytes,
+    which may hold scales; indices assign columns to groups at random, but in equal shares; documents are the
+    declaration's sample.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
@@ -48,6 +52,8 @@ def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generato
         return torch.randn(shape, generator=generator).to(dtype)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
+    if dtype is torch.uint8 and any(axis.stored > 1 for axis in spec.layout.axes):
+        return torch.randint(0, _SMALL, shape, generator=generator, dtype=torch.int64).to(dtype)
     bits = torch.iinfo(dtype)
     return torch.randint(bits.min, bits.max, shape, generator=generator, dtype=torch.int64).to(dtype)
 

@@ -33,7 +33,7 @@ class Report:
 
 
 def validate(path: str | Path, *, registry: Registry | None = None) -> Report:
-    """Validate the checkpoint in the folder `path` from its config and headers alone.
+    """Validate the checkpoint in the folder or file `path` from its config and headers alone.
 
     Raises QloadError if there is no such folder; every other fault is a finding.
     """
@@ -44,7 +44,7 @@ def validate(path: str | Path, *, registry: Registry | None = None) -> Report:
 
 
 def read_quantization(path: str | Path, *, registry: Registry | None = None) -> Quantization:
-    """What the checkpoint in the folder `path` is quantized with, for building layers before loading them.
+    """What the checkpoint in the folder or file `path` is quantized with, for building layers before loading them.
 
     Raises CheckpointError or MethodError where that cannot be told.
     """

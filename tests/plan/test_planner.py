@@ -42,6 +42,7 @@ SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
     {"quant_method": "fp8", "weight_block_size": [64, 128]},
+    {"quant_method": "gguf", "bits": 8, "format": "q_0"},
     *(
         {"quant_method": "modelopt", "quant_algo": name}
         for name in ("FP8_PB_WO", "INT8_SQ", "W4A8_AWQ", "NVFP4", "MXFP8")

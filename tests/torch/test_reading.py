@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qload.checkpoint import read_header
+from qload.checkpoint import Interleaving, read_header
 from qload.errors import QloadError
 from qload.layout import Interval, Region
 from qload.plan import Copy
@@ -142,3 +142,37 @@ def test_a_file_that_shrinks_is_an_error_with_the_tensor(folder: Path, tmp_path:
     with pytest.raises(QloadError, match=f"{last.name} in f: the file ends before"):
         reader.read(Copy(last, last.shape, region, region), torch.empty(last.shape))
     reader.close()
+
+
+INTERLEAVED = {"matrix": Interleaving(8, 2), "vector": Interleaving(20, 4), "small": Interleaving(8, 2)}
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_any_region_of_interleaved_rows_is_the_slice(folder: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(INTERLEAVED)))
+    order, stored = INTERLEAVED[name], TENSORS[name]
+    region = tuple(draw_interval(data, size) for size in stored.shape)
+    ordered = stored.unflatten(0, (-1, order.size // order.runs, order.runs)).transpose(1, 2).flatten(0, 2)
+    expected = ordered[tuple(interval.slice for interval in region)]
+    copy = copy_of(folder, name, region)
+    copy = copy._replace(entry=copy.entry._replace(interleaving=order))
+    for nbytes in (1 << 20, 300, 16):
+        reader = FileReader(folder, Staging(CPU, nbytes))
+        found = torch.empty(expected.shape, dtype=expected.dtype)
+        reader.read(copy, found)
+        reader.close()
+        assert torch.equal(as_bytes(found), as_bytes(expected))
+
+
+def test_a_shift_is_added_before_the_cast(folder: Path) -> None:
+    stored = torch.tensor([1.0000001, 2.5])
+    save_file({"norm": stored}, folder / "norms")
+    entry = read_header(folder / "norms", "norms").tensors["norm"]._replace(shift=-1.0)
+    whole = (Interval(0, 2),)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = torch.empty(2, dtype=dtype)
+        reader = FileReader(folder, Staging(CPU))
+        assert reader.read(Copy(entry, (2,), whole, whole), found) == 8
+        reader.close()
+        assert torch.equal(found, (stored - 1).to(dtype))

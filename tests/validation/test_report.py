@@ -33,7 +33,12 @@ def test_formats_that_are_not_there_are_not_passed(path: Path) -> None:
     assert not report.ok
 
 
-@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+def is_in_one_file(path: Path) -> bool:
+    """Whether the model is in a file with a config of its own."""
+    return not (path / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("path", [path for path in supported() if not is_in_one_file(path)], ids=lambda path: path.name)
 def test_several_files_are_as_clean_as_one(path: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", *SIDE_FILES):
         if (path / name).exists():

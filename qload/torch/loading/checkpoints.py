@@ -30,7 +30,7 @@ def open_for_loading(
     """
     checkpoint = open_checkpoint(Path(path), registry)
     if not checkpoint.pickled:
-        return checkpoint, FileReader(checkpoint.path, Staging(device))
+        return checkpoint, FileReader(checkpoint.folder, Staging(device))
     if not allow_pickle:
         finding = report(
             "QL001",

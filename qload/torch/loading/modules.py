@@ -33,7 +33,7 @@ def load_weights(
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
 ) -> LoadReport:
-    """Load the checkpoint in the folder `path` into a module made of qload's layers and ordinary ones.
+    """Load the checkpoint in the folder or file `path` into a module made of qload's layers and ordinary ones.
 
     Every layer reads its own shard of the modules it was built for; other parameters and persistent buffers
     are read under their own names, with `prefix` before them. Tensors that the module has under several names,

@@ -1,13 +1,13 @@
 """Reads the regions that a plan names, straight from files into parameters.
 
 A region whose bytes lie together in the file and in the parameter is read in place. Everything else goes
-through a staging buffer of fixed size: strips, casts, and other devices, to which whole runs of bytes are
-sent and where they are cut and cast.
+through a staging buffer of fixed size: strips, casts, rows in another order, and other devices, to which whole
+runs of bytes are sent and where they are cut and cast.
 """
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qload.checkpoint import Interleaving
 from qload.errors import QloadError
 from qload.layout import Interval, Region
 from qload.plan import Copy
@@ -44,9 +45,19 @@ class FileReader:
         self._files: dict[str, int] = {}
 
     def read(self, copy: Copy, destination: Tensor) -> int:
+        if not copy.entry.shift:
+            return self._read(copy, destination)
+        stored = torch.empty(destination.shape, dtype=torch_dtype(copy.entry.dtype), device=destination.device)
+        read = self._read(copy, stored)
+        destination.copy_(stored.to(torch.promote_types(stored.dtype, torch.float32)) + copy.entry.shift)
+        return read
+
+    def _read(self, copy: Copy, destination: Tensor) -> int:
         dtype = torch_dtype(copy.entry.dtype)
         block = _Block(copy, dtype, copy.view or (1,), copy.source or (Interval(0, 1),), copy.entry.start)
         destination = destination.view([interval.size for interval in block.region])
+        if copy.entry.interleaving is not None:
+            return self._read_interleaved(block, copy.entry.interleaving, destination)
         in_place = destination.device.type == "cpu" and destination.dtype == dtype
         if in_place and destination.is_contiguous() and block.is_contiguous:
             self._fill(copy, destination, block.start + block.offset)
@@ -67,12 +78,35 @@ class FileReader:
         fit = max(1, self._staging.size // max(1, block.row_bytes))
         return sum(self._read_run(block, run, destination[done : done + run.size]) for done, run in block.runs(fit))
 
-    def _read_run(self, block: "_Block", run: Interval, destination: Tensor) -> int:
+    def _read_interleaved(self, block: "_Block", order: Interleaving, destination: Tensor) -> int:
+        """Read runs of stored rows that hold the wanted ones, as many as fit the buffer, and put them in order."""
+        first = block.region[0]
+        rows = range(first.start, first.stop, first.step)
+        fit = max(1, self._staging.size // max(1, order.size * block.row_bytes)) * order.size
+        read = done = 0
+        for start in range(first.start // order.size * order.size, first.stop, fit):
+            places = [order.place(row) for row in rows if start <= row < start + fit]
+            if places:
+                read += self._read_places(block, places, destination[done : done + len(places)])
+                done += len(places)
+        return read
+
+    def _read_places(self, block: "_Block", places: list[int], destination: Tensor) -> int:
+        run = Interval(min(places), max(places) + 1)
+        if run.size * block.row_bytes > self._staging.size:
+            singles = [replace(block, region=(Interval(place, place + 1), *block.region[1:])) for place in places]
+            return sum(self._read_rows(one, row[None]) for one, row in zip(singles, destination, strict=True))
+        return self._read_run(block, run, destination, [place - run.start for place in places])
+
+    def _read_run(self, block: "_Block", run: Interval, destination: Tensor, places: list[int] | None = None) -> int:
+        """Read a run of rows, and of these every one that the run steps on, or those at `places`."""
         nbytes = (run.stop - run.start) * block.row_bytes
         with self._staging.borrow(nbytes) as buffer:
             self._fill(block.copy, buffer, block.start + run.start * block.row_bytes)
             landed = buffer.to(destination.device, non_blocking=self._staging.is_pinned)
             rows = landed.view(block.dtype).view(-1, *block.shape[1:])
+            if places is not None:
+                rows = rows[torch.tensor(places, device=rows.device)]
             inner = (interval.slice for interval in block.region[1:])
             destination.copy_(rows[(slice(None, None, run.step), *inner)])
         return nbytes

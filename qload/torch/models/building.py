@@ -35,11 +35,11 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> PreT
     except Exception as error:  # whatever the code of an architecture makes of a config that does not fit it
         raise ModelError(
             f"transformers cannot build the model ({describe_error(error)})",
-            where=str(checkpoint.path / "config.json"),
+            where=str(checkpoint.config_path),
             found=", ".join(map(str, config.architectures or [config.model_type])),
             remedy="check the config's sizes, and that this version of transformers has the architecture",
         ) from error
-    _read_generation_config(model, checkpoint.path)
+    _read_generation_config(model, checkpoint.folder)
     model.eval()
     return model
 
@@ -56,7 +56,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     except Exception as error:  # its checks of a config raise errors of many kinds
         raise ModelError(
             f"transformers cannot read the config ({describe_error(error)})",
-            where=str(checkpoint.path / "config.json"),
+            where=str(checkpoint.config_path),
             remedy="check model_type and architectures; code that comes with a checkpoint is never run",
         ) from error
     config.name_or_path = str(checkpoint.path)

@@ -40,7 +40,7 @@ def load(
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """Load the checkpoint in the folder `path`, in Hugging Face layout, as a transformers model.
+    """Load the checkpoint in the folder or file `path` as a transformers model.
 
     Linear layers, embeddings, experts and the head are qload's, with the weights as they lie on disk; the
     model is ready for `model(...)` and `model.generate(...)`. It computes in `dtype`, by default the config's.

@@ -24,6 +24,7 @@ from qload.torch.layers import (
     VocabParallelEmbedding,
 )
 from qload.torch.models.building import kept_dtype
+from qload.torch.models.embedding import ComputedEmbedding, computes_by_row
 from qload.torch.models.naming import Names
 from qload.torch.sites import Site
 
@@ -164,7 +165,9 @@ def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Itera
         return
     source = context.source(name)
     treatment = _treat(name, source.prefix, Kind.EMBEDDING, module, context)
-    if not _can_replace(name, module, (nn.Embedding,), treatment, context):
+    is_computed = type(module).forward is not nn.Embedding.forward and treatment.scheme is not None
+    is_computed = is_computed and computes_by_row(module)
+    if not is_computed and not _can_replace(name, module, (nn.Embedding,), treatment, context):
         return
     layer = VocabParallelEmbedding(
         module.num_embeddings,
@@ -174,7 +177,7 @@ def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Itera
         source=source,
         treatment=treatment,
     )
-    yield name, layer
+    yield name, ComputedEmbedding(layer, module) if is_computed else layer
 
 
 def _make_cache_scales(name: str, module: nn.Module, context: _Context) -> Iterator[tuple[str, nn.Module]]:

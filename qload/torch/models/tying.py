@@ -13,6 +13,7 @@ from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import torch_dtype
 from qload.torch.layers import Layer, ParallelLMHead, VocabParallelEmbedding
 from qload.torch.layers.linear import Linear
+from qload.torch.models.embedding import ComputedEmbedding
 from qload.torch.models.naming import Names
 from qload.torch.models.replacing import put
 from qload.torch.sites import Site
@@ -107,9 +108,12 @@ def _keep_ties(*_: object, **__: object) -> None:
 
 def _share(model: PreTrainedModel, name: str, source: str, quantization: Quantization) -> None:
     owner, tied = model.get_submodule(source), model.get_submodule(name)
+    table = owner.table if isinstance(owner, ComputedEmbedding) else owner
     if isinstance(tied, nn.Embedding | VocabParallelEmbedding) or _is_same(tied, owner):
         put(model, name, owner)
-    elif isinstance(owner, VocabParallelEmbedding | nn.Embedding):
+    elif isinstance(table, VocabParallelEmbedding):
+        put(model, name, _make_head(name, tied, table, quantization))
+    elif isinstance(owner, nn.Embedding):
         put(model, name, _make_head(name, tied, owner, quantization))
     else:
         weight = owner.weight

@@ -1,0 +1,137 @@
+"""Opens GGUF files as checkpoints: one file, or the files that one was split into."""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qload.checkpoint import Checkpoint, TensorEntry, list_files
+from qload.errors import QloadError
+from qload.findings import Finding, report
+from qload_gguf.entries import Translator
+from qload_gguf.facts import Facts, RefusalError
+from qload_gguf.header import Header, Tensor, read_header
+from qload_gguf.model_config import build_config, find_architecture
+from qload_gguf.rope import TABLES, Table
+
+SUFFIX = ".gguf"
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_PROJECTOR = "mmproj"
+MAX_SPLITS = 1024
+MAX_TABLE_BYTES = 1 << 16
+
+
+def qload_open_checkpoint(path: Path) -> Checkpoint | None:
+    """A GGUF file, or a folder that has weights of no other kind."""
+    try:
+        if path.is_file():
+            return _open(path, _find_siblings(path.name)) if path.name.endswith(SUFFIX) else None
+        names = list_files(path)
+    except (OSError, QloadError):
+        return None
+    models = [name for name in names if name.endswith(SUFFIX) and not name.startswith(_PROJECTOR)]
+    if not models or any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names):
+        return None
+    groups = {_find_siblings(name) for name in models}
+    if len(groups) > 1:
+        return Checkpoint(path, {}, {}, tuple(models), (_ambiguous(models),))
+    return _open(path, groups.pop())
+
+
+def _find_siblings(name: str) -> tuple[str, ...]:
+    """The names of all the files that one was split into, itself alone where it was not."""
+    match = _SPLIT.fullmatch(name)
+    if match is None or not 0 < int(match["count"]) <= MAX_SPLITS:
+        return (name,)
+    count = int(match["count"])
+    return tuple(f"{match['stem']}-{number:05d}-of-{count:05d}{SUFFIX}" for number in range(1, count + 1))
+
+
+def _open(path: Path, names: tuple[str, ...]) -> Checkpoint:
+    folder = path.parent if path.is_file() else path
+    findings = [_missing(name) for name in names if not (folder / name).is_file()]
+    headers = {} if findings else {name: read_header(folder / name, name) for name in names}
+    findings += (finding for header in headers.values() for finding in header.findings)
+    if not any(header.tensors for header in headers.values()) or not headers[names[0]].metadata:
+        return Checkpoint(path, {}, {}, names, tuple(findings) or (_empty(names[0]),))
+    findings += _check_split(headers)
+    try:
+        config, translated = _understand(folder, headers)
+    except RefusalError as refusal:
+        return Checkpoint(path, {}, {}, names, (*findings, refusal.finding))
+    entries = {each.name: each for each in translated if isinstance(each, TensorEntry)}
+    findings += (each for each in translated if isinstance(each, Finding))
+    return Checkpoint(path, config, entries, names, tuple(findings), tokenizer={"gguf_file": names[0]})
+
+
+def _understand(folder: Path, headers: Mapping[str, Header]) -> tuple[dict[str, Any], list[TensorEntry | Finding]]:
+    """The model's config, and the entry of every tensor, or why it has none. Raises RefusalError."""
+    name, header = next(iter(headers.items()))
+    key, architecture = find_architecture(header, name)
+    facts = Facts(header.metadata, key, name)
+    stored = {tensor.name: tensor for each in headers.values() for tensor in each.tensors}
+    config = build_config(facts, architecture, stored, header.metadata, _read_tables(folder, headers, facts))
+    translated = [
+        entry
+        for file, each in headers.items()
+        for tensor in each.tensors
+        if tensor.name not in TABLES
+        for entry in Translator(architecture, config, file).translate(tensor)
+    ]
+    return config, translated
+
+
+def _read_tables(folder: Path, headers: Mapping[str, Header], facts: Facts) -> dict[str, Table]:
+    """The few tensors that are settings: a number for each rotated pair of features."""
+    return {
+        tensor.name: _read_table(folder / name, tensor, facts)
+        for name, header in headers.items()
+        for tensor in header.tensors
+        if tensor.name in TABLES
+    }
+
+
+def _read_table(path: Path, tensor: Tensor, facts: Facts) -> Table:
+    nbytes = tensor.stop - tensor.start
+    if tensor.type != 0 or len(tensor.shape) != 1 or nbytes > MAX_TABLE_BYTES:
+        raise facts.refuse(f"{tensor.name} is no table of F32", code="QL308", found=str(list(tensor.shape)))
+    try:
+        with path.open("rb") as file:
+            file.seek(tensor.start)
+            return struct.unpack(f"<{nbytes // 4}f", file.read(nbytes))
+    except (OSError, struct.error) as error:
+        raise facts.refuse(f"{tensor.name} cannot be read ({error})", code="QL004") from error
+
+
+def _check_split(headers: Mapping[str, Header]) -> Iterator[Finding]:
+    """What the files of a split checkpoint say of each other."""
+    seen: dict[str, str] = {}
+    for name, header in headers.items():
+        said: Any = header.metadata.get("split.count", len(headers))
+        if said not in (0, len(headers)):
+            yield report("QL005", "is one of another number of files", file=name, expected=said, found=len(headers))
+        for tensor in header.tensors:
+            if tensor.name in seen:
+                yield report(
+                    "QL008", "is stored twice", where=tensor.name, file=name, found=f"also in {seen[tensor.name]}"
+                )
+            seen[tensor.name] = name
+
+
+def _missing(name: str) -> Finding:
+    return report("QL005", "a part of the checkpoint is not there", file=name, remedy="download it, beside the others")
+
+
+def _empty(name: str) -> Finding:
+    return report("QL011", "holds no model", file=name, remedy="it may hold a vocabulary alone: take another file")
+
+
+def _ambiguous(models: list[str]) -> Finding:
+    return report(
+        "QL011",
+        "there are several models in the folder",
+        found=", ".join(models[:8]),
+        remedy="give the path of one file in place of the folder",
+    )

@@ -1,0 +1,21 @@
+"""Computes with ggml's blocks."""
+
+from torch import Tensor
+
+from qload.hookspecs import LayerPiece
+from qload_gguf.runtime.decoding import decode
+
+
+def qload_dequantize(layer: LayerPiece) -> Tensor:
+    return _scale(layer, decode(layer.weight_quantized, layer.scheme.type))
+
+
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
+    return _scale(layer, decode(layer.weight_quantized[ids], layer.scheme.type))
+
+
+def _scale(layer: LayerPiece, dense: Tensor) -> Tensor:
+    """Without the padding of the last block; and multiplied by the module's own scale, where there is one."""
+    dense = dense[:, : layer.in_features]
+    scale = getattr(layer, "weight_scale", None)
+    return dense if scale is None else dense * scale
