@@ -87,8 +87,8 @@ class Axis:
     """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
 
     A `whole` axis is kept whole on every rank. A `solid` one is a single unit, however long the dimension is: no rank
-    can hold a share of it, and it has no room for padding. On a `padded` one the last unit is stored whole even where it
-    is short. An axis that follows no dimension has a fixed `size`. Raises LayoutError for a unit that is empty.
+    can hold a share of it, and it has no room for padding. On a `padded` one the last unit is stored whole even where
+    it is short. An axis that follows no dimension has a fixed `size`. Raises LayoutError for a unit that is empty.
     """
 
     dim: Dim | None

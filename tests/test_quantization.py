@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from samples import DATA, make_quantization
+from samples import DATA, make_quantization, written_method
 from strangers import make_rows, registry_with
 
 from qload import Registry
