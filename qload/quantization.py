@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from qload.calls import ask, call
-from qload.checkpoint import Checkpoint
+from qload.checkpoint import Checkpoint, Modules
 from qload.declare import ParameterSpec, complete
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, report
@@ -47,7 +47,7 @@ class Quantization:
     method: Method
     unquantized: Method
     config: BaseModel | None = None
-    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    modules: Modules = field(default_factory=dict, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
@@ -83,7 +83,7 @@ class Quantization:
         return self._declared[key]
 
 
-def unquantized(registry: Registry, modules: Mapping[str, tuple[str, ...]] | None = None) -> Quantization:
+def unquantized(registry: Registry, modules: Modules | None = None) -> Quantization:
     """What loads a checkpoint to which no method does anything."""
     method = registry.method(UNQUANTIZED)
     return Quantization(method, method, modules=modules or {})

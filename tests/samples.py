@@ -32,7 +32,6 @@ NOT_SUPPORTED = (
     "gptqmodel-qqq",
     "hf-bitnet",
     "hf-fp8-block-qwen3moe",
-    "hf-gptoss",
     "hqq-",
     "modelopt-",
     "quanto-",

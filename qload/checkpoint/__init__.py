@@ -2,5 +2,6 @@
 
 from qload.checkpoint.folder import Checkpoint, list_files, open_folder
 from qload.checkpoint.header import Header, TensorEntry, read_header
+from qload.checkpoint.names import Modules
 
-__all__ = ["Checkpoint", "Header", "TensorEntry", "list_files", "open_folder", "read_header"]
+__all__ = ["Checkpoint", "Header", "Modules", "TensorEntry", "list_files", "open_folder", "read_header"]

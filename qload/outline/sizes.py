@@ -2,19 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qload.checkpoint import TensorEntry
-from qload.declare import ParameterKind
+from qload.declare import ParameterKind, ParameterSpec
 from qload.dtypes import FLOATS
-from qload.geometry import Geometry, single
+from qload.geometry import Geometry, Kind, single
 from qload.layout import Dim
 from qload.outline.modules import StoredModule
 from qload.quantization import Quantization
 
 PROBE = single(1, 1)
 """Any geometry: the axes of a method's declaration do not depend on it."""
+STACK = replace(PROBE, experts=1, kind=Kind.EXPERTS)
+_WEIGHTS = (ParameterKind.PACKED, ParameterKind.WEIGHT)
 
 
 @dataclass(slots=True)
@@ -45,13 +47,26 @@ class Solver:
 
     def solve(self, module: StoredModule) -> Geometry:
         said = self._said(module)
+        is_stack = self._is_stack(module)
         return single(
             self._settle(module, Dim.OUT, said[Dim.OUT]),
             self._settle(module, Dim.IN, said[Dim.IN]),
-            kind=module.info.kind,
+            kind=Kind.EXPERTS if is_stack else module.info.kind,
             dtype=_dtype(module.tensors.values()),
             bias="bias" in module.tensors,
+            experts=self._settle(module, Dim.EXPERT, said[Dim.EXPERT]) if is_stack else None,
         )
+
+    def _is_stack(self, module: StoredModule) -> bool:
+        """Whether its weight has an axis more than is declared: one of experts."""
+        return any(
+            len(entry.shape) == len(spec.layout.axes) + 1
+            for spec in self.quantization.declare(module.treatment, PROBE)
+            if spec.kind in _WEIGHTS and (entry := module.tensors.get(spec.stored_as)) is not None
+        )
+
+    def _declare(self, module: StoredModule) -> tuple[ParameterSpec, ...]:
+        return self.quantization.declare(module.treatment, STACK if self._is_stack(module) else PROBE)
 
     def _settle(self, module: StoredModule, dim: Dim, ranges: Sequence[range]) -> int:
         if not ranges:
@@ -69,9 +84,8 @@ class Solver:
 
     def _said(self, module: StoredModule) -> dict[Dim, list[range]]:
         """What each tensor's shape says of the module's sizes, the weight's first."""
-        specs = self.quantization.declare(module.treatment, PROBE)
-        order = sorted(specs, key=lambda spec: spec.kind not in (ParameterKind.PACKED, ParameterKind.WEIGHT))
-        said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: []}
+        order = sorted(self._declare(module), key=lambda spec: spec.kind not in _WEIGHTS)
+        said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: [], Dim.EXPERT: []}
         for spec in order:
             entry = module.tensors.get(spec.stored_as)
             if entry is None or len(entry.shape) != len(spec.layout.axes):

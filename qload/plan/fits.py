@@ -1,13 +1,13 @@
 """How the tensors of a source lie in the parameters of a layer, whatever module of the checkpoint the source is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
-from qload.layout import Cut, Dim, Extents, Place, Region, volume
+from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
 from qload.plan.targets import Source
 
 
@@ -16,6 +16,27 @@ class Move(NamedTuple):
 
     source: Region
     destination: Region
+
+
+def join_steps(moves: tuple[Move, ...]) -> tuple[Move, ...]:
+    """One move in place of those whose rows lie between each other's, on both sides alike; else the same ones."""
+    sources, destinations = (_join_regions([move[side] for move in moves]) for side in (0, 1))
+    return moves if sources is None or destinations is None else (Move(sources, destinations),)
+
+
+def _join_regions(regions: Sequence[Region]) -> Region | None:
+    """The region that several make together which have the same steps along one axis, one after another."""
+    axes = [set(intervals) for intervals in zip(*regions, strict=True)]
+    stepped = [axis for axis, intervals in enumerate(axes) if len(intervals) > 1]
+    if len(regions) < 2 or len(stepped) != 1:
+        return None
+    intervals = [region[stepped[0]] for region in regions]
+    first = intervals[0]
+    expected = [Interval(first.start + n, first.stop + n, len(regions)) for n in range(len(regions))]
+    if intervals != expected:
+        return None
+    whole = Interval(first.start, intervals[-1].stop)
+    return tuple(whole if axis == stepped[0] else interval for axis, interval in enumerate(regions[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +86,7 @@ def _read(
     shape = stored.layout.shape(extents)
     try:
         # Parts that a tensor does not tell apart are moved once.
-        moves = tuple(dict.fromkeys(_moves(spec, stored, source, geometry, shard, extents)))
+        moves = join_steps(tuple(dict.fromkeys(_moves(spec, stored, source, geometry, shard, extents))))
     except LayoutError as error:
         return Reading(shape, fault=str(error))
     return Reading(shape, moves, sum(volume(move.destination) for move in moves))

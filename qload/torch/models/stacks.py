@@ -1,0 +1,191 @@
+"""Stacks of experts, as transformers' modules hold them, and qload's in their place.
+
+The classes say how they lie by attributes of one convention (`use_experts_implementation`): transposed or not, gate
+and up projection one after the other or row by row, with biases or without. One without those attributes is tried.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qload.errors import ModelError
+from qload.geometry import Kind, Part, Sharding, column, row
+from qload.plan import Source
+from qload.torch.layers import ExpertLinear, Experts, SortedExperts
+from qload.torch.models.context import Context, class_names
+
+PARTS = ("gate_proj", "up_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A module that holds experts in two parameters, `up` and `down_proj`.
+
+    `is_sorted` means that tokens come expert by expert, in equal shares, and without numbers of experts. A stack that
+    is not `known` computes something else, too.
+    """
+
+    module: nn.Module
+    up: str
+    is_transposed: bool = False
+    is_interleaved: bool = False
+    bias: bool = False
+    is_sorted: bool = False
+    known: bool = True
+
+    @property
+    def has_gate(self) -> bool:
+        return self.up != "up_proj"
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The number of experts, of their inputs, and of what lies between their two layers."""
+        count, outputs, inputs = self.module.get_parameter("down_proj").shape
+        return (count, inputs, outputs) if self.is_transposed else (count, outputs, inputs)
+
+    @property
+    def gate(self) -> "ModuleGate":
+        return ModuleGate(self.module, self.has_gate)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleGate:
+    """The gate of a stack of experts: what is left of a module of transformers, whose weights are taken away."""
+
+    module: nn.Module
+    has_gate: bool
+
+    def __call__(self, projected: Tensor) -> Tensor:
+        own = getattr(self.module, "_apply_gate", None)
+        if self.has_gate and own is not None:
+            gated: Tensor = own(projected)
+            return gated
+        activate = self.module.get_submodule("act_fn")
+        if not self.has_gate:
+            return activate(projected)  # type: ignore[no-any-return]
+        first, second = projected.chunk(2, -1)
+        return activate(first) * second  # type: ignore[no-any-return]
+
+
+def describe_stack(module: nn.Module) -> Stack | None:
+    """How a module holds its experts; None where it holds none in two parameters of three dimensions."""
+    up = next((name for name in ("gate_up_proj", "up_proj") if _is_matrices(module, name)), None)
+    if up is None or not _is_matrices(module, "down_proj"):
+        return None
+    if not hasattr(module, "is_transposed"):
+        return _try_stack(module, up)
+    counts = {len(module.get_parameter(name)) for name in (up, "down_proj")}
+    return Stack(
+        module,
+        up,
+        bool(module.is_transposed),
+        bool(module.has_gate and not module.is_concatenated),
+        bool(module.has_bias),
+        known=not getattr(module, "has_post_expert_norm", False) and len(counts) == 1,
+    )
+
+
+def _is_matrices(module: nn.Module, name: str) -> bool:
+    found = module._parameters.get(name)
+    return found is not None and found.dim() == 3
+
+
+def make_stack(name: str, stack: Stack, context: Context) -> Experts | None:
+    """Experts that the checkpoint stores one by one, or quantized; other stacks stay as they are.
+
+    Raises ModelError where they are quantized and the stack is of a kind that is not known.
+    """
+    up, down = f"{name}.{stack.up}", f"{name}.down_proj"
+    if not {up, down} <= context.names.sources.keys():
+        return None
+    sources = [source for place in (up, down) for source in context.names.sources[place]]
+    # A method's config speaks of experts as of linear layers, which they are where they are stored quantized.
+    is_plain = context.names.plain >= {source.prefix for source in sources}
+    if is_plain and not (stack.known and all(source.expert is not None for source in sources)):
+        return None
+    _check(name, stack, sources, context)
+    classes = class_names(stack.module) if is_plain else ("Linear",)
+    count, hidden, inner = stack.sizes
+    parts = context.names.parts.get(up, PARTS) if stack.has_gate else ("",)
+    layer = partial(_make_layer, context=context, classes=classes, experts=count, bias=stack.bias)
+    fused = [Part(part, inner) for part in parts]
+    up_proj = layer(up, hidden, fused, sharding=column, interleaved=stack.is_interleaved)
+    down_proj = layer(down, inner, [Part("", hidden)], sharding=row)
+    # What is left of the original module is its gate.
+    for weight in (stack.up, "down_proj"):
+        delattr(stack.module, weight)
+    return (SortedExperts if stack.is_sorted else Experts)(up_proj, down_proj, stack.gate)
+
+
+def _make_layer(
+    place: str,
+    inputs: int,
+    parts: Sequence[Part],
+    *,
+    context: Context,
+    classes: tuple[str, ...],
+    experts: int,
+    bias: bool,
+    sharding: Sharding,
+    interleaved: bool = False,
+) -> ExpertLinear:
+    sources, site = context.names.sources[place], context.site(place, place)
+    treatment = site.treat(sources, Kind.LINEAR, classes)
+    return ExpertLinear(
+        experts,
+        inputs,
+        parts,
+        site,
+        sources=sources,
+        sharding=sharding,
+        treatment=treatment,
+        bias=bias,
+        interleaved=interleaved,
+    )
+
+
+def _check(name: str, stack: Stack, sources: Sequence[Source], context: Context) -> None:
+    if not stack.known:
+        raise ModelError(f"{type(stack.module).__name__} is a stack of experts of another kind", where=name)
+    dense = [source.prefix for source in sources if source.prefix in context.names.plain and source.expert is None]
+    if dense and stack.is_transposed:
+        raise ModelError("one half of a stack of experts is quantized, and the other is not", where=dense[0])
+
+
+def _try_stack(module: nn.Module, up: str) -> Stack:
+    """How a module without the attributes holds its experts, tried on two tiny ones."""
+    count, rows, columns = module.get_parameter(up).shape
+    experts, *down = module.get_parameter("down_proj").shape
+    is_transposed = [rows, 2 * down[0]] == [down[1], columns]
+    arguments = len(inspect.signature(type(module).forward).parameters) - 1
+    known = up == "gate_up_proj" and count == experts and arguments in (1, 3)
+    stack = Stack(module, up, is_transposed, is_sorted=arguments == 1, known=known)
+    if known and not _computes(stack):
+        return Stack(module, up, is_transposed, known=False)
+    return stack
+
+
+def _computes(stack: Stack) -> bool:
+    """Whether the module's own forward gives what plain experts with its gate do."""
+    hidden = stack.sizes[1]
+    up, down = _spread(2, 4, hidden), _spread(2, hidden, 2)
+    x, ids, weights = _spread(4, hidden), torch.tensor([[0], [0], [1], [1]]), torch.tensor([[1.0], [0.5], [1], [2]])
+    turned = [weight.mT.contiguous() if stack.is_transposed else weight for weight in (up, down)]
+    try:
+        arguments = (x,) if stack.is_sorted else (x, ids, weights)
+        found = functional_call(stack.module, {stack.up: turned[0], "down_proj": turned[1]}, arguments)
+        projected = [down[int(expert)] @ stack.gate(up[int(expert)] @ row) for expert, row in zip(ids, x, strict=True)]
+    except Exception:  # whatever the code of an architecture makes of sizes that are not its own
+        return False
+    expected = torch.stack(projected) * (1 if stack.is_sorted else weights)
+    return isinstance(found, Tensor) and found.shape == x.shape and torch.allclose(found, expected, atol=1e-5)
+
+
+def _spread(*shape: int) -> Tensor:
+    count = int(torch.Size(shape).numel())
+    return torch.linspace(-1, 1.3, count, device="cpu").sin().reshape(shape)
