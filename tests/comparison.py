@@ -17,10 +17,17 @@ ROUNDED = ("ct-w4a16-g32-asym-actorder-group", "gptqmodel-fp8-block")
 """Their references are of other scales than are stored: of those in memory before they were rounded to bfloat16 and
 saved, or of those stored in float32 after. Each weight is within one step of bfloat16, 2**-7 of its value."""
 
-LOGITS_TOLERANCE = {"compressed-tensors": 1e-6, "unquantized": 1e-6, "gptq": 2e-3, "awq": 2e-3, "fp8": 2e-3, "mxfp4": 1e-6}
-"""Of the logits' norm, all in float32. The references of the first two and the last hold the weights that we compute with, so that
-only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
-scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
+LOGITS_TOLERANCE = {
+    "compressed-tensors": 1e-6,
+    "unquantized": 1e-6,
+    "gptq": 2e-3,
+    "awq": 2e-3,
+    "fp8": 2e-3,
+    "mxfp4": 1e-6,
+}
+"""Of the logits' norm, all in float32. The references of the first two and the last hold the weights that we compute
+with, so that only the order of summation differs. Those of the others hold weights that their runtime computed in
+bfloat16 from scales rounded to it, by up to 2**-9; we compute them in the scales' own float16."""
 
 OTHER_TOLERANCE = {
     "autoround-llmc-w4a16": 2e-3,

@@ -2,7 +2,7 @@
 
 from qload.torch.layers.base import Layer
 from qload.torch.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from qload.torch.layers.experts import ExpertLinear, Experts, Gate, SortedExperts, make_experts
+from qload.torch.layers.experts import ExpertLinear, Experts, Gate, SortedExperts, apply_one_by_one, make_experts
 from qload.torch.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -24,5 +24,6 @@ __all__ = [
     "RowParallelLinear",
     "SortedExperts",
     "VocabParallelEmbedding",
+    "apply_one_by_one",
     "make_experts",
 ]

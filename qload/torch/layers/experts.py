@@ -52,9 +52,9 @@ class Experts(nn.Module):
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """hidden [tokens, hidden_size], ids and weights [tokens, k] into [tokens, hidden_size]."""
         apply = self.gate_up_proj.hooks.apply_experts
-        if apply is not None:
-            return apply(self, hidden, expert_ids, expert_weights)
-        return apply_one_by_one(self, hidden, expert_ids, expert_weights)
+        if apply is None or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
+            return apply_one_by_one(self, hidden, expert_ids, expert_weights)
+        return apply(self, hidden, expert_ids, expert_weights)
 
 
 class SortedExperts(Experts):
@@ -70,7 +70,10 @@ class SortedExperts(Experts):
 
 
 def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-    """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype."""
+    """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype.
+
+    Of this rank's share alone: what other experts or ranks add is zero here. A method's own hook may come back to it.
+    """
     output = torch.zeros_like(hidden)
     first = experts.gate_up_proj.shard.experts.start
     for expert in expert_ids.unique().tolist():
