@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
 from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
 from qload.plan.targets import Source
+
+Each = TypeVar("Each")
 
 
 class Move(NamedTuple):
@@ -43,13 +45,14 @@ def _join_regions(regions: Sequence[Region]) -> Region | None:
 class Reading:
     """A stored tensor viewed with one shape: what is moved of it, and how many entries of the parameter that writes.
 
-    `fault` says why the shard cannot be cut from it.
+    `fault` says why the shard cannot be cut from it. `turned` is as of a copy.
     """
 
     shape: tuple[int, ...]
     moves: tuple[Move, ...] = ()
     written: int = 0
     fault: str = ""
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +87,20 @@ def _read(
     spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard, extents: Extents
 ) -> Reading:
     shape = stored.layout.shape(extents)
+    turned = source.turned and stored.layout.is_matrix
     try:
         # Parts that a tensor does not tell apart are moved once.
         moves = join_steps(tuple(dict.fromkeys(_moves(spec, stored, source, geometry, shard, extents))))
     except LayoutError as error:
-        return Reading(shape, fault=str(error))
-    return Reading(shape, moves, sum(volume(move.destination) for move in moves))
+        return Reading(_turn(shape) if turned else shape, fault=str(error))
+    written = sum(volume(move.destination) for move in moves)
+    if not turned:
+        return Reading(shape, moves, written)
+    return Reading(_turn(shape), tuple(Move(_turn(move.source), move.destination) for move in moves), written, "", True)
+
+
+def _turn(axes: tuple[Each, ...]) -> tuple[Each, ...]:
+    return (*axes[:-2], axes[-1], axes[-2])
 
 
 def _moves(

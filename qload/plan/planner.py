@@ -177,7 +177,7 @@ def _fill_slot(blank: Blank, target: Target, found: Sequence[_Found], complete: 
             return None
         if complete:
             raise _broken_law(blank, target, written)
-    copies = [Copy(entry, reading.shape, *move) for entry, reading in found for move in reading.moves]
+    copies = [Copy(entry, reading.shape, *move, reading.turned) for entry, reading in found for move in reading.moves]
     dtype = target.geometry.dtype if spec.cast else dtypes.pop()
     return Slot(spec.name, spec.kind, dtype, blank.shape, blank.fill, tuple(copies), spec.bounds)
 

@@ -46,7 +46,7 @@ class FileReader:
     def read(self, copy: Copy, destination: Tensor) -> int:
         dtype = torch_dtype(copy.entry.dtype)
         block = _Block(copy, dtype, copy.view or (1,), copy.source or (Interval(0, 1),), copy.entry.start)
-        destination = destination.view([interval.size for interval in block.region])
+        destination = _shape_as(destination, block.region, copy.turned)
         in_place = destination.device.type == "cpu" and destination.dtype == dtype
         if in_place and destination.is_contiguous() and block.is_contiguous:
             self._fill(copy, destination, block.start + block.offset)
@@ -107,11 +107,19 @@ class MemoryReader:
     def read(self, copy: Copy, destination: Tensor) -> int:
         stored = self._tensors[copy.entry.name].reshape(copy.view)
         region = stored[tuple(interval.slice for interval in copy.source)]
-        destination.view(region.shape).copy_(region)
+        _shape_as(destination, copy.source, copy.turned).copy_(region)
         return region.nbytes
 
     def close(self) -> None:
         pass
+
+
+def _shape_as(destination: Tensor, region: Region, turned: bool) -> Tensor:
+    """A region of a parameter, with the axes of the region of a stored tensor."""
+    sizes = [interval.size for interval in region]
+    if not turned:
+        return destination.view(sizes)
+    return destination.view(*sizes[:-2], sizes[-1], sizes[-2]).mT
 
 
 @dataclass(frozen=True, slots=True)

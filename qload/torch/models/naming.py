@@ -21,6 +21,7 @@ from qload.torch.models.converting import Conversion
 
 _STACK = "MergeModulelist"
 _FUSE = "Concatenate"
+_TURN = "Transpose"
 _SPLITS = ("Chunk", "Split")
 _UP, _DOWN = ("gate_up_proj", "up_proj"), "down_proj"
 _NUMBERED = re.compile(r"^(?P<above>.+?)\.(?P<number>\d+)(?:\.(?P<below>\w+))?$")
@@ -42,6 +43,7 @@ class Names:
     `unsupported` are modules that would have to be converted in a way that only dense tensors can be.
     `plain` are the checkpoint's modules that store nothing but a plain weight and bias. `converted` has
     the conversion of each of the model's tensors that is not stored as the model has it, `sources` or not.
+    `shapes` are those of the tensors of each module that is a whole stack of experts.
     """
 
     sources: Mapping[str, tuple[Source, ...]]
@@ -50,6 +52,7 @@ class Names:
     unsupported: tuple[str, ...] = ()
     plain: frozenset[str] = frozenset()
     converted: Mapping[str, Conversion] = field(default_factory=dict)
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def below(self, name: str) -> Iterator[Source]:
         """The sources of a module of the model and of everything below it."""
@@ -74,7 +77,26 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
             unsupported.append(module)
     ordered = {path: tuple(sorted(found, key=_order)) for path, found in sources.items()}
     converted = {target: each for each in renamer.conversions.values() for target in each.targets}
-    return Names(ordered, tensors, renamer.parts, tuple(unsupported), _plain_modules(checkpoint), converted)
+    plain, shapes = _plain_modules(checkpoint), _stack_shapes(ordered, checkpoint)
+    return Names(ordered, tensors, renamer.parts, tuple(unsupported), plain, converted, shapes)
+
+
+def _stack_shapes(
+    sources: Mapping[str, tuple[Source, ...]], checkpoint: Checkpoint
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes below each module that fills a stack, which is named as one."""
+    whole = [
+        source.prefix
+        for path, found in sources.items()
+        if path.endswith((*_UP, _DOWN))
+        for source in found
+        if source.expert is None
+    ]
+    modules = {module: checkpoint.modules.get(module, {}) for module in whole}
+    return {
+        module: {leaf: checkpoint.tensors[name].shape for leaf, name in stored.items()}
+        for module, stored in modules.items()
+    }
 
 
 def _plain_modules(checkpoint: Checkpoint) -> frozenset[str]:
@@ -122,6 +144,8 @@ class _Renamer:
                 operations = [type(operation).__name__ for operation in converter.operations]
                 if operations[:1] == [_STACK] and operations[1:] in ([], [_FUSE]):
                     return self._stack(converter, pattern, name, self._prefix(renamed), module)
+                if operations == [_TURN]:
+                    return self._experts(renamed.removesuffix(".weight"), module)
                 return self._split(converter, renamed, module) if _splits_rows(converter) else []
         path = self._prefix(name).removesuffix(".weight")
         return [(path, Source(module))] if f"{path}.weight" in self.shapes else self._experts(path, module)
@@ -131,16 +155,15 @@ class _Renamer:
         stack = self._find_stack(path)
         if stack is not None:
             return [(stack, Source(module, parts=_count_parts(stack)))]
-        named = _NUMBERED.match(module)
-        if named is None:
+        stored, renamed = _NUMBERED.match(module), _NUMBERED.match(path)
+        if stored is None or renamed is None:
             return [(path, Source(module))]
-        expert = int(named["number"])
-        stack = self._find_stack(_apply(f"{named['above']}.weight", self._renamings).removesuffix(".weight"))
+        expert = int(renamed["number"])
+        stack = self._find_stack(_apply(f"{stored['above']}.weight", self._renamings).removesuffix(".weight"))
         if stack is not None:
             return [(stack, Source(module, parts=_count_parts(stack), expert=expert))]
-        above = (_NUMBERED.match(path) or named)["above"]
-        names, part, parts = _ROLES.get(named["below"] or "", ((), 0, 1))
-        found = (stack for name in names if (stack := self._find_stack(f"{above}.{name}")) is not None)
+        names, part, parts = _ROLES.get(renamed["below"] or "", ((), 0, 1))
+        found = (stack for name in names if (stack := self._find_stack(f"{renamed['above']}.{name}")) is not None)
         stack = next(found, None)
         if stack is None:
             return [(path, Source(module))]

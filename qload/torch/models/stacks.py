@@ -6,13 +6,14 @@ and up projection one after the other or row by row, with biases or without. One
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from qload.declare import ParameterKind
 from qload.errors import ModelError
 from qload.geometry import Kind, Part, Sharding, column, row
 from qload.plan import Source
@@ -48,19 +49,25 @@ class Stack:
         count, outputs, inputs = self.module.get_parameter("down_proj").shape
         return (count, inputs, outputs) if self.is_transposed else (count, outputs, inputs)
 
-    @property
-    def gate(self) -> "ModuleGate":
-        return ModuleGate(self.module, self.has_gate)
+    def gate(self, *, interleave: bool = False) -> "ModuleGate":
+        """The module's own, for parts that lie as in the module, or first to be brought into turns."""
+        return ModuleGate(self.module, self.has_gate, interleave)
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleGate:
-    """The gate of a stack of experts: what is left of a module of transformers, whose weights are taken away."""
+    """The gate of a stack of experts: what is left of a module of transformers, whose weights are taken away.
+
+    `interleave` brings two parts that lie one after the other into turns, for a gate that takes them so.
+    """
 
     module: nn.Module
     has_gate: bool
+    interleave: bool = False
 
     def __call__(self, projected: Tensor) -> Tensor:
+        if self.interleave:
+            projected = torch.stack(projected.chunk(2, -1), -1).flatten(-2)
         own = getattr(self.module, "_apply_gate", None)
         if self.has_gate and own is not None:
             gated: Tensor = own(projected)
@@ -114,12 +121,18 @@ def make_stack(name: str, stack: Stack, context: Context) -> Experts | None:
     parts = context.names.parts.get(up, PARTS) if stack.has_gate else ("",)
     layer = partial(_make_layer, context=context, classes=classes, experts=count, bias=stack.bias)
     fused = [Part(part, inner) for part in parts]
-    up_proj = layer(up, hidden, fused, sharding=column, interleaved=stack.is_interleaved)
+    # Stored apart, parts stay so, for rows that are packed cannot lie in turns.
+    interleaved = stack.is_interleaved and all(source.parts > 1 for source in context.names.sources[up])
+    up_proj = layer(up, hidden, fused, sharding=column, interleaved=interleaved)
     down_proj = layer(down, inner, [Part("", hidden)], sharding=row)
+    if _is_turned((up_proj, down_proj), context):
+        for each in (up_proj, down_proj):
+            each.sources = tuple(replace(source, turned=True) for source in each.sources)
     # What is left of the original module is its gate.
     for weight in (stack.up, "down_proj"):
         delattr(stack.module, weight)
-    return (SortedExperts if stack.is_sorted else Experts)(up_proj, down_proj, stack.gate)
+    gate = stack.gate(interleave=stack.is_interleaved and not interleaved)
+    return (SortedExperts if stack.is_sorted else Experts)(up_proj, down_proj, gate)
 
 
 def _make_layer(
@@ -147,6 +160,27 @@ def _make_layer(
         bias=bias,
         interleaved=interleaved,
     )
+
+
+def _is_turned(layers: Sequence[ExpertLinear], context: Context) -> bool:
+    """Whether whole stacks are stored as [in, out], as some models have their dense ones.
+
+    Of one layer that is square the shapes do not tell; of both together they do.
+    """
+    found = {turned for layer in layers if (turned := _lies_turned(layer, context)) is not None}
+    return found == {True}
+
+
+def _lies_turned(layer: ExpertLinear, context: Context) -> bool | None:
+    source = layer.sources[0]
+    shapes, extents = context.names.shapes.get(source.prefix, {}), source.geometry(layer.geometry).extents
+    for spec in layer.declared.values():
+        stored = shapes.get(spec.stored_as)
+        if stored is not None and spec.kind in (ParameterKind.PACKED, ParameterKind.WEIGHT) and spec.layout.is_matrix:
+            count, rows, columns = spec.layout.shape(extents)
+            straight, turned = (spec.matches(stored, (count, *shape)) for shape in ((rows, columns), (columns, rows)))
+            return turned if straight != turned else None
+    return None
 
 
 def _check(name: str, stack: Stack, sources: Sequence[Source], context: Context) -> None:
@@ -179,7 +213,9 @@ def _computes(stack: Stack) -> bool:
     try:
         arguments = (x,) if stack.is_sorted else (x, ids, weights)
         found = functional_call(stack.module, {stack.up: turned[0], "down_proj": turned[1]}, arguments)
-        projected = [down[int(expert)] @ stack.gate(up[int(expert)] @ row) for expert, row in zip(ids, x, strict=True)]
+        projected = [
+            down[int(expert)] @ stack.gate()(up[int(expert)] @ row) for expert, row in zip(ids, x, strict=True)
+        ]
     except Exception:  # whatever the code of an architecture makes of sizes that are not its own
         return False
     expected = torch.stack(projected) * (1 if stack.is_sorted else weights)
