@@ -51,6 +51,7 @@ SECTIONS: list[dict[str, Any]] = [
     compressed("mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32),
     *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
     {"quant_method": "fp8"},
+    {"quant_method": "mxfp4"},
     *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})

@@ -58,15 +58,18 @@ class Solver:
         )
 
     def _is_stack(self, module: StoredModule) -> bool:
-        """Whether its weight has an axis more than is declared: one of experts."""
-        return any(
-            len(entry.shape) == len(spec.layout.axes) + 1
-            for spec in self.quantization.declare(module.treatment, PROBE)
-            if spec.kind in _WEIGHTS and (entry := module.tensors.get(spec.stored_as)) is not None
-        )
+        """Whether its weight has an axis more than is declared: one of experts. Without one, its bias tells."""
+        specs = self.quantization.declare(module.treatment, replace(PROBE, bias=True))
+        more = {
+            spec.kind: len(entry.shape) == len(spec.layout.axes) + 1
+            for spec in specs
+            if (entry := module.tensors.get(spec.stored_as)) is not None
+        }
+        return next((more[kind] for kind in (*_WEIGHTS, ParameterKind.BIAS) if kind in more), False)
 
     def _declare(self, module: StoredModule) -> tuple[ParameterSpec, ...]:
-        return self.quantization.declare(module.treatment, STACK if self._is_stack(module) else PROBE)
+        stack = replace(STACK, bias="bias" in module.tensors)
+        return self.quantization.declare(module.treatment, stack if self._is_stack(module) else PROBE)
 
     def _settle(self, module: StoredModule, dim: Dim, ranges: Sequence[range]) -> int:
         if not ranges:

@@ -15,8 +15,11 @@ from torch.func import functional_call
 
 from qload.declare import ParameterKind
 from qload.errors import ModelError
-from qload.geometry import Kind, Part, Sharding, column, row
+from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row
+from qload.layout import Dim
 from qload.plan import Source
+from qload.quantization import Quantization, Treatment
+from qload.torch.dtypes import dtype_code
 from qload.torch.layers import ExpertLinear, Experts, SortedExperts
 from qload.torch.models.context import Context, class_names
 
@@ -86,6 +89,7 @@ def describe_stack(module: nn.Module) -> Stack | None:
         return None
     if not hasattr(module, "is_transposed"):
         return _try_stack(module, up)
+    known = {up, "down_proj", f"{up}_bias", "down_proj_bias"} >= {name for name, _ in module.named_parameters()}
     counts = {len(module.get_parameter(name)) for name in (up, "down_proj")}
     return Stack(
         module,
@@ -93,7 +97,7 @@ def describe_stack(module: nn.Module) -> Stack | None:
         bool(module.is_transposed),
         bool(module.has_gate and not module.is_concatenated),
         bool(module.has_bias),
-        known=not getattr(module, "has_post_expert_norm", False) and len(counts) == 1,
+        known=known and not getattr(module, "has_post_expert_norm", False) and len(counts) == 1,
     )
 
 
@@ -118,18 +122,17 @@ def make_stack(name: str, stack: Stack, context: Context) -> Experts | None:
     _check(name, stack, sources, context)
     classes = class_names(stack.module) if is_plain else ("Linear",)
     count, hidden, inner = stack.sizes
-    parts = context.names.parts.get(up, PARTS) if stack.has_gate else ("",)
+    parts = [Part(part, inner) for part in (context.names.parts.get(up, PARTS) if stack.has_gate else ("",))]
     layer = partial(_make_layer, context=context, classes=classes, experts=count, bias=stack.bias)
-    fused = [Part(part, inner) for part in parts]
-    # Stored apart, parts stay so, for rows that are packed cannot lie in turns.
+    # Stored apart, parts stay so.
     interleaved = stack.is_interleaved and all(source.parts > 1 for source in context.names.sources[up])
-    up_proj = layer(up, hidden, fused, sharding=column, interleaved=interleaved)
+    up_proj = layer(up, hidden, parts, sharding=column, interleaved=interleaved)
     down_proj = layer(down, inner, [Part("", hidden)], sharding=row)
     if _is_turned((up_proj, down_proj), context):
         for each in (up_proj, down_proj):
             each.sources = tuple(replace(source, turned=True) for source in each.sources)
     # What is left of the original module is its gate.
-    for weight in (stack.up, "down_proj"):
+    for weight in list(stack.module._parameters):
         delattr(stack.module, weight)
     gate = stack.gate(interleave=stack.is_interleaved and not interleaved)
     return (SortedExperts if stack.is_sorted else Experts)(up_proj, down_proj, gate)
@@ -149,6 +152,10 @@ def _make_layer(
 ) -> ExpertLinear:
     sources, site = context.names.sources[place], context.site(place, place)
     treatment = site.treat(sources, Kind.LINEAR, classes)
+    geometry = Geometry(inputs, tuple(parts), experts, Kind.EXPERTS, dtype_code(site.dtype), bias, interleaved)
+    if any(source.parts > 1 for source in sources) and _are_packed_together(context.quantization, treatment, geometry):
+        parts, interleaved, sharding = [Part("", geometry.out_features)], False, replicated
+        sources = tuple(replace(source, parts=1) for source in sources)
     return ExpertLinear(
         experts,
         inputs,
@@ -160,6 +167,13 @@ def _make_layer(
         bias=bias,
         interleaved=interleaved,
     )
+
+
+def _are_packed_together(quantization: Quantization, treatment: Treatment, geometry: Geometry) -> bool:
+    """Whether a unit of rows is of several parts, so that only all of them together can be read and computed."""
+    units = [spec.layout.unit(Dim.OUT) for spec in quantization.declare(treatment, geometry)]
+    sizes = [part.size for part in geometry.parts[:-1]]
+    return any(unit > 1 and (geometry.interleaved or size % unit) for unit in units for size in sizes)
 
 
 def _is_turned(layers: Sequence[ExpertLinear], context: Context) -> bool:
@@ -197,7 +211,8 @@ def _try_stack(module: nn.Module, up: str) -> Stack:
     experts, *down = module.get_parameter("down_proj").shape
     is_transposed = [rows, 2 * down[0]] == [down[1], columns]
     arguments = len(inspect.signature(type(module).forward).parameters) - 1
-    known = up == "gate_up_proj" and count == experts and arguments in (1, 3)
+    own = [name for name, _ in module.named_parameters()]
+    known = up == "gate_up_proj" and len(own) == 2 and count == experts and arguments in (1, 3)
     stack = Stack(module, up, is_transposed, is_sorted=arguments == 1, known=known)
     if known and not _computes(stack):
         return Stack(module, up, is_transposed, known=False)
