@@ -119,7 +119,7 @@ def round_experts(model: Any) -> dict[str, Tensor]:
             weight.data.copy_(dense.mT if stack.is_transposed else dense)
             tensors = {"weight": values.to(torch.int8), "weight_scale": scale}
             if stack.bias:
-                tensors["bias"] = module.get_parameter(f"{key}_bias").normal_()
+                tensors["bias"] = module.get_parameter(f"{key}_bias").data.normal_()
             is_interleaved = stack.is_interleaved and key == stack.up
             for leaf, tensor in tensors.items():
                 rows = torch.cat((tensor[:, ::2], tensor[:, 1::2]), 1) if is_interleaved else tensor
