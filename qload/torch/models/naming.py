@@ -159,7 +159,9 @@ class _Renamer:
         if stored is None or renamed is None:
             return [(path, Source(module))]
         expert = int(renamed["number"])
-        stack = self._find_stack(_apply(f"{stored['above']}.weight", self._renamings).removesuffix(".weight"))
+        above = _apply(f"{stored['above']}.weight", self._renamings).removesuffix(".weight")
+        # As lists of modules are called: `experts.down_projs.3`.
+        stack = self._find_stack(above) or self._find_stack(above.removesuffix("s"))
         if stack is not None:
             return [(stack, Source(module, parts=_count_parts(stack), expert=expert))]
         names, part, parts = _ROLES.get(renamed["below"] or "", ((), 0, 1))
