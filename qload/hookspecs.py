@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qload.declare import ParameterSpec
     from qload.findings import Finding
     from qload.geometry import Geometry
+    from qload.torch import Experts
 
 PROJECT = "qload"
 PREFIX = "qload_"
@@ -207,8 +208,14 @@ class RuntimeSpecs:
         raise NotImplementedError
 
     @hookspec
-    def qload_apply_experts(self, layer: nn.Module, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-        """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k]; without it, one by one."""
+    def qload_apply_experts(self, layer: Experts, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k], into [tokens, in] of x's dtype.
+
+        `layer.gate_up_proj` and `layer.down_proj` are whole `qload.torch.ExpertLinear`, both of this method, whose
+        tensors have an axis of this rank's experts in front; `layer.gate` is what stands between them. Ids count all
+        experts, those of other ranks too, which add nothing here. Without the hook, experts are computed one by one,
+        as `qload.torch.apply_one_by_one` does.
+        """
         raise NotImplementedError
 
     @hookspec

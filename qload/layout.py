@@ -215,6 +215,11 @@ class Layout:
         """How many elements of a layer how many entries hold, all axes together."""
         return prod(axis.logical for axis in self.axes), prod(axis.stored for axis in self.axes)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether there are two axes beside one of experts, which can lie in either order."""
+        return sum(axis.dim is not Dim.EXPERT for axis in self.axes) == 2
+
     def follows(self, dim: Dim) -> bool:
         """Whether any axis follows `dim`."""
         return any(axis.dim is dim for axis in self.axes)

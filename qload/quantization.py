@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from qload.calls import ask, call
-from qload.checkpoint import Checkpoint, TensorEntry
+from qload.checkpoint import Checkpoint, Modules, TensorEntry
 from qload.declare import ParameterSpec, complete
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, report
@@ -50,7 +50,7 @@ class Quantization:
     unquantized: Method
     config: BaseModel | None = None
     is_to_be_made: bool = False
-    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    modules: Modules = field(default_factory=dict, repr=False)
     tensors: Mapping[str, TensorEntry] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
@@ -73,10 +73,9 @@ class Quantization:
         """The module with what the checkpoint says of it, where it has not been said."""
         tensors, stored = module.tensors, module.stored
         if not stored:
-            prefix = f"{module.name}." if module.name else ""
-            leaves = self.modules.get(module.name, ())
-            stored = frozenset(leaves)
-            tensors = {leaf: self.tensors[prefix + leaf] for leaf in leaves if prefix + leaf in self.tensors}
+            names = self.modules.get(module.name, {})
+            stored = frozenset(names)
+            tensors = {leaf: self.tensors[name] for leaf, name in names.items() if name in self.tensors}
         described = next((self.descriptions[name] for name in module.names if name in self.descriptions), {})
         return replace(module, stored=stored, tensors=tensors, described=module.described or described)
 
@@ -98,7 +97,7 @@ class Quantization:
         return self._declared[key]
 
 
-def unquantized(registry: Registry, modules: Mapping[str, tuple[str, ...]] | None = None) -> Quantization:
+def unquantized(registry: Registry, modules: Modules | None = None) -> Quantization:
     """What loads a checkpoint to which no method does anything."""
     method = registry.method(UNQUANTIZED)
     return Quantization(method, method, modules=modules or {})

@@ -16,6 +16,8 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from qload.torch.models.stacks import describe_stack
+
 SIZES: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1,
@@ -95,6 +97,45 @@ def compute(model: Any, **inputs: Tensor) -> Tensor:
     with torch.inference_mode():
         output = model(**inputs)
     found: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return found
+
+
+def round_experts(model: Any) -> dict[str, Tensor]:
+    """Round a model's stacks of experts to int8 by output feature; each one's tensors by their names in the model.
+
+    They are [out, in], also where the model has them transposed, and gate and up projection one after the other.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        stack = describe_stack(module)
+        if stack is None:
+            continue
+        for key in (stack.up, "down_proj"):
+            weight = module.get_parameter(key)
+            lying = weight.mT if stack.is_transposed else weight
+            scale = lying.abs().amax(-1, keepdim=True) / 127
+            values = (lying / scale).round()
+            dense = values * scale
+            weight.data.copy_(dense.mT if stack.is_transposed else dense)
+            tensors = {"weight": values.to(torch.int8), "weight_scale": scale}
+            if stack.bias:
+                tensors["bias"] = module.get_parameter(f"{key}_bias").data.normal_()
+            is_interleaved = stack.is_interleaved and key == stack.up
+            for leaf, tensor in tensors.items():
+                rows = torch.cat((tensor[:, ::2], tensor[:, 1::2]), 1) if is_interleaved else tensor
+                found[f"{name}.{key}.{leaf}"] = rows.detach()
+    return found
+
+
+def split_experts(stacks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Experts one by one, as tools name them, of whole stacks."""
+    found: dict[str, Tensor] = {}
+    for name, stack in stacks.items():
+        path, key, leaf = name.rsplit(".", 2)
+        for number, expert in enumerate(stack):
+            parts = expert.chunk(2) if key == "gate_up_proj" else (expert,)
+            names = ("gate_proj", "up_proj") if len(parts) == 2 else (key,)
+            found |= {f"{path}.{number}.{part}.{leaf}": each for part, each in zip(names, parts, strict=True)}
     return found
 
 

@@ -1,5 +1,6 @@
 """One measurement of a checkpoint against its producer's reference: the tests hold it, and docs/formats.md shows it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ LOGITS_TOLERANCE = {
     "gguf": 1e-6,
     "hqq": 1e-6,
     "modelopt": 1e-6,
+    "mxfp4": 1e-6,
     "quanto": 1e-6,
     "quark": 1e-6,
     "unquantized": 1e-6,
@@ -31,7 +33,7 @@ LOGITS_TOLERANCE = {
     "fp8": 2e-3,
     "torchao": 2e-3,
 }
-"""Of the logits' norm, all in float32. The references of the first nine hold the weights that we compute with, so that
+"""Of the logits' norm, all in float32. The references of the first ten hold the weights that we compute with, so that
 only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
 scales rounded to it, by up to 2**-9; we compute them in the scales' own dtype."""
 
@@ -103,6 +105,10 @@ def compare_weights(model: Any, reference: Reference) -> float:
 
 def find_weight(model: Any, name: str, dtype: torch.dtype) -> Tensor:
     """The weight that a module of the checkpoint fills: a layer's, or a part of an expert's in a stack."""
+    stacked = re.fullmatch(r"(?P<stack>.+)\[(?P<expert>\d+)(,:64)?\]", name)
+    if stacked is not None:
+        # As the model has it, which is transposed.
+        return find_weight(model, stacked["stack"], dtype)[int(stacked["expert"])].T
     layers = (module for module in model.modules() if isinstance(module, Layer))
     layer, source = next((each, source) for each in layers for source in each.sources if source.prefix == name)
     weight = qload.dequantize(layer, dtype=dtype)

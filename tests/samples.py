@@ -25,7 +25,6 @@ NOT_SUPPORTED = (
     "ct-sparse",
     "ct-w4a16-24-marlin",
     "hf-fp8-block-qwen3moe",
-    "hf-gptoss",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
 

@@ -148,6 +148,7 @@ SECTIONS: list[dict[str, Any]] = [
         {"quant_method": "gguf", "bits": bits, "format": form}
         for bits, form in ((1, "q_0"), (1, "q_0_g128"), (4, "q_0"), (4, "q_k_m"), (5, "q_k_s"), (6, "q_k"), (8, "q_0"))
     ),
+    {"quant_method": "mxfp4"},
     *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})

@@ -2,5 +2,15 @@
 
 from qload.checkpoint.folder import Checkpoint, list_files, open_folder
 from qload.checkpoint.header import Header, Interleaving, TensorEntry, read_header
+from qload.checkpoint.names import Modules
 
-__all__ = ["Checkpoint", "Header", "Interleaving", "TensorEntry", "list_files", "open_folder", "read_header"]
+__all__ = [
+    "Checkpoint",
+    "Header",
+    "Interleaving",
+    "Modules",
+    "TensorEntry",
+    "list_files",
+    "open_folder",
+    "read_header",
+]

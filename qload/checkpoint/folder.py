@@ -9,7 +9,7 @@ from typing import Any
 
 from qload.checkpoint.documents import read_json
 from qload.checkpoint.header import TensorEntry
-from qload.checkpoint.names import group_names, group_texts
+from qload.checkpoint.names import Modules, group_tensors, group_texts
 from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
 from qload.errors import QloadError
 from qload.findings import Finding, report
@@ -67,9 +67,9 @@ class Checkpoint:
         return bool(self.config and self.tensors)
 
     @cached_property
-    def modules(self) -> Mapping[str, tuple[str, ...]]:
-        """The names of the tensors stored below each module."""
-        return group_names(self.tensors)
+    def modules(self) -> Modules:
+        """The tensors stored below each module: their names below it, and those that they are stored under."""
+        return group_tensors({name: entry.shape for name, entry in self.tensors.items()})
 
     @cached_property
     def descriptions(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:

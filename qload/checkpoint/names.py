@@ -2,9 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+Modules = Mapping[str, Mapping[str, str]]
+"""The tensors that each module stores itself: the names that they are stored under, by their names below it."""
 
 _BELOW_WEIGHT = re.compile(r"^(?P<module>.*?)\.(?P<leaf>weight\..+|[^.]+)$")
+_WEIGHT = "weight"
+# What stands beside a weight under a name of its own: all else in a stack's names says what of its weight it is.
+_BESIDE = ("weight", "bias", "input", "output", "activation")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -21,13 +27,68 @@ def split_name(name: str) -> tuple[str, str]:
     return (module, leaf) if module else ("", name)
 
 
-def group_names(names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    """The leaves below each module that stores tensors itself, in the order of the names."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
+def join_name(module: str, leaf: str, modules: Modules) -> str:
+    """The name that a module's tensor is stored under; of one that is not stored, as its others are named."""
+    stored = modules.get(module, {})
+    if leaf in stored:
+        return stored[leaf]
+    if not module or all(name.startswith(f"{module}.") for name in stored.values()):
+        return f"{module}.{leaf}" if module else leaf
+    return module + leaf.removeprefix(_WEIGHT) if leaf.startswith(_WEIGHT) else f"{module}_{leaf}"
+
+
+def group_tensors(shapes: Mapping[str, tuple[int, ...]]) -> Modules:
+    """The tensors below each module that stores some itself, in the order of the names.
+
+    The tensors of a stack of experts are named as parameters of one module are: `experts.down_proj_blocks`, or
+    `experts.down_proj` and `experts.down_proj_scale`. Here they are those of a module of the stack's name, and
+    called as a linear layer's: `blocks`, or `weight` and `weight_scale`.
+    """
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    many: dict[str, None] = {}
+    for name, shape in shapes.items():
         module, leaf = split_name(name)
-        groups[module].append(leaf)
-    return {module: tuple(leaves) for module, leaves in groups.items()}
+        groups[module][leaf] = name
+        if len(shape) > 2 and not leaf.startswith(_WEIGHT):
+            many[module] = None
+    for module in many:
+        stored = groups[module]
+        for stack in sorted(_find_stacks([leaf for leaf, name in stored.items() if len(shapes[name]) > 2], stored)):
+            path = f"{module}.{stack}" if module else stack
+            if path not in groups:
+                _part(stored, stack, groups[path])
+    return {module: stored for module, stored in groups.items() if stored}
+
+
+def _part(stored: dict[str, str], stack: str, apart: dict[str, str]) -> None:
+    """Take the tensors of a stack out of those of a module."""
+    for leaf, below in _below(stack, list(stored)):
+        if below not in apart:
+            apart[below] = stored.pop(leaf)
+
+
+def _find_stacks(leaves: Collection[str], others: Collection[str]) -> set[str]:
+    """The names that begin those of tensors in three dimensions, and of others beside them."""
+    found = {_find_stack(leaf, others) for leaf in leaves}
+    return {stack for stack in found if stack is not None and stack != _WEIGHT}
+
+
+def _find_stack(leaf: str, others: Collection[str]) -> str | None:
+    """The most words at a name's beginning that another name begins with, too."""
+    words = leaf.split("_")
+    starts = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    beside = [other for other in others if other != leaf]
+    return next((start for start in starts if any(f"{other}_".startswith(f"{start}_") for other in beside)), None)
+
+
+def _below(stack: str, leaves: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The tensors of a stack, and what a linear layer would call them."""
+    for leaf in leaves:
+        rest = leaf.removeprefix(f"{stack}_")
+        if leaf == stack:
+            yield leaf, _WEIGHT
+        elif rest != leaf:
+            yield leaf, rest if stack not in leaves or rest.startswith(_BESIDE) else f"{_WEIGHT}_{rest}"
 
 
 def group_texts(tables: Iterable[Mapping[str, object]]) -> Mapping[str, Mapping[str, tuple[str, ...]]]:

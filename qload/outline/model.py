@@ -108,7 +108,6 @@ def _is_layer(module: StoredModule, quantized: set[str], marks: set[str], quanti
 
 
 def _plain(name: str, checkpoint: Checkpoint) -> Iterator[PlainTarget]:
-    prefix = f"{name}." if name else ""
-    for leaf in checkpoint.modules[name]:
-        entry = checkpoint.tensors[prefix + leaf]
+    for stored in checkpoint.modules[name].values():
+        entry = checkpoint.tensors[stored]
         yield PlainTarget(entry.name, entry.name, entry.shape, None)

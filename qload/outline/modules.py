@@ -41,15 +41,19 @@ class StoredModule:
 def list_modules(checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]) -> Iterator[StoredModule]:
     """Every module of the headers; why a method refuses one is put into `refused`."""
     plain = Treatment(quantization.unquantized, None)
-    for name, leaves in checkpoint.modules.items():
-        prefix = f"{name}." if name else ""
-        tensors = {leaf: checkpoint.tensors[prefix + leaf] for leaf in leaves}
+    for name, stored in checkpoint.modules.items():
+        tensors = {leaf: checkpoint.tensors[full] for leaf, full in stored.items()}
         info, pattern = _describe(name, tensors), generalise(name)
         try:
             yield StoredModule(info, tensors, quantization.treat(info), pattern)
         except ValueError as error:
             refused[name] = str(error)
             yield StoredModule(info, tensors, plain, pattern, refused=True)
+
+
+def _is_of_a_stack(leaf: str, entry: TensorEntry) -> bool:
+    """Whether it can only be that of a stack of linear layers: other weights in three dimensions are alone."""
+    return leaf != "weight" and len(entry.shape) > 2
 
 
 def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
@@ -62,6 +66,6 @@ def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
         kind = Kind.LM_HEAD
     elif last in _ATTENTIONS:
         kind, classes = Kind.KV_CACHE, ()
-    elif not any(len(entry.shape) == 2 for entry in tensors.values()):
+    elif not any(len(entry.shape) == 2 or _is_of_a_stack(leaf, entry) for leaf, entry in tensors.items()):
         classes = ()
     return ModuleInfo((name,), kind, classes, frozenset(tensors), tensors)

@@ -9,7 +9,7 @@ from typing import Any
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterKind, ParameterSpec, View
 from qload.dtypes import FLOATS
-from qload.geometry import Geometry, single
+from qload.geometry import Geometry, Kind, single
 from qload.layout import Dim
 from qload.outline.modules import StoredModule
 from qload.plan.fits import view_bytes
@@ -22,6 +22,7 @@ PROBE = single(1, 1)
 
 Where its axes depend on the geometry, the sizes are others of as many weights.
 """
+STACK = replace(PROBE, experts=1, kind=Kind.EXPERTS)
 
 
 @dataclass(slots=True)
@@ -53,15 +54,31 @@ class Solver:
 
     def solve(self, module: StoredModule) -> Geometry:
         said = self._said(module)
+        is_stack = self._is_stack(module)
         rows = self._settle(module, Dim.OUT, said[Dim.OUT])
         columns = self._settle(module, Dim.IN, said[Dim.IN]) if said[Dim.IN] else self._count_elements(module) // rows
         return single(
             rows,
             max(1, columns),
-            kind=module.info.kind,
+            kind=Kind.EXPERTS if is_stack else module.info.kind,
             dtype=_dtype(module.tensors.values()),
             bias="bias" in module.tensors,
+            experts=self._settle(module, Dim.EXPERT, said[Dim.EXPERT]) if is_stack else None,
         )
+
+    def _is_stack(self, module: StoredModule) -> bool:
+        """Whether its weight has an axis more than is declared: one of experts. Without one, its bias tells."""
+        specs = self.quantization.declare(module.treatment, replace(PROBE, bias=True))
+        more = {
+            spec.kind: len(entry.shape) == len(spec.layout.axes) + 1
+            for spec in specs
+            if (entry := module.tensors.get(spec.stored_as)) is not None
+        }
+        return next((more[kind] for kind in (*_WEIGHTS, ParameterKind.BIAS) if kind in more), False)
+
+    def _declare(self, module: StoredModule) -> tuple[ParameterSpec, ...]:
+        probe = STACK if self._is_stack(module) else PROBE
+        return self.quantization.declare(module.treatment, replace(probe, bias="bias" in module.tensors))
 
     def _settle(self, module: StoredModule, dim: Dim, ranges: Sequence[range]) -> int:
         if not ranges:
@@ -79,9 +96,8 @@ class Solver:
 
     def _said(self, module: StoredModule) -> dict[Dim, list[range]]:
         """What each tensor's shape says of the module's sizes, the weight's first."""
-        specs = self.quantization.declare(module.treatment, replace(PROBE, bias="bias" in module.tensors))
-        order = sorted(specs, key=lambda spec: spec.kind not in _WEIGHTS)
-        said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: []}
+        order = sorted(self._declare(module), key=lambda spec: spec.kind not in _WEIGHTS)
+        said: dict[Dim, list[range]] = {Dim.OUT: [], Dim.IN: [], Dim.EXPERT: []}
         for spec in order:
             entry = module.tensors.get(spec.stored_as)
             if entry is None or _is_flat(spec, entry) or len(entry.shape) != len(spec.layout.axes):

@@ -1,9 +1,9 @@
 """What is wrong between declarations and stored tensors, and the tensors that nobody took."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from qload.checkpoint import TensorEntry
+from qload.checkpoint import Modules, TensorEntry
 from qload.checkpoint.names import split_name
 from qload.declare import ParameterKind, ParameterSpec
 from qload.dtypes import FLOATS
@@ -150,13 +150,16 @@ def plain_slot(tensor: PlainTarget, entry: TensorEntry, copies: tuple[Copy, ...]
 
 
 def explain_leftovers(
-    left: Sequence[TensorEntry], targets: Sequence[Target], quantization: Quantization
+    left: Sequence[TensorEntry], modules: Modules, targets: Sequence[Target], quantization: Quantization
 ) -> Iterator[Finding]:
     """Say of every tensor that nobody took what it most likely is."""
+    if not left:
+        return
     owners = {source.prefix: target for target in targets for source in target.sources}
-    foreign: dict[str, list[TensorEntry]] = defaultdict(list)
+    places = {name: (module, leaf) for module, stored in modules.items() for leaf, name in stored.items()}
+    foreign: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
     for entry in left:
-        prefix, leaf = split_name(entry.name)
+        prefix, leaf = places[entry.name]
         owner = owners.get(prefix)
         if owner is None:
             yield _unexpected(entry)
@@ -168,7 +171,7 @@ def explain_leftovers(
                 file=entry.file,
             )
         elif owner.treatment.scheme is None:
-            foreign[prefix].append(entry)
+            foreign[prefix][leaf] = entry
         else:
             yield _unexpected(entry, f"{prefix} is {owner.treatment.label}")
     for prefix, entries in foreign.items():
@@ -180,18 +183,26 @@ def merge_unquantized(findings: Iterable[Finding]) -> Iterator[Finding]:
     findings = list(findings)
     explained = {finding.where for finding in findings if finding.code in ("QL101", "QL202")}
     for finding in findings:
-        if finding.code != "QL201" or split_name(finding.where)[0] not in explained:
+        if finding.code != "QL201" or explained.isdisjoint(_owners(finding.where)):
             yield finding
 
 
-def _stored_quantized(prefix: str, entries: list[TensorEntry], quantization: Quantization) -> Finding:
-    names = ", ".join(split_name(entry.name)[1] for entry in entries)
+def _owners(name: str) -> Iterator[str]:
+    """The modules whose tensor a name could be: `a.stack_scales` is one of `a`, or of `a.stack`."""
+    module, leaf = split_name(name)
+    words = leaf.split("_")
+    yield module
+    yield from (f"{module}.{'_'.join(words[:count])}" for count in range(1, len(words) + 1))
+
+
+def _stored_quantized(prefix: str, entries: Mapping[str, TensorEntry], quantization: Quantization) -> Finding:
+    names, file = ", ".join(entries), next(iter(entries.values())).file
     if quantization.config is None:
         return report(
             "QL101",
             "the module is stored quantized, and the checkpoint has no quantization config",
             where=prefix,
-            file=entries[0].file,
+            file=file,
             found=names,
             remedy="put the quantization_config into config.json",
         )
@@ -199,7 +210,7 @@ def _stored_quantized(prefix: str, entries: list[TensorEntry], quantization: Qua
         "QL202",
         "the config leaves the module unquantized, and it is stored quantized",
         where=prefix,
-        file=entries[0].file,
+        file=file,
         expected="weight",
         found=names,
         remedy="correct the config's ignore list or targets",

@@ -12,13 +12,15 @@ from qload.layout import Region, volume
 class Copy(NamedTuple):
     """From the region `source` of a stored tensor, viewed with the shape `view`, to a region of a parameter.
 
-    The regions have the same sizes, but for axes of one entry that only the destination has.
+    The regions have the same sizes, but for axes of one entry that only the destination has. Those of a `turned`
+    copy have their last two axes in different orders.
     """
 
     entry: TensorEntry
     view: tuple[int, ...]
     source: Region
     destination: Region
+    turned: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -1,9 +1,9 @@
 """How the tensors of a source lie in the parameters of a layer, whatever module of the checkpoint the source is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View
@@ -13,6 +13,8 @@ from qload.geometry import Geometry, Shard
 from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
 from qload.plan.targets import Source
 
+Each = TypeVar("Each")
+
 
 class Move(NamedTuple):
     """From a region of a stored tensor to a region of a parameter."""
@@ -21,17 +23,39 @@ class Move(NamedTuple):
     destination: Region
 
 
+def join_steps(moves: tuple[Move, ...]) -> tuple[Move, ...]:
+    """One move in place of those whose rows lie between each other's, on both sides alike; else the same ones."""
+    sources, destinations = (_join_regions([move[side] for move in moves]) for side in (0, 1))
+    return moves if sources is None or destinations is None else (Move(sources, destinations),)
+
+
+def _join_regions(regions: Sequence[Region]) -> Region | None:
+    """The region that several make together which have the same steps along one axis, one after another."""
+    axes = [set(intervals) for intervals in zip(*regions, strict=True)]
+    stepped = [axis for axis, intervals in enumerate(axes) if len(intervals) > 1]
+    if len(regions) < 2 or len(stepped) != 1:
+        return None
+    intervals = [region[stepped[0]] for region in regions]
+    first = intervals[0]
+    expected = [Interval(first.start + n, first.stop + n, len(regions)) for n in range(len(regions))]
+    if intervals != expected:
+        return None
+    whole = Interval(first.start, intervals[-1].stop)
+    return tuple(whole if axis == stepped[0] else interval for axis, interval in enumerate(regions[0]))
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A stored tensor viewed with one shape: what is moved of it, and how many entries of the parameter that writes.
 
-    `fault` says why the shard cannot be cut from it.
+    `fault` says why the shard cannot be cut from it. `turned` is as of a copy.
     """
 
     shape: tuple[int, ...]
     moves: tuple[Move, ...] = ()
     written: int = 0
     fault: str = ""
+    turned: bool = False
 
     def shorten(self, size: int) -> "Reading":
         """The same of a tensor that ends after `size` entries of its last axis; what it lacks is zero, and written."""
@@ -93,12 +117,20 @@ def _read(
     spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard, extents: Extents
 ) -> Reading:
     shape = stored.layout.shape(extents)
+    turned = source.turned and stored.layout.is_matrix
     try:
         # Parts that a tensor does not tell apart are moved once.
-        moves = tuple(dict.fromkeys(_moves(spec, stored, source, geometry, shard, extents)))
+        moves = join_steps(tuple(dict.fromkeys(_moves(spec, stored, source, geometry, shard, extents))))
     except LayoutError as error:
-        return Reading(shape, fault=str(error))
-    return Reading(shape, moves, sum(volume(move.destination) for move in moves))
+        return Reading(_turn(shape) if turned else shape, fault=str(error))
+    written = sum(volume(move.destination) for move in moves)
+    if not turned:
+        return Reading(shape, moves, written)
+    return Reading(_turn(shape), tuple(Move(_turn(move.source), move.destination) for move in moves), written, "", True)
+
+
+def _turn(axes: tuple[Each, ...]) -> tuple[Each, ...]:
+    return (*axes[:-2], axes[-1], axes[-2])
 
 
 def _moves(

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qload.checkpoint import Checkpoint, TensorEntry
+from qload.checkpoint import Checkpoint, Modules, TensorEntry
+from qload.checkpoint.names import join_name
 from qload.declare import ParameterSpec
 from qload.errors import QloadError
 from qload.findings import Finding, report
@@ -60,7 +61,7 @@ class _Ledger:
     """What has been taken of a checkpoint, and what was found wrong."""
 
     tensors: Mapping[str, TensorEntry]
-    modules: Mapping[str, tuple[str, ...]]
+    modules: Modules
     lost: frozenset[str]
     used: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
@@ -119,7 +120,7 @@ def _settle(
 ) -> tuple[Finding, ...]:
     """All findings, those of the tensors that nobody took included."""
     left = [entry for name, entry in ledger.tensors.items() if name not in ledger.used and not is_expected(name)]
-    ledger.findings += accounts.explain_leftovers(left, targets, quantization)
+    ledger.findings += accounts.explain_leftovers(left, ledger.modules, targets, quantization)
     return tuple(accounts.merge_unquantized(ledger.findings))
 
 
@@ -147,7 +148,7 @@ def _find_tensors(
     found: list[_Found] = []
     missing: list[str] = []
     for source, fit in zip(sources, fits, strict=True):
-        name = f"{source.prefix}.{spec.stored_as}"
+        name = join_name(source.prefix, spec.stored_as, ledger.modules)
         entry = ledger.take(name)
         if entry is None:
             # A finding says already that its file cannot be read.
@@ -177,7 +178,7 @@ def _fill_slot(blank: Blank, target: Target, found: Sequence[_Found], complete: 
             return None
         if complete:
             raise _broken_law(blank, target, written)
-    copies = [Copy(entry, reading.shape, *move) for entry, reading in found for move in reading.moves]
+    copies = [Copy(entry, reading.shape, *move, reading.turned) for entry, reading in found for move in reading.moves]
     dtype = target.geometry.dtype if spec.cast else dtypes.pop()
     return Slot(spec.name, spec.kind, dtype, blank.shape, blank.fill, tuple(copies), spec.bounds)
 
@@ -197,7 +198,7 @@ def _account_sources(target: Target, arrangement: Arrangement, ledger: _Ledger) 
     """One finding for each module that has no place in its layer, whatever it stores, and for each that lacks."""
     for number in arrangement.strays:
         source = target.sources[number]
-        ledger.used.update(f"{source.prefix}.{leaf}" for leaf in ledger.modules.get(source.prefix, ()))
+        ledger.used.update(ledger.modules.get(source.prefix, {}).values())
         ledger.findings.append(accounts.stray(source, target))
     ledger.findings += accounts.check_coverage(target, arrangement)
 
@@ -208,8 +209,7 @@ def _check_sources(target: Target, ledger: _Ledger) -> Iterator[Finding]:
     if check is None or target.treatment.scheme is None:
         return
     for source in target.sources:
-        leaves = ledger.modules.get(source.prefix, ())
-        stored = {leaf: ledger.tensors[f"{source.prefix}.{leaf}"] for leaf in leaves}
+        stored = {leaf: ledger.tensors[name] for leaf, name in ledger.modules.get(source.prefix, {}).items()}
         yield from check(target.treatment.scheme, stored)
 
 

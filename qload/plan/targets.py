@@ -6,8 +6,8 @@ from qload.geometry import Geometry, Part, Shard
 from qload.layout import Dim, Extent, Extents
 from qload.quantization import Treatment
 
-Position = tuple[int, int, int | None, int, int]
-"""Which rows of which parts of which expert a source has."""
+Position = tuple[int, int, int | None, int, int, bool]
+"""Which rows of which parts of which expert a source has, and how it lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class Source:
     """The tensors stored below `prefix`: `parts` consecutive parts of a layer from `part` on.
 
     `expert` is the one that they belong to; None means that the layer has no experts, or that all lie in
-    one tensor. `before` and `after` are rows of other layers that are stored in the same tensors.
+    one tensor. `before` and `after` are rows of other layers that are stored in the same tensors. `turned` tensors
+    have their last two axes in the other order than is declared.
     """
 
     prefix: str
@@ -24,11 +25,12 @@ class Source:
     expert: int | None = None
     before: int = 0
     after: int = 0
+    turned: bool = False
 
     @property
     def position(self) -> Position:
         """What sources share that fill the same share of layers that are alike."""
-        return (self.part, self.parts, self.expert, self.before, self.after)
+        return (self.part, self.parts, self.expert, self.before, self.after, self.turned)
 
     def belongs_to(self, layer: Geometry) -> bool:
         """Whether the layer has those parts, and that expert."""

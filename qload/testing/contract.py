@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from qload.declare import ParameterSpec
 from qload.errors import PluginError, QloadError
-from qload.geometry import Geometry, Kind, Part, Sharding, column, row, single
+from qload.geometry import Geometry, Kind, Part, Sharding, column, expert_parallel, row, single
 from qload.hookspecs import ModuleInfo
 from qload.layout import Dim
 from qload.plan import Source
@@ -18,12 +18,13 @@ from qload.quantization import Quantization, Treatment
 from qload.sharding import fitting_sizes
 from qload.testing.answers import check_answers
 from qload.testing.tensors import make_tensors
-from qload.torch.layers import Layer, VocabParallelEmbedding
+from qload.torch.layers import ExpertLinear, Experts, Layer, VocabParallelEmbedding, apply_one_by_one
 from qload.torch.loading.modules import load_tensors
 from qload.torch.sites import Site
 
 GEOMETRIES = (single(256, 512), single(192, 384))
 SIZES = (1, 2, 3, 4)
+EXPERTS = 4
 
 
 class ContractError(QloadError):
@@ -45,7 +46,8 @@ def check_method(
 
     The method answers for every kind of module, and claims nothing that says nothing; a scheme is a value that
     can be pickled; the declaration is always the same; the shards of every size that fits make the whole; fused
-    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing.
+    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing; computing experts
+    at once is computing each.
     """
     module = module or ModuleInfo(("layer",))
     faults = [*check_answers(quantization)]
@@ -93,7 +95,7 @@ def _check_laws(
     quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
 ) -> Iterator[str]:
     size = f"{geometry.out_features} x {geometry.in_features}"
-    for law in (_check_whole, _check_shards, _check_fused, _check_embedding):
+    for law in (_check_whole, _check_shards, _check_fused, _check_embedding, _check_experts):
         try:
             yield from law(_Case(quantization, treatment, geometry, sizes))
         except QloadError as error:
@@ -182,3 +184,42 @@ def _check_embedding(case: _Case) -> Iterator[str]:
     ids = torch.tensor([[0, 1, case.geometry.out_features - 1], [7, 7, 3]])
     if not torch.equal(table(ids), weight[ids].to(torch.float32)):
         yield f"{case.label}: the rows that are looked up are not the weight's"
+
+
+def _check_experts(case: _Case) -> Iterator[str]:
+    """Also where ranks divide the experts, and where some are not chosen."""
+    if "qload_apply_experts" not in case.treatment.method.runtime:
+        return
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, case.geometry.in_features, generator=generator)
+    ids, weights = torch.tensor([[3, 0], [1, 3], [3, 1]]), torch.rand(3, 2, generator=generator)
+    expected = apply_one_by_one(_load_experts(case), x, ids, weights)
+    for size in (1, 2):
+        found = sum(_load_experts(case, rank, size)(x, ids, weights) for rank in range(size))
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+            yield f"{case.label}: computing the experts of {size} ranks at once differs from one by one"
+
+
+def _load_experts(case: _Case, rank: int = 0, size: int = 1) -> Experts:
+    """Gated experts of one rank, which holds some of them, from random tensors."""
+    site = replace(case.site, rank=rank, size=size)
+    outputs, inputs = case.geometry.out_features, case.geometry.in_features
+
+    def stack(name: str, inputs: int, parts: Sequence[Part]) -> ExpertLinear:
+        sources = [Source(f"{name}.{e}.{n}", n, expert=e) for e in range(EXPERTS) for n in range(len(parts))]
+        place, sharding = site.at(name), expert_parallel
+        return ExpertLinear(EXPERTS, inputs, parts, place, sources=sources, sharding=sharding, treatment=case.treatment)
+
+    up = stack("up", inputs, [Part("gate", outputs), Part("up", outputs)])
+    experts = Experts(up, stack("down", outputs, [Part("", inputs)]), _gate)
+    layers = (experts.gate_up_proj, experts.down_proj)
+    tensors = [make_tensors(case.quantization, case.treatment, each.geometry, each.sources) for each in layers]
+    load_tensors(experts, tensors[0] | tensors[1], case.quantization)
+    for layer in layers:
+        layer.quantize_activations = False
+    return experts
+
+
+def _gate(projected: Tensor) -> Tensor:
+    gate, up = projected.chunk(2, -1)
+    return F.silu(gate) * up

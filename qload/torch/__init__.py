@@ -11,6 +11,7 @@ from qload.torch.layers import (
     ReplicatedLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    apply_one_by_one,
     make_experts,
 )
 from qload.torch.sites import Site
@@ -27,5 +28,6 @@ __all__ = [
     "RowParallelLinear",
     "Site",
     "VocabParallelEmbedding",
+    "apply_one_by_one",
     "make_experts",
 ]

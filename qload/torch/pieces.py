@@ -71,7 +71,10 @@ def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry, solid: bool) 
     if solid:
         return False
     units = [spec.layout.unit(Dim.OUT) for spec in specs]
-    return not local.interleaved and all(part.size % unit == 0 for part in local.parts[:-1] for unit in units)
+    if local.interleaved:
+        # Rows that each stand for themselves are computed in the order in which they lie.
+        return all(unit == 1 for unit in units)
+    return all(part.size % unit == 0 for part in local.parts[:-1] for unit in units)
 
 
 def _index(spec: ParameterSpec, geometry: Geometry, local: Geometry, part: int) -> Index:

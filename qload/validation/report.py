@@ -87,6 +87,6 @@ def _find_faults(checkpoint: Checkpoint, quantization: Quantization, drawn: Outl
 def _thin(checkpoint: Checkpoint, drawn: Outline) -> Checkpoint:
     """The checkpoint without the layers that are like another one."""
     layers = [sample.name for sample in drawn.samples]
-    names = [f"{layer}.{leaf}" for layer in layers for leaf in checkpoint.modules[layer]]
+    names = [name for layer in layers for name in checkpoint.modules[layer].values()]
     names += [tensor.stored_as for tensor in drawn.plain]
     return replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})

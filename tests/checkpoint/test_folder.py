@@ -13,7 +13,7 @@ from samples import DEMO
 
 from qload.checkpoint import open_folder
 from qload.checkpoint.documents import MAX_JSON_BYTES
-from qload.checkpoint.names import group_names, split_name
+from qload.checkpoint.names import group_tensors, join_name, split_name
 from qload.errors import QloadError
 
 NAME = DEMO.name
@@ -227,7 +227,46 @@ def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None
 )
 def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None:
     assert split_name(name) == (module, leaf)
-    assert group_names([name]) == {module: (leaf,)}
+    assert group_tensors({name: (2, 3)}) == {module: {leaf: name}}
+    assert join_name(module, leaf, {}) == name
+
+
+@pytest.mark.parametrize(
+    ("stored", "stacks"),
+    [
+        (
+            {"gate_up_proj_blocks": 4, "gate_up_proj_scales": 3, "gate_up_proj_bias": 2, "down_proj_blocks": 4}
+            | {"down_proj_scales": 3, "down_proj_bias": 2},
+            {"gate_up_proj": ["blocks", "scales", "bias"], "down_proj": ["blocks", "scales", "bias"]},
+        ),
+        (
+            {"up_proj": 3, "up_proj_scale_inv": 3, "up_proj_activation_scale": 1, "up_proj_bias": 2},
+            {"up_proj": ["weight", "weight_scale_inv", "activation_scale", "bias"]},
+        ),
+        ({"up_proj": 3, "up_proj_weight_scale": 3}, {"up_proj": ["weight", "weight_scale"]}),
+        ({"up_proj": 3, "up_proj_scale": 3, "up_proj_weight_scale": 3}, {"up_proj": ["weight", "weight_scale"]}),
+        ({"gate_up_proj": 3, "down_proj": 3}, {}),
+        ({"weight": 3, "weight_scale": 3, "bias": 1}, {}),
+        ({"weight_g": 3, "weight_v": 3, "bias": 1}, {}),
+        ({"k_scale": 1, "k_proj": 2, "A_log": 1, "dt_bias": 1}, {}),
+    ],
+)
+def test_the_tensors_of_a_stack_are_those_of_a_module(stored: dict[str, int], stacks: dict[str, list[str]]) -> None:
+    found = group_tensors({f"a.experts.{leaf}": (2,) * rank for leaf, rank in stored.items()})
+    parts = {module: list(leaves) for module, leaves in found.items() if module != "a.experts"}
+    assert parts == {f"a.experts.{stack}": leaves for stack, leaves in stacks.items()}
+    names = [name for leaves in found.values() for name in leaves.values()]
+    assert sorted(names) == sorted(f"a.experts.{leaf}" for leaf in stored)
+    assert all(join_name(module, leaf, found) == name for module in found for leaf, name in found[module].items())
+
+
+def test_a_tensor_of_a_stack_that_is_missing_is_named_as_the_others_are() -> None:
+    found = group_tensors({"a.up_blocks": (2, 2, 2), "a.up_bias": (2, 2), "a.down": (2, 2, 2), "a.down_bias": (2, 2)})
+    names = [join_name("a.up", "scales", found), join_name("a.down", "weight_scale", found)]
+    assert names == ["a.up_scales", "a.down_scale"]
+    # A module of that name keeps its own.
+    both = group_tensors({"a.up_blocks": (2, 2, 2), "a.up_scales": (2, 2, 2), "a.up.weight": (2, 2)})
+    assert both.keys() == {"a", "a.up"}
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "with\0null"])

@@ -74,6 +74,7 @@ SECTIONS: list[dict[str, Any]] = [
         for axis in (0, 1)
     ),
     *({"quant_method": "quanto", "weights": weights} for weights in ("int8", "int4")),
+    {"quant_method": "mxfp4"},
     *(
         {
             "quant_method": "compressed-tensors",

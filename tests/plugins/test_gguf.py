@@ -30,7 +30,7 @@ def blocks(block: BlockType, seed: int = 0) -> Tensor:
 
 def quantize(stored: set[str], registry: Registry) -> Quantization:
     quantization = make_quantization({"quant_method": "gguf"}, registry)
-    quantization.modules = {"m": tuple(stored)}
+    quantization.modules = {"m": {leaf: f"m.{leaf}" for leaf in stored}}
     return quantization
 
 

@@ -40,7 +40,7 @@ def section(weights: str, activations: str = "none", *names: str) -> dict[str, A
 def load(variant: Variant, registry: Registry) -> tuple[ReplicatedLinear, Quantization]:
     settings = variant.settings
     quantization = make_quantization(section(settings["weights"], settings["activations"]), registry)
-    quantization.modules = {"m": tuple(key.removeprefix("m.") for key in variant.stored)}
+    quantization.modules = {"m": {key.removeprefix("m."): key for key in variant.stored}}
     rows, columns = settings["shape"]
     site = Site(quantization, "m", dtype=getattr(torch, settings["dtype"]))
     layer = ReplicatedLinear(columns, rows, site, bias="m.bias" in variant.stored)
@@ -164,7 +164,7 @@ def test_outputs_can_only_be_rounded_where_all_inputs_are(weights: str, registry
 @pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
 def test_a_weight_that_is_not_frozen_may_have_rows_of_zeros(weights: str, registry: Registry) -> None:
     quantization = make_quantization(section(weights), registry)
-    quantization.modules = {"m": ("weight", "input_scale", "output_scale")}
+    quantization.modules = {"m": {leaf: f"m.{leaf}" for leaf in ("weight", "input_scale", "output_scale")}}
     layer = ReplicatedLinear(32, 2, Site(quantization, "m"))
     weight = torch.cat([torch.zeros(1, 32), torch.full((1, 32), 0.5)])
     qload.load_tensors(layer, {"m.weight": weight}, quantization)

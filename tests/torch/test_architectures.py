@@ -6,10 +6,11 @@ Whatever a model's layers are called, tied to, stacked or fused into, what is lo
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, SIZES, compute, make_model, quantize
+from architectures import ARCHITECTURES, SIZES, compute, make_model, quantize, round_experts, split_experts
 from edits import edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM
 import qload
 from qload.torch import Experts, ParallelLMHead
 
-INT8_EXPERTS = {
+INT8_EXPERTS: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
     "config_groups": {
@@ -125,6 +126,101 @@ def test_experts_that_are_stored_quantized_one_by_one(name: str, tmp_path: Path)
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     assert experts
     assert all(stack.down_proj.scheme is not None for stack in experts)
+
+
+STACKED = ("gpt_oss", "llama4_text", "granitemoe", "mixtral", "qwen3_moe", "nemotron_h")
+
+
+def write_experts(model: Any, path: Path, experts: dict[str, Tensor], section: dict[str, Any] | None) -> None:
+    """The model with its experts as they are given; `section` says how they are quantized."""
+    model.config.save_pretrained(path)
+    beside = {name for name, _ in model.named_parameters() if name.rpartition(".")[0].endswith(".experts")}
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in beside}
+    assert experts
+    save_file(kept | {name: tensor.contiguous() for name, tensor in experts.items()}, path / "model.safetensors")
+    if section is not None:
+        edit_config(path, lambda config: config.update(quantization_config=section))
+
+
+@pytest.mark.parametrize("is_quantized", [False, True], ids=["plain", "quantized"])
+@pytest.mark.parametrize("name", STACKED)
+def test_experts_one_by_one_whatever_the_model_stacks(name: str, is_quantized: bool, tmp_path: Path) -> None:
+    """As llm-compressor, GPTQModel and AutoRound write them, where transformers has no conversion for that."""
+    model = make_model(name)
+    stacks = round_experts(model)
+    experts = split_experts(stacks)
+    if not is_quantized:
+        dense = {key: tensor for key, tensor in experts.items() if not key.endswith("_scale")}
+        scales = {key: experts.get(f"{key}_scale", torch.ones(1)) for key in dense}
+        experts = {key: tensor * scales[key] for key, tensor in dense.items()}
+    write_experts(model, tmp_path, experts, INT8_EXPERTS if is_quantized else None)
+    found = qload.load(tmp_path)
+    assert torch.allclose(compute(found), compute(model), atol=1e-5)
+    stacked = [module for module in found.modules() if isinstance(module, Experts)]
+    assert stacked
+    assert all((each.gate_up_proj.scheme is not None) == is_quantized for each in stacked)
+    assert qload.validate(tmp_path).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("granitemoe", {"gate_up_proj": "input_linear", "down_proj": "output_linear"}),
+        ("gpt_oss", {"gate_up_proj": "gate_up_projs", "down_proj": "down_projs"}),
+    ],
+)
+def test_experts_that_are_lists_of_layers(name: str, renamed: dict[str, str], tmp_path: Path) -> None:
+    """As GPTQModel writes Granite's, and Unsloth gpt-oss's: both projections are one, as the model has them."""
+    model = make_model(name)
+    experts = {}
+    for key, stack in round_experts(model).items():
+        module, part, leaf = key.rsplit(".", 2)
+        rows = (
+            torch.stack(stack.chunk(2, 1), 2).flatten(1, 2) if name == "gpt_oss" and part == "gate_up_proj" else stack
+        )
+        above = module if name == "gpt_oss" else module.rpartition(".")[0]
+        for number, expert in enumerate(rows):
+            below = f"{renamed[part]}.{number}" + (".linear" if name == "granitemoe" else "")
+            experts[f"{above}.{below}.{leaf}"] = expert
+    section = {**INT8_EXPERTS, "config_groups": {"g": {**INT8_EXPERTS["config_groups"]["group_0"]}}}
+    section["config_groups"]["g"]["targets"] = ["re:.*experts.*", "re:.*put_linear.*"]
+    write_experts(model, tmp_path, experts, section)
+    found = qload.load(tmp_path)
+    assert torch.allclose(compute(found), compute(model), atol=1e-5)
+    assert any(isinstance(module, Experts) and module.down_proj.scheme for module in found.modules())
+
+
+def test_a_stack_that_is_stored_as_a_module(tmp_path: Path) -> None:
+    """As llm-compressor writes Granite's: three-dimensional tensors below the module of an older model."""
+    model = make_model("granitemoe")
+    names = {"gate_up_proj": "input_linear", "down_proj": "output_linear"}
+    stacks = {}
+    for key, stack in round_experts(model).items():
+        module, part, leaf = key.rsplit(".", 2)
+        stacks[f"{module.rpartition('.')[0]}.{names[part]}.{leaf}"] = stack
+    section = {**INT8_EXPERTS, "config_groups": {"g": {**INT8_EXPERTS["config_groups"]["group_0"]}}}
+    section["config_groups"]["g"]["targets"] = ["Linear"]
+    section["ignore"] = ["re:.*self_attn.*", "lm_head"]
+    write_experts(model, tmp_path, stacks, section)
+    found = qload.load(tmp_path)
+    assert torch.allclose(compute(found), compute(model), atol=1e-5)
+    assert qload.validate(tmp_path).findings == ()
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["straight", "turned"])
+@pytest.mark.parametrize("name", ["llama4_text", "granitemoe", "qwen3_moe", "nemotron_h"])
+def test_stacks_that_are_quantized_whole(name: str, turned: bool, tmp_path: Path) -> None:
+    """Under the names of parameters, as [out, in] or, as tools keep some models' own way, [in, out]."""
+    model = make_model(name)
+    stacks = {
+        key.removesuffix(".weight").replace(".weight_", "_"): tensor.mT if turned else tensor
+        for key, tensor in round_experts(model).items()
+    }
+    write_experts(model, tmp_path, stacks, INT8_EXPERTS)
+    found = qload.load(tmp_path)
+    assert torch.allclose(compute(found), compute(model), atol=1e-5)
+    assert all(each.down_proj.scheme is not None for each in found.modules() if isinstance(each, Experts))
+    assert turned or qload.validate(tmp_path).findings == ()
 
 
 def test_rows_of_a_tensor_that_is_fused_on_disk(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Experts: however they are divided over ranks, together they are each token's weighted sum of dense ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +13,14 @@ from torch.nn import functional as F
 import qload
 from qload import Quantization, Registry
 from qload.declare import bias, weight
-from qload.geometry import Geometry, Kind, Part, expert_parallel
+from qload.geometry import Geometry, Kind, Part, Sharding, column, expert_parallel, row
 from qload.layout import in_, out
 from qload.plan import Source
 from qload.quantization import Treatment, unquantized
-from qload.torch import ExpertLinear, Experts, Layer, Site, make_experts
+from qload.testing import check_method
+from qload.testing.tensors import make_tensors
+from qload.torch import ExpertLinear, Experts, Layer, Site, apply_one_by_one, make_experts
+from qload.torch.layers import SortedExperts
 from qload.torch.layers.experts import expert_sources
 
 COUNT, HIDDEN, INNER = 4, 16, 8
@@ -95,6 +98,119 @@ def test_a_method_may_compute_all_experts_at_once() -> None:
     hidden, weights = torch.randn(5, HIDDEN), torch.rand(5, 2)
     expected = hidden * weights.sum(-1, keepdim=True) + IDS.sum(-1, keepdim=True)
     assert torch.equal(experts(hidden, IDS, weights), expected)
+
+
+def apply_at_once(layer: Experts, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+    """Rows of int8 and their scales, of all pairs of a token and one of its experts that this rank has."""
+    up, down = layer.gate_up_proj, layer.down_proj
+    local = expert_ids - up.shard.experts.start
+    tokens, places = torch.where((local >= 0) & (local < (up.local.experts or 0)))
+    chosen = local[tokens, places]
+
+    def compute(stack: ExpertLinear, inputs: Tensor) -> Tensor:
+        values, scale = (stack.get_parameter(name)[chosen] for name in ("values", "row_scale"))
+        return torch.einsum("nri,ni->nr", values.to(x.dtype), inputs) * scale
+
+    made = compute(down, layer.gate(compute(up, x[tokens])))
+    return torch.zeros_like(x).index_add(0, tokens, made * expert_weights[tokens, places, None])
+
+
+@pytest.mark.parametrize("make", [by_columns, whole_ones])
+@pytest.mark.parametrize("size", [1, 2])
+def test_experts_computed_at_once_are_those_computed_one_by_one(make: Callable[[Site], Experts], size: int) -> None:
+    quantization = rows(qload_apply_experts=apply_at_once)
+    check_method(quantization)
+    hidden, weights = torch.randn(5, HIDDEN), torch.rand(5, 2)
+    stored = dict(make_stored(quantization, make(Site(quantization, "moe"))))
+    for rank in range(size):
+        experts = make(Site(quantization, "moe", rank, size))
+        qload.load_tensors(experts, stored, quantization)
+        expected = apply_one_by_one(experts, hidden, IDS, weights)
+        assert expected.abs().max() > 0
+        assert torch.allclose(experts(hidden, IDS, weights), expected, atol=1e-4)
+
+
+def make_stored(quantization: Quantization, experts: Experts) -> Iterator[tuple[str, Tensor]]:
+    for layer in (experts.gate_up_proj, experts.down_proj):
+        yield from make_tensors(quantization, layer.treatment, layer.geometry, layer.sources).items()
+
+
+def test_a_method_that_has_only_one_of_the_two_layers_computes_neither_at_once() -> None:
+    """The other is left unquantized: what the hook would find there is not its own."""
+    method = rows(qload_apply_experts=lambda layer, x, expert_ids, expert_weights: x).method
+    quantization = Quantization(method, Registry.discover().method("unquantized"))
+    site, plain = Site(quantization, "moe"), Treatment(quantization.unquantized, None)
+    made = make_experts(COUNT, HIDDEN, INNER, site, gate=gate)
+    sources = made.down_proj.sources
+    down = ExpertLinear(
+        COUNT, INNER, [Part("", HIDDEN)], site.at("down"), sources=sources, sharding=row, treatment=plain
+    )
+    experts = Experts(made.gate_up_proj, down, gate)
+    qload.load_tensors(experts, dict(make_stored(quantization, experts)), quantization)
+    hidden, weights = torch.randn(5, HIDDEN), torch.rand(5, 2)
+    assert torch.equal(experts(hidden, IDS, weights), apply_one_by_one(experts, hidden, IDS, weights))
+    assert not torch.equal(experts(hidden, IDS, weights), hidden)
+
+
+@pytest.mark.parametrize("make", [column, expert_parallel])
+def test_interleaved_experts_with_biases_are_cut_as_others_are(make: Sharding) -> None:
+    """Rows of both projections in turns, in one tensor; the second layer's bias is added by one rank."""
+    quantization = unquantized(Registry.discover())
+    stored = {
+        "up.weight": torch.randn(COUNT, 2 * INNER, HIDDEN),
+        "up.bias": torch.randn(COUNT, 2 * INNER),
+        "down.weight": torch.randn(COUNT, HIDDEN, INNER),
+        "down.bias": torch.randn(COUNT, HIDDEN),
+    }
+
+    def build(rank: int, size: int) -> Experts:
+        site, parts = Site(quantization, "", rank, size), [Part("gate", INNER), Part("up", INNER)]
+        other = row if make is column else make
+        up = ExpertLinear(
+            COUNT, HIDDEN, parts, site.at("up"), sources=(Source("up", parts=2),), sharding=make,
+            bias=True, interleaved=True,
+        )  # fmt: skip
+        down = ExpertLinear(
+            COUNT, INNER, [Part("", HIDDEN)], site.at("down"), sources=(Source("down"),), sharding=other, bias=True
+        )
+        experts = Experts(up, down, lambda fused: F.silu(fused[..., ::2]) * fused[..., 1::2])
+        report = qload.load_tensors(experts, stored, quantization)
+        assert (
+            report.bytes_read <= sum(tensor.nbytes for tensor in stored.values()) // size + stored["down.bias"].nbytes
+        )
+        return experts
+
+    hidden, weights = torch.randn(5, HIDDEN), torch.rand(5, 2)
+    expected = torch.zeros(5, HIDDEN)
+    for token, chosen in enumerate(IDS.tolist()):
+        for place, e in enumerate(chosen):
+            fused = stored["up.weight"][e] @ hidden[token] + stored["up.bias"][e]
+            made = stored["down.weight"][e] @ (F.silu(fused[::2]) * fused[1::2]) + stored["down.bias"][e]
+            expected[token] += weights[token, place] * made
+    for size in (1, 2, 4):
+        found = sum(build(rank, size)(hidden, IDS, weights) for rank in range(size))
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_sorted_tokens_go_to_each_expert_in_equal_shares() -> None:
+    """Those of zeros are left out, for nothing comes of them."""
+    quantization, asked = unquantized(Registry.discover()), list[int]()
+    made = make_experts(COUNT, HIDDEN, INNER, Site(quantization, "moe"), gate=gate)
+
+    def count(fused: Tensor) -> Tensor:
+        asked.append(len(fused))
+        return gate(fused)
+
+    experts = SortedExperts(made.gate_up_proj, made.down_proj, count)
+    stored = dict(make_stored(quantization, experts))
+    qload.load_tensors(experts, stored, quantization)
+    x = torch.randn(COUNT, 3, HIDDEN)
+    x[1] = x[3, :2] = 0
+    found = experts(x.reshape(-1, HIDDEN)).reshape(x.shape)
+    for e in range(COUNT):
+        up = torch.cat([stored[f"moe.{e}.{name}.weight"] for name in NAMES[:2]])
+        assert torch.allclose(found[e], gate(x[e] @ up.T) @ stored[f"moe.{e}.down_proj.weight"].T, atol=1e-4)
+    assert asked == [3, 3, 1]
 
 
 def test_each_expert_has_its_own_bias() -> None:

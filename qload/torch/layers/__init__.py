@@ -2,7 +2,7 @@
 
 from qload.torch.layers.base import Layer
 from qload.torch.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from qload.torch.layers.experts import ExpertLinear, Experts, Gate, make_experts
+from qload.torch.layers.experts import ExpertLinear, Experts, Gate, SortedExperts, apply_one_by_one, make_experts
 from qload.torch.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -22,6 +22,8 @@ __all__ = [
     "QKVParallelLinear",
     "ReplicatedLinear",
     "RowParallelLinear",
+    "SortedExperts",
     "VocabParallelEmbedding",
+    "apply_one_by_one",
     "make_experts",
 ]

@@ -132,8 +132,11 @@ class Layer(nn.Module):
         return torch.stack([self._dequantize(expert, dtype) for expert in range(self.local.experts)])
 
     def compute(self, x: Tensor, expert: int | None = None) -> Tensor:
-        """x [..., in_features] into [..., out_features] with this rank's weight and bias."""
-        bias = getattr(self, "bias", None)
+        """x [..., in_features] into [..., out_features] with this rank's weight and bias.
+
+        Where ranks divide the inputs, and their outputs are summed, the first one adds the bias.
+        """
+        bias = getattr(self, "bias", None) if self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
             bias = bias[expert]
         pieces, last = self.pieces(expert), x.dim() - 1

@@ -16,7 +16,7 @@ Gate = Callable[[Tensor], Tensor]
 
 
 class ExpertLinear(Layer):
-    """One linear layer for each expert, stored as a stack."""
+    """One linear layer for each expert, stored as a stack. `interleaved` parts alternate row by row."""
 
     def __init__(
         self,
@@ -28,8 +28,11 @@ class ExpertLinear(Layer):
         sources: Sequence[Source],
         sharding: Sharding,
         treatment: Treatment | None = None,
+        bias: bool = False,
+        interleaved: bool = False,
     ) -> None:
-        geometry = Geometry(in_features, tuple(parts), experts, Kind.EXPERTS, dtype_code(site.dtype))
+        dtype = dtype_code(site.dtype)
+        geometry = Geometry(in_features, tuple(parts), experts, Kind.EXPERTS, dtype, bias, interleaved)
         treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
         super().__init__(geometry, sources, site, treatment, sharding)
 
@@ -49,13 +52,28 @@ class Experts(nn.Module):
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """hidden [tokens, hidden_size], ids and weights [tokens, k] into [tokens, hidden_size]."""
         apply = self.gate_up_proj.hooks.apply_experts
-        if apply is not None:
-            return apply(self, hidden, expert_ids, expert_weights)
-        return apply_one_by_one(self, hidden, expert_ids, expert_weights)
+        if apply is None or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
+            return apply_one_by_one(self, hidden, expert_ids, expert_weights)
+        return apply(self, hidden, expert_ids, expert_weights)
+
+
+class SortedExperts(Experts):
+    """Experts whose tokens come sorted: as many for each, one expert's after another's, and weighted already."""
+
+    def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """hidden [experts * tokens, hidden_size] into as much; tokens of zeros, which give zeros, are left out."""
+        experts = self.gate_up_proj.geometry.experts or 1
+        ids = torch.arange(experts, device=hidden.device).repeat_interleave(len(hidden) // experts)
+        rows = torch.nonzero(hidden.any(-1)).squeeze(-1)
+        found = super().forward(hidden[rows], ids[rows, None], torch.ones_like(hidden[rows, :1]))
+        return torch.zeros_like(hidden).index_copy(0, rows, found)
 
 
 def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-    """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype."""
+    """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype.
+
+    Of this rank's share alone: what other experts or ranks add is zero here. A method's own hook may come back to it.
+    """
     output = torch.zeros_like(hidden)
     first = experts.gate_up_proj.shard.experts.start
     for expert in expert_ids.unique().tolist():

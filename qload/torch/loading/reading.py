@@ -55,7 +55,7 @@ class FileReader:
     def _read(self, copy: Copy, destination: Tensor) -> int:
         dtype = torch_dtype(copy.entry.dtype)
         block = _Block(copy, dtype, copy.view or (1,), copy.source or (Interval(0, 1),), copy.entry.start)
-        destination = destination.view([interval.size for interval in block.region])
+        destination = _shape_as(destination, block.region, copy.turned)
         if copy.entry.interleaving is not None:
             return self._read_interleaved(block, copy.entry.interleaving, destination)
         in_place = destination.device.type == "cpu" and destination.dtype == dtype
@@ -145,11 +145,19 @@ class MemoryReader:
             stored = stored.contiguous().view(dtype)
         stored = stored.reshape(copy.view)
         region = stored[tuple(interval.slice for interval in copy.source)]
-        destination.view(region.shape).copy_(region)
+        _shape_as(destination, copy.source, copy.turned).copy_(region)
         return region.nbytes
 
     def close(self) -> None:
         pass
+
+
+def _shape_as(destination: Tensor, region: Region, turned: bool) -> Tensor:
+    """A region of a parameter, with the axes of the region of a stored tensor."""
+    sizes = [interval.size for interval in region]
+    if not turned:
+        return destination.view(sizes)
+    return destination.view(*sizes[:-2], sizes[-1], sizes[-2]).mT
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qload.checkpoint import Modules
 from qload.errors import ModelError
 from qload.plan import PlainTarget
 from qload.presets import Asked
@@ -75,7 +76,7 @@ def load(
             *made.findings,
             *(finding for stage in stages.values() for finding in stage.check(model)),
         ],
-        is_expected=_expected(model, names, made.refused),
+        is_expected=_expected(model, names, made.refused, loading.checkpoint.modules),
     )
     loading.copy(plan, lambda name: made.layers.get(name) or stages.get(name) or model.get_submodule(name))
     for stage in stages.values():
@@ -136,14 +137,16 @@ def _plain_targets(
         )
 
 
-def _expected(model: PreTrainedModel, names: Names, refused: Iterable[str]) -> Callable[[str], bool]:
+def _expected(model: PreTrainedModel, names: Names, refused: Iterable[str], modules: Modules) -> Callable[[str], bool]:
     """Which stored tensors may be left over without a finding of their own.
 
     Those that the model's class says it does not read, and those of modules that were refused already.
     """
     pattern = _pattern((*_ONCE_STORED, *(model._keys_to_ignore_on_load_unexpected or ())))
-    below = tuple(f"{source.prefix}." for name in refused for source in names.below(name))
-    return lambda name: pattern.search(name) is not None or name.startswith(below)
+    prefixes = [source.prefix for name in refused for source in names.below(name)]
+    below = tuple(f"{prefix}." for prefix in prefixes)
+    own = {name for prefix in prefixes for name in modules.get(prefix, {}).values()}
+    return lambda name: pattern.search(name) is not None or name.startswith(below) or name in own
 
 
 def _pattern(patterns: Iterable[str] | None) -> re.Pattern[str]:

@@ -21,7 +21,17 @@ from qload.torch.models.converting import Conversion
 
 _STACK = "MergeModulelist"
 _FUSE = "Concatenate"
+_TURN = "Transpose"
 _SPLITS = ("Chunk", "Split")
+_UP, _DOWN = ("gate_up_proj", "up_proj"), "down_proj"
+_NUMBERED = re.compile(r"^(?P<above>.+?)\.(?P<number>\d+)(?:\.(?P<below>\w+))?$")
+# What tools call the two halves of an expert's first layer, one layer of both, and the second layer.
+_ROLES = {
+    **dict.fromkeys(("gate_proj", "w1", "gate"), (_UP, 0, 1)),
+    **dict.fromkeys(("up_proj", "w3", "up", "v1"), (_UP, 1, 1)),
+    **dict.fromkeys(("gate_up_proj", "gate_up", "w13"), (_UP, 0, 2)),
+    **dict.fromkeys(("down_proj", "w2", "down"), ((_DOWN,), 0, 1)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Names:
     `unsupported` are modules that would have to be converted in a way that only dense tensors can be.
     `plain` are the checkpoint's modules that store nothing but a plain weight and bias. `converted` has
     the conversion of each of the model's tensors that is not stored as the model has it, `sources` or not.
+    `shapes` are those of the tensors of each module that is a whole stack of experts.
     """
 
     sources: Mapping[str, tuple[Source, ...]]
@@ -41,6 +52,7 @@ class Names:
     unsupported: tuple[str, ...] = ()
     plain: frozenset[str] = frozenset()
     converted: Mapping[str, Conversion] = field(default_factory=dict)
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def below(self, name: str) -> Iterator[Source]:
         """The sources of a module of the model and of everything below it."""
@@ -55,9 +67,8 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
     sources: dict[str, list[Source]] = defaultdict(list)
     tensors: dict[str, str] = {}
     unsupported = []
-    for module, leaves in checkpoint.modules.items():
-        names = [f"{module}.{leaf}" if module else leaf for leaf in leaves]
-        renamed = {new: name for name in names if (new := renamer.rename(name)) is not None}
+    for module, stored in checkpoint.modules.items():
+        renamed = {new: name for name in stored.values() if (new := renamer.rename(name)) is not None}
         tensors |= renamed
         places = renamer.place(module)
         for path, source in places:
@@ -66,15 +77,34 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
             unsupported.append(module)
     ordered = {path: tuple(sorted(found, key=_order)) for path, found in sources.items()}
     converted = {target: each for each in renamer.conversions.values() for target in each.targets}
-    return Names(ordered, tensors, renamer.parts, tuple(unsupported), _plain_modules(checkpoint), converted)
+    plain, shapes = _plain_modules(checkpoint), _stack_shapes(ordered, checkpoint)
+    return Names(ordered, tensors, renamer.parts, tuple(unsupported), plain, converted, shapes)
+
+
+def _stack_shapes(
+    sources: Mapping[str, tuple[Source, ...]], checkpoint: Checkpoint
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes below each module that fills a stack, which is named as one."""
+    whole = [
+        source.prefix
+        for path, found in sources.items()
+        if path.endswith((*_UP, _DOWN))
+        for source in found
+        if source.expert is None
+    ]
+    modules = {module: checkpoint.modules.get(module, {}) for module in whole}
+    return {
+        module: {leaf: checkpoint.tensors[name].shape for leaf, name in stored.items()}
+        for module, stored in modules.items()
+    }
 
 
 def _plain_modules(checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(
         module
-        for module, leaves in checkpoint.modules.items()
-        if set(leaves) <= {"weight", "bias"}
-        and all(checkpoint.tensors[f"{module}.{leaf}"].dtype in FLOATS for leaf in leaves)
+        for module, stored in checkpoint.modules.items()
+        if stored.keys() <= {"weight", "bias"}
+        and all(checkpoint.tensors[name].dtype in FLOATS for name in stored.values())
     )
 
 
@@ -114,8 +144,40 @@ class _Renamer:
                 operations = [type(operation).__name__ for operation in converter.operations]
                 if operations[:1] == [_STACK] and operations[1:] in ([], [_FUSE]):
                     return self._stack(converter, pattern, name, self._prefix(renamed), module)
+                if operations == [_TURN]:
+                    return self._experts(renamed.removesuffix(".weight"), module)
                 return self._split(converter, renamed, module) if _splits_rows(converter) else []
-        return [(self._prefix(name).removesuffix(".weight"), Source(module))]
+        path = self._prefix(name).removesuffix(".weight")
+        return [(path, Source(module))] if f"{path}.weight" in self.shapes else self._experts(path, module)
+
+    def _experts(self, path: str, module: str) -> list[tuple[str, Source]]:
+        """A module that no conversion knows: a whole stack of experts, one expert of it, or none."""
+        stack = self._find_stack(path)
+        if stack is not None:
+            return [(stack, Source(module, parts=_count_parts(stack)))]
+        stored, renamed = _NUMBERED.match(module), _NUMBERED.match(path)
+        if stored is None or renamed is None:
+            return [(path, Source(module))]
+        expert = int(renamed["number"])
+        above = _apply(f"{stored['above']}.weight", self._renamings).removesuffix(".weight")
+        # As lists of modules are called: `experts.down_projs.3`.
+        stack = self._find_stack(above) or self._find_stack(above.removesuffix("s"))
+        if stack is not None:
+            return [(stack, Source(module, parts=_count_parts(stack), expert=expert))]
+        names, part, parts = _ROLES.get(renamed["below"] or "", ((), 0, 1))
+        found = (stack for name in names if (stack := self._find_stack(f"{renamed['above']}.{name}")) is not None)
+        stack = next(found, None)
+        if stack is None:
+            return [(path, Source(module))]
+        # Without gates there is one part, which is called as the second one is with them.
+        first = part if part < _count_parts(stack) else 0
+        return [(stack, Source(module, first, parts, expert))]
+
+    def _find_stack(self, path: str) -> str | None:
+        """The stack of that name in the model."""
+        name = self._prefix(path)
+        is_stack = len(self.shapes.get(name, ())) == 3 and name.rpartition(".")[2] in (*_UP, _DOWN)
+        return name if is_stack else None
 
     def _stack(
         self, converter: WeightConverter, pattern: str, name: str, stack: str, module: str
@@ -148,6 +210,10 @@ class _Renamer:
         if name.startswith(start) and name.removeprefix(start) in self.shapes:
             return name.removeprefix(start)
         return start + name if start + name in self.shapes else name
+
+
+def _count_parts(stack: str) -> int:
+    return 2 if stack.endswith(_UP[0]) else 1
 
 
 def _splits_rows(converter: WeightConverter) -> bool:

@@ -1,6 +1,6 @@
 """Finds the layers of a transformers model that hold weights, and makes qload's in their place."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,22 +11,14 @@ from transformers.pytorch_utils import Conv1D
 
 from qload.errors import CapabilityError, CheckpointError, ModelError
 from qload.findings import Finding, refusals, report
-from qload.geometry import Kind, Part, Sharding, column, row, single
+from qload.geometry import Kind, single
 from qload.hookspecs import ModuleInfo
-from qload.plan import Source
 from qload.quantization import Quantization, Treatment
-from qload.torch.layers import (
-    ExpertLinear,
-    Experts,
-    Layer,
-    ParallelLMHead,
-    ReplicatedLinear,
-    VocabParallelEmbedding,
-)
-from qload.torch.models.building import kept_dtype
+from qload.torch.layers import Layer, ParallelLMHead, ReplicatedLinear, VocabParallelEmbedding
+from qload.torch.models.context import Context, class_names
 from qload.torch.models.embedding import ComputedEmbedding, computes_by_row
 from qload.torch.models.naming import Names
-from qload.torch.sites import Site
+from qload.torch.models.stacks import describe_stack, make_stack
 
 
 @dataclass(slots=True)
@@ -46,31 +38,6 @@ class Replacements:
         self.findings += findings
 
 
-@dataclass(frozen=True, slots=True)
-class _Context:
-    model: PreTrainedModel
-    names: Names
-    quantization: Quantization
-    dtype: torch.dtype
-    shared: Container[str]
-
-    def source(self, name: str) -> Source:
-        """The checkpoint's module for one of the model's; one of the same name where it has none."""
-        found = self.names.sources.get(name, (Source(name),))
-        if len(found) > 1:
-            prefixes = ", ".join(source.prefix for source in found)
-            raise ModelError("several modules of the checkpoint fill one of the model", where=name, found=prefixes)
-        return found[0]
-
-    def is_converted(self, name: str) -> bool:
-        """Whether a module's weight is made of dense tensors that no layer of ours could read as they lie."""
-        return name not in self.names.sources and f"{name}.weight" in self.names.converted
-
-    def site(self, name: str, checkpoint_name: str) -> Site:
-        dtype = kept_dtype(self.model, name, self.dtype)
-        return Site(self.quantization, checkpoint_name, dtype=dtype)
-
-
 def make_replacements(
     model: PreTrainedModel,
     names: Names,
@@ -86,7 +53,7 @@ def make_replacements(
     Of a stack of experts the stacked weights are taken away, for the rest of it is kept as the gate. What a
     method refuses is a finding.
     """
-    context = _Context(model, names, quantization, dtype, shared)
+    context = Context(model, names, quantization, dtype, shared)
     made = Replacements()
     heads = _head_names(model)
     reasons: dict[str, str] = {}
@@ -123,9 +90,10 @@ def _layers(place: str, module: nn.Module) -> Mapping[str, Layer]:
     }
 
 
-def _replace(name: str, module: nn.Module, is_head: bool, context: _Context) -> Iterator[tuple[str, nn.Module]]:
-    if _is_stack(module):
-        experts = _make_experts(name, module, context)
+def _replace(name: str, module: nn.Module, is_head: bool, context: Context) -> Iterator[tuple[str, nn.Module]]:
+    stack = describe_stack(module)
+    if stack is not None:
+        experts = make_stack(name, stack, context)
         if experts is not None:
             yield name, experts
     elif isinstance(module, nn.Embedding):
@@ -137,7 +105,7 @@ def _replace(name: str, module: nn.Module, is_head: bool, context: _Context) -> 
 
 
 def _make_linear(
-    name: str, module: nn.Linear | Conv1D, is_head: bool, context: _Context
+    name: str, module: nn.Linear | Conv1D, is_head: bool, context: Context
 ) -> Iterator[tuple[str, nn.Module]]:
     if context.is_converted(name):
         return
@@ -160,7 +128,7 @@ def _make_linear(
     yield name, layer
 
 
-def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Iterator[tuple[str, nn.Module]]:
+def _make_embedding(name: str, module: nn.Embedding, context: Context) -> Iterator[tuple[str, nn.Module]]:
     if context.is_converted(name):
         return
     source = context.source(name)
@@ -180,7 +148,7 @@ def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Itera
     yield name, ComputedEmbedding(layer, module) if is_computed else layer
 
 
-def _make_cache_scales(name: str, module: nn.Module, context: _Context) -> Iterator[tuple[str, nn.Module]]:
+def _make_cache_scales(name: str, module: nn.Module, context: Context) -> Iterator[tuple[str, nn.Module]]:
     """The scales of an attention's keys and values, where the checkpoint has them."""
     source = context.source(name)
     treatment = _treat(name, source.prefix, Kind.KV_CACHE, module, context)
@@ -189,18 +157,13 @@ def _make_cache_scales(name: str, module: nn.Module, context: _Context) -> Itera
         yield f"{name}.kv_scales", Layer(geometry, (source,), context.site(name, source.prefix), treatment)
 
 
-def _treat(name: str, prefix: str, kind: Kind, module: nn.Module, context: _Context) -> Treatment:
+def _treat(name: str, prefix: str, kind: Kind, module: nn.Module, context: Context) -> Treatment:
     names = (prefix,) if prefix == name else (prefix, name)
-    return context.quantization.treat(ModuleInfo(names, kind, _class_names(module)))
-
-
-def _class_names(module: nn.Module) -> tuple[str, ...]:
-    names = tuple(base.__name__ for base in type(module).__mro__ if issubclass(base, nn.Module))
-    return ("Linear", *names) if isinstance(module, Conv1D) else names
+    return context.quantization.treat(ModuleInfo(names, kind, class_names(module)))
 
 
 def _can_replace(
-    name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment, context: _Context
+    name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment, context: Context
 ) -> bool:
     """A module that computes more than its class's base does is left alone, unless it is quantized."""
     computes_more = not any(type(module).forward is base.forward for base in plain) and not _is_linear(module)
@@ -230,56 +193,6 @@ def _is_linear(module: nn.Module) -> bool:
         return False
     expected = nn.functional.linear(x, **tensors)
     return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected)
-
-
-def _is_stack(module: nn.Module) -> bool:
-    """Whether a module holds experts as three-dimensional parameters, as transformers stacks them."""
-    return hasattr(module, "is_transposed") and isinstance(getattr(module, "down_proj", None), nn.Parameter)
-
-
-def _make_experts(name: str, module: nn.Module, context: _Context) -> Experts | None:
-    """Experts that the checkpoint stores one by one; other stacks stay as they are, unless quantized."""
-    up, down = f"{name}.{'gate_up_proj' if module.has_gate else 'up_proj'}", f"{name}.down_proj"
-    if not {up, down} <= context.names.parts.keys():
-        return None
-    # A method's config speaks of experts as of linear layers, which they are where they are stored quantized.
-    stored = {source.prefix for stack in (up, down) for source in context.names.sources[stack]}
-    is_plain = context.names.plain >= stored
-    if not _is_plain_stack(module):
-        if is_plain:
-            return None
-        raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
-    classes = ("Linear",) if context.quantization.is_to_be_made or not is_plain else _class_names(module)
-    count, hidden, inner = module.get_parameter("down_proj").shape
-
-    def stack(place: str, inputs: int, parts: Sequence[Part], sharding: Sharding) -> ExpertLinear:
-        sources, site = context.names.sources[place], context.site(place, place)
-        treatment = site.treat(sources, Kind.LINEAR, classes)
-        return ExpertLinear(count, inputs, parts, site, sources=sources, sharding=sharding, treatment=treatment)
-
-    up_proj = stack(up, hidden, [Part(name, inner) for name in context.names.parts[up]], column)
-    down_proj = stack(down, inner, [Part("", hidden)], row)
-    # What is left of the original module is its gate.
-    for weight in (up, down):
-        delattr(module, weight.removeprefix(f"{name}."))
-    return Experts(up_proj, down_proj, ModuleGate(module))
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleGate:
-    """The gate of a stack of experts: what is left of a module of transformers, whose weights are taken away."""
-
-    module: nn.Module
-
-    def __call__(self, projected: Tensor) -> Tensor:
-        gate = self.module._apply_gate if self.module.has_gate else self.module.act_fn
-        gated: Tensor = gate(projected)  # type: ignore[operator]
-        return gated
-
-
-def _is_plain_stack(module: nn.Module) -> bool:
-    more = module.is_transposed or module.has_bias or getattr(module, "has_post_expert_norm", False)
-    return bool(module.is_concatenated or not module.has_gate) and not more
 
 
 def _refused(name: str, error: ModelError) -> Finding:

@@ -1,0 +1,49 @@
+"""What a module's replacement is made from: the model, the checkpoint's names, and its quantization."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from qload.errors import ModelError
+from qload.plan import Source
+from qload.quantization import Quantization
+from qload.torch.models.building import kept_dtype
+from qload.torch.models.naming import Names
+from qload.torch.sites import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all replacements of one model are made from; `shared` tensors are left to whoever ties them."""
+
+    model: PreTrainedModel
+    names: Names
+    quantization: Quantization
+    dtype: torch.dtype
+    shared: Container[str]
+
+    def source(self, name: str) -> Source:
+        """The checkpoint's module for one of the model's; one of the same name where it has none."""
+        found = self.names.sources.get(name, (Source(name),))
+        if len(found) > 1:
+            prefixes = ", ".join(source.prefix for source in found)
+            raise ModelError("several modules of the checkpoint fill one of the model", where=name, found=prefixes)
+        return found[0]
+
+    def is_converted(self, name: str) -> bool:
+        """Whether a module's weight is made of dense tensors that no layer of ours could read as they lie."""
+        return name not in self.names.sources and f"{name}.weight" in self.names.converted
+
+    def site(self, name: str, checkpoint_name: str) -> Site:
+        dtype = kept_dtype(self.model, name, self.dtype)
+        return Site(self.quantization, checkpoint_name, dtype=dtype)
+
+
+def class_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's class and its bases, as configs call them."""
+    names = tuple(base.__name__ for base in type(module).__mro__ if issubclass(base, nn.Module))
+    return ("Linear", *names) if isinstance(module, Conv1D) else names
