@@ -27,6 +27,8 @@ class ParameterKind(StrEnum):
     """A scale of scales."""
     INDEX = "group index"
     BIAS = "bias"
+    MASK = "mask"
+    """Bits that say which elements are stored."""
     METADATA = "metadata"
 
     @property
@@ -73,6 +75,10 @@ class ParameterSpec:
     def loaded(self) -> bool:
         return self.kind is not ParameterKind.METADATA
 
+    def measure(self, length: int) -> "ParameterSpec":
+        """The declaration with that length in place of the one that only a stored tensor knows."""
+        return replace(self, layout=self.layout.measure(length))
+
     def matches(self, stored: tuple[int, ...], declared: tuple[int, ...]) -> bool:
         """Whether a tensor stored with the first shape can be viewed as one of the second."""
         if self.view is View.FLAT:
@@ -82,7 +88,7 @@ class ParameterSpec:
         return stored == declared
 
 
-_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX)
+_INTEGER_KINDS = (ParameterKind.PACKED, ParameterKind.ZERO_POINT, ParameterKind.INDEX, ParameterKind.MASK)
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
@@ -90,9 +96,15 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def weight(name: str, *axes: Axis, dtypes: tuple[str, ...] = FLOATS, stored_as: str | None = None) -> ParameterSpec:
+def weight(
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...] = FLOATS,
+    stored_as: str | None = None,
+    view: View = View.EXACT,
+) -> ParameterSpec:
     """A weight that is stored as values and cast into the layer's dtype."""
-    return _spec(name, ParameterKind.WEIGHT, axes, dtypes, stored_as, cast=True)
+    return _spec(name, ParameterKind.WEIGHT, axes, dtypes, stored_as, cast=True, view=view)
 
 
 def packed(
@@ -168,9 +180,16 @@ def index(
     )
 
 
-def metadata(name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None) -> ParameterSpec:
+def mask(name: str, *axes: Axis, dtypes: tuple[str, ...] = ("U8",), stored_as: str | None = None) -> ParameterSpec:
+    """Bits that say which elements of a weight are stored, and which are zero."""
+    return _spec(name, ParameterKind.MASK, axes, dtypes, stored_as)
+
+
+def metadata(
+    name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None, view: View = View.EXACT
+) -> ParameterSpec:
     """A tensor that may be stored and is not needed."""
-    return _spec(name, ParameterKind.METADATA, axes, dtypes, stored_as, required=False)
+    return _spec(name, ParameterKind.METADATA, axes, dtypes, stored_as, required=False, view=view)
 
 
 def bias() -> ParameterSpec:

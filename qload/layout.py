@@ -5,8 +5,9 @@ elements of it are stored as `stored` entries. Sharding, packing, fusing and val
 formula. Integers only.
 """
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import gcd, prod
 
@@ -86,7 +87,8 @@ Extents = Mapping[Dim, Extent]
 class Axis:
     """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
 
-    A `whole` axis is kept whole on every rank. An axis that follows no dimension has a fixed `size`.
+    A `whole` axis is kept whole on every rank, and an `uncut` one belongs to a tensor that no rank can have less than
+    all of. An axis that follows no dimension has a fixed `size`; where it is `measured`, only a stored tensor knows it.
     Raises LayoutError for a unit that is empty.
     """
 
@@ -95,6 +97,8 @@ class Axis:
     stored: int = 1
     whole: bool = False
     size: int = 1
+    uncut: bool = False
+    measured: bool = False
 
     def __post_init__(self) -> None:
         if self.logical < 1 or self.stored < 1:
@@ -114,10 +118,17 @@ class Axis:
         first = (entries - 1) * self.logical // self.stored + 1
         return range(max(0, first), entries * self.logical // self.stored + 1)
 
+    @property
+    def unit(self) -> int:
+        """The number of elements that must stay together on a rank."""
+        return sys.maxsize if self.uncut else self.logical
+
     def admits(self, cut: Cut, length: int) -> bool:
         """Whether `cut` splits no unit of a segment of `length` elements."""
         if self.whole or self.dim is None or cut.size == 0:
             return True
+        if self.uncut:
+            return cut.start == 0 and cut.stop == length
         begins = cut.start % self.logical == 0
         ends = cut.stop % self.logical == 0 or length in (cut.stop, cut.stop + cut.padding)
         return begins and ends
@@ -134,6 +145,13 @@ class Axis:
         Raises LayoutError if the cut splits a unit, or if interleaved segments are packed.
         """
         length = extent.sizes[segment]
+        if self.uncut and not self.admits(cut, length):
+            raise LayoutError(
+                f"the tensor cannot be cut along the axis {self.dim}",
+                unit=length,
+                expected=f"all {length} elements",
+                found=f"{cut.start} to {cut.stop}",
+            )
         if not self.admits(cut, length):
             raise LayoutError(
                 f"elements {cut.start} to {cut.stop} of {length} split a unit of the axis {self.dim}",
@@ -200,7 +218,20 @@ class Layout:
 
     def unit(self, dim: Dim) -> int:
         """The number of elements of `dim` that must stay together on a rank."""
-        return max((axis.logical for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
+        return max((axis.unit for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether only a stored tensor knows how long one of the axes is."""
+        return any(axis.measured for axis in self.axes)
+
+    def keep(self, *dims: Dim) -> "Layout":
+        """The layout of a tensor that no rank can have less than all of, along those dimensions."""
+        return Layout(tuple(replace(axis, uncut=axis.uncut or axis.dim in dims) for axis in self.axes))
+
+    def measure(self, length: int) -> "Layout":
+        """The layout with that length in place of the one that only a stored tensor knows."""
+        return Layout(tuple(replace(axis, size=length) if axis.measured else axis for axis in self.axes))
 
 
 def _interval(axis: Axis, extents: Extents, place: Place) -> Interval:
@@ -212,14 +243,14 @@ def _interval(axis: Axis, extents: Extents, place: Place) -> Interval:
     return axis.run(extent, segment, whole if axis.whole else place.cuts.get(axis.dim, whole))
 
 
-def out(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:
+def out(logical: int = 1, stored: int = 1, *, whole: bool = False, uncut: bool = False) -> Axis:
     """An axis along the output features."""
-    return Axis(Dim.OUT, logical, stored, whole)
+    return Axis(Dim.OUT, logical, stored, whole, uncut=uncut)
 
 
-def in_(logical: int = 1, stored: int = 1, *, whole: bool = False) -> Axis:
+def in_(logical: int = 1, stored: int = 1, *, whole: bool = False, uncut: bool = False) -> Axis:
     """An axis along the input features."""
-    return Axis(Dim.IN, logical, stored, whole)
+    return Axis(Dim.IN, logical, stored, whole, uncut=uncut)
 
 
 def part() -> Axis:
@@ -235,6 +266,14 @@ def expert() -> Axis:
 def fixed(size: int) -> Axis:
     """An axis that follows no dimension, whole on every rank."""
     return Axis(None, size=size)
+
+
+def measured() -> Axis:
+    """An axis that follows no dimension and is as long as what is stored, whole on every rank.
+
+    Parts and experts that store less than the longest of their layer are followed by what the tensor is filled with.
+    """
+    return Axis(None, size=0, measured=True)
 
 
 def packing(bits: int, word: int = 32) -> tuple[int, int]:

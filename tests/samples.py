@@ -25,8 +25,6 @@ NOT_SUPPORTED = (
     "autoround-gguf",
     "autoround-mxfp4",
     "bnb-",
-    "ct-sparse",
-    "ct-w4a16-24-marlin",
     "gguf-",
     "gptqmodel-gguf",
     "gptqmodel-qqq",

@@ -171,7 +171,7 @@ class Changing:
         ({"qload_claim": lambda: Claim(1)}, "claims a checkpoint that says nothing"),
         (
             {"qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=True))},
-            "it declares weights for an attention: values, row_scale",
+            "it declares weights for an attention: values",
         ),
     ],
 )

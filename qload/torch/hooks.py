@@ -28,6 +28,7 @@ class Hooks:
     apply: Callable[[LayerPiece, Tensor, Tensor | None], Tensor]
     embedding: Callable[[LayerPiece, Tensor], Tensor] | None
     apply_experts: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None
+    cache: Callable[[LayerPiece, Tensor, Tensor], tuple[Tensor, Tensor]] | None
     process: Callable[[nn.Module], None]
 
     def __deepcopy__(self, memo: object) -> "Hooks":
@@ -46,6 +47,7 @@ def bind(runtime: Runtime) -> Hooks:
         runtime.get("qload_apply", DequantizedApply(dequantize)),
         runtime.get("qload_embedding"),
         runtime.get("qload_apply_experts"),
+        runtime.get("qload_cache"),
         Completion(runtime),
     )
 

@@ -137,8 +137,9 @@ class Layer(nn.Module):
         pieces = self.pieces(expert)
         if len(pieces) == 1:
             return self.hooks.apply(pieces[0], x, bias)
-        y = self._join([self.hooks.apply(piece, x, None) for piece in pieces], x.dim() - 1)
-        return y if bias is None else y + bias
+        return self._join(
+            [self.hooks.apply(piece, x, piece.bias if bias is not None else None) for piece in pieces], x.dim() - 1
+        )
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
         weight = self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)

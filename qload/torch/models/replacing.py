@@ -24,6 +24,7 @@ from qload.torch.layers import (
     VocabParallelEmbedding,
 )
 from qload.torch.models.building import kept_dtype
+from qload.torch.models.caching import SCALES, count_heads, has_cache
 from qload.torch.models.naming import Names
 from qload.torch.sites import Site
 
@@ -180,10 +181,12 @@ def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Itera
 def _make_cache_scales(name: str, module: nn.Module, context: _Context) -> Iterator[tuple[str, nn.Module]]:
     """The scales of an attention's keys and values, where the checkpoint has them."""
     source = context.source(name)
+    if not has_cache(module) and name not in context.names.sources:
+        return
     treatment = _treat(name, source.prefix, Kind.KV_CACHE, module, context)
     if treatment.scheme is not None:
-        geometry = single(1, 1, kind=Kind.KV_CACHE)
-        yield f"{name}.kv_scales", Layer(geometry, (source,), context.site(name, source.prefix), treatment)
+        geometry = single(count_heads(module), 1, kind=Kind.KV_CACHE)
+        yield f"{name}.{SCALES}", Layer(geometry, (source,), context.site(name, source.prefix), treatment)
 
 
 def _treat(name: str, prefix: str, kind: Kind, module: nn.Module, context: _Context) -> Treatment:
