@@ -19,6 +19,7 @@ from qload.errors import (
     UnknownMethodError,
 )
 from qload.findings import Finding, Severity
+from qload.presets import choose_quantization
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.validation import Report, read_quantization, validate
@@ -57,6 +58,7 @@ __all__ = [
     "Severity",
     "ShardError",
     "UnknownMethodError",
+    "choose_quantization",
     "dequantize",
     "load",
     "load_tensors",

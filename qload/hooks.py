@@ -27,6 +27,8 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = {
     RUNTIME: ("qload_dequantize",),
     PLUGIN: (),
 }
+_CAPABILITY_HOOKS: Mapping[str, str] = {"embedding": "qload_embedding", "quantize": "qload_quantize"}
+"""The capabilities that are hooks."""
 
 
 def hook_names(*roles: str) -> tuple[str, ...]:
@@ -58,8 +60,15 @@ def find_info_faults(info: object) -> list[str]:
         or (isinstance(model, type) and issubclass(model, BaseModel)),
         "capabilities, a Capabilities": isinstance(info.capabilities, Capabilities),
         "runtime, a module's name or None": isinstance(info.runtime, str | None),
+        "presets, configs by name": _are_presets(info.presets),
     }
     return [f"its MethodInfo has no proper {field}" for field, is_sound in sound.items() if not is_sound]
+
+
+def _are_presets(presets: object) -> bool:
+    return isinstance(presets, Mapping) and all(
+        isinstance(name, str) and isinstance(config, Mapping) for name, config in presets.items()
+    )
 
 
 def find_runtime_faults(info: MethodInfo, runtime: Container[str]) -> list[str]:
@@ -69,10 +78,11 @@ def find_runtime_faults(info: MethodInfo, runtime: Container[str]) -> list[str]:
 
 
 def _find_capability_faults(info: MethodInfo, runtime: Container[str]) -> list[str]:
-    declared, present = info.capabilities.embedding, "qload_embedding" in runtime
-    if declared == present:
-        return []
-    return [f"its capability 'embedding' is {declared}, and it {'has' if present else 'lacks'} qload_embedding"]
+    return [
+        f"its capability {capability!r} is {declared}, and it {'has' if hook in runtime else 'lacks'} {hook}"
+        for capability, hook in _CAPABILITY_HOOKS.items()
+        if (declared := getattr(info.capabilities, capability)) != (hook in runtime)
+    ]
 
 
 def collect(plugin: object, *roles: str) -> dict[str, Hook]:

@@ -42,9 +42,9 @@ Scheme = Hashable
 class Capabilities:
     """What a method can do, as `qload methods` shows it.
 
-    `kv_cache` is whether it has schemes for the keys and values of attention modules. `tensor_parallel` says
-    in words what limits cutting. A capability that is a hook must agree with the runtime module; the registry
-    checks.
+    `kv_cache` is whether it has schemes for the keys and values of attention modules, `quantize` whether it can
+    quantize a plain checkpoint while it is loaded. `tensor_parallel` says in words what limits cutting. A capability
+    that is a hook must agree with the runtime module; the registry checks.
     """
 
     linear: bool = True
@@ -52,6 +52,7 @@ class Capabilities:
     experts: bool = True
     activations: bool = False
     kv_cache: bool = False
+    quantize: bool = False
     tensor_parallel: str = "any unit"
 
 
@@ -60,13 +61,15 @@ class MethodInfo:
     """What a plugin says of its method.
 
     `config` is the pydantic model of the checkpoint's quantization config, None for a method without one.
-    `runtime` is the dotted name of the module with the torch hooks; None means the same module.
+    `runtime` is the dotted name of the module with the torch hooks; None means the same module. `presets` are
+    configs by the names under which users ask for them, as in `qload.load(path, quantization="int4")`.
     """
 
     summary: str
     config: type[BaseModel] | None
     capabilities: Capabilities
     runtime: str | None = None
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hookspec_version: int = HOOKSPEC_VERSION
 
 
@@ -211,6 +214,16 @@ class RuntimeSpecs:
     @hookspec
     def qload_apply_experts(self, layer: nn.Module, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k]; without it, one by one."""
+        raise NotImplementedError
+
+    @hookspec
+    def qload_quantize(self, weight: Tensor, scheme: Any) -> Mapping[str, Tensor]:
+        """Quantize a dense weight [out_features, in_features]: the declared tensors by name, as they are stored.
+
+        Of one part of one expert; in the dtype that the layer computes in. It is also called with a weight on the
+        meta device, which tells shapes and dtypes and has no values to look at. Raises ValueError, with a one-line
+        reason, where the scheme needs more than the weight, as calibration data.
+        """
         raise NotImplementedError
 
 

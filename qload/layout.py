@@ -5,7 +5,6 @@ elements of it are stored as `stored` entries. Sharding, packing, fusing and val
 formula. Integers only.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -87,9 +86,9 @@ Extents = Mapping[Dim, Extent]
 class Axis:
     """One stored axis: every `logical` elements of `dim` are stored as `stored` entries.
 
-    A `whole` axis is kept whole on every rank, and an `uncut` one belongs to a tensor that no rank can have less than
-    all of. An axis that follows no dimension has a fixed `size`; where it is `measured`, only a stored tensor knows it.
-    Raises LayoutError for a unit that is empty.
+    A `whole` axis is kept whole on every rank. A `solid` one is a single unit, however long the dimension is: no rank
+    can hold a share of it, and it has no room for padding. An axis that follows no dimension has a fixed `size`; where
+    it is `measured`, only what is stored has one. Raises LayoutError for a unit that is empty.
     """
 
     dim: Dim | None
@@ -97,7 +96,7 @@ class Axis:
     stored: int = 1
     whole: bool = False
     size: int = 1
-    uncut: bool = False
+    solid: bool = False
     measured: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +106,11 @@ class Axis:
                 expected="1 element or more, stored as 1 entry or more",
                 found=f"{self.logical} stored as {self.stored}",
             )
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether a rank that has anything of the axis has all of it."""
+        return self.whole or self.solid
 
     def entries(self, count: int) -> int:
         """Stored entries of `count` elements that begin at a unit's start; the last unit may be short."""
@@ -118,17 +122,12 @@ class Axis:
         first = (entries - 1) * self.logical // self.stored + 1
         return range(max(0, first), entries * self.logical // self.stored + 1)
 
-    @property
-    def unit(self) -> int:
-        """The number of elements that must stay together on a rank."""
-        return sys.maxsize if self.uncut else self.logical
-
     def admits(self, cut: Cut, length: int) -> bool:
         """Whether `cut` splits no unit of a segment of `length` elements."""
+        if self.solid:
+            return (cut.start, cut.stop) == (0, length)
         if self.whole or self.dim is None or cut.size == 0:
             return True
-        if self.uncut:
-            return cut.start == 0 and cut.stop == length
         begins = cut.start % self.logical == 0
         ends = cut.stop % self.logical == 0 or length in (cut.stop, cut.stop + cut.padding)
         return begins and ends
@@ -145,18 +144,12 @@ class Axis:
         Raises LayoutError if the cut splits a unit, or if interleaved segments are packed.
         """
         length = extent.sizes[segment]
-        if self.uncut and not self.admits(cut, length):
-            raise LayoutError(
-                f"the tensor cannot be cut along the axis {self.dim}",
-                unit=length,
-                expected=f"all {length} elements",
-                found=f"{cut.start} to {cut.stop}",
-            )
         if not self.admits(cut, length):
+            unit = length if self.solid else self.logical
             raise LayoutError(
                 f"elements {cut.start} to {cut.stop} of {length} split a unit of the axis {self.dim}",
-                unit=self.logical,
-                expected=f"multiples of {self.logical}",
+                unit=unit,
+                expected=f"multiples of {unit}",
                 found=f"{cut.start} and {cut.stop}",
             )
         if extent.interleaved:
@@ -199,38 +192,42 @@ class Layout:
         return tuple(axis.length(extents) for axis in self.axes)
 
     def local_shape(self, extents: Extents, local: Extents) -> tuple[int, ...]:
-        """A rank's shape: whole axes follow the layer's `extents`, the others the rank's `local` ones."""
-        return tuple(axis.length(extents if axis.whole else local) for axis in self.axes)
+        """A rank's shape: axes that are not cut follow the layer's `extents`, the others the rank's `local` ones."""
+        return tuple(axis.length(extents if axis.is_uncut else local) for axis in self.axes)
 
     def region(self, extents: Extents, place: Place, whole: Extents | None = None) -> Region:
         """The entries of a tensor with those extents that hold the piece at `place`.
 
-        `whole` are the extents that whole axes follow, where they are not `extents`: those of the layer
-        while `extents` are a rank's. Raises LayoutError where the piece splits a unit.
+        `whole` are the extents that axes follow that are not cut, where they are not `extents`: those of the
+        layer while `extents` are a rank's. Raises LayoutError where the piece splits a unit.
         """
         return tuple(
-            _interval(axis, whole if whole is not None and axis.whole else extents, place) for axis in self.axes
+            _interval(axis, whole if whole is not None and axis.is_uncut else extents, place) for axis in self.axes
         )
 
     def follows(self, dim: Dim) -> bool:
         """Whether any axis follows `dim`."""
         return any(axis.dim is dim for axis in self.axes)
 
+    def is_solid(self, dim: Dim) -> bool:
+        """Whether all elements of `dim` must stay together."""
+        return any(axis.solid for axis in self.axes if axis.dim is dim)
+
     def unit(self, dim: Dim) -> int:
-        """The number of elements of `dim` that must stay together on a rank."""
-        return max((axis.unit for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
+        """The number of elements of `dim` that must stay together on a rank, where they are not solid."""
+        return max((axis.logical for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
+
+    def solidify(self, *dims: Dim) -> "Layout":
+        """The layout with the axes along those dimensions solid."""
+        return Layout(tuple(replace(axis, solid=axis.solid or axis.dim in dims) for axis in self.axes))
 
     @property
     def is_measured(self) -> bool:
-        """Whether only a stored tensor knows how long one of the axes is."""
+        """Whether only what is stored says how long one of the axes is."""
         return any(axis.measured for axis in self.axes)
 
-    def keep(self, *dims: Dim) -> "Layout":
-        """The layout of a tensor that no rank can have less than all of, along those dimensions."""
-        return Layout(tuple(replace(axis, uncut=axis.uncut or axis.dim in dims) for axis in self.axes))
-
     def measure(self, length: int) -> "Layout":
-        """The layout with that length in place of the one that only a stored tensor knows."""
+        """The layout with that length where only what is stored has one."""
         return Layout(tuple(replace(axis, size=length) if axis.measured else axis for axis in self.axes))
 
 
@@ -243,14 +240,14 @@ def _interval(axis: Axis, extents: Extents, place: Place) -> Interval:
     return axis.run(extent, segment, whole if axis.whole else place.cuts.get(axis.dim, whole))
 
 
-def out(logical: int = 1, stored: int = 1, *, whole: bool = False, uncut: bool = False) -> Axis:
+def out(logical: int = 1, stored: int = 1, *, whole: bool = False, solid: bool = False) -> Axis:
     """An axis along the output features."""
-    return Axis(Dim.OUT, logical, stored, whole, uncut=uncut)
+    return Axis(Dim.OUT, logical, stored, whole, solid=solid)
 
 
-def in_(logical: int = 1, stored: int = 1, *, whole: bool = False, uncut: bool = False) -> Axis:
+def in_(logical: int = 1, stored: int = 1, *, whole: bool = False, solid: bool = False) -> Axis:
     """An axis along the input features."""
-    return Axis(Dim.IN, logical, stored, whole, uncut=uncut)
+    return Axis(Dim.IN, logical, stored, whole, solid=solid)
 
 
 def part() -> Axis:

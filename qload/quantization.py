@@ -41,12 +41,14 @@ class Treatment:
 class Quantization:
     """A checkpoint's method with its config, and the method for everything that it leaves alone.
 
-    `modules` are the names of the tensors stored below each module.
+    `modules` are the names of the tensors stored below each module. `is_to_be_made` says that the checkpoint is
+    plain, and the method quantizes it while it is loaded.
     """
 
     method: Method
     unquantized: Method
     config: BaseModel | None = None
+    is_to_be_made: bool = False
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
@@ -172,15 +174,20 @@ def _ask(method: Method, checkpoint: Checkpoint) -> Claim | None:
 def _bind(
     method: Method, section: Mapping[str, Any] | None, source: str, checkpoint: Checkpoint, registry: Registry
 ) -> Quantization:
-    plain = registry.method(UNQUANTIZED)
-    if method.info.config is None:
-        return Quantization(method, plain, modules=checkpoint.modules)
-    validate = method.info.config.model_validate
     try:
-        config = call(method.origin, "its config model", validate, section or {}, meant=(ValidationError,))
+        config = read_config(method, section or {})
     except ValidationError as error:
         raise CheckpointError(str(checkpoint.path), list(_schema_findings(error, source))) from error
-    return Quantization(method, plain, config, checkpoint.modules)
+    return Quantization(method, registry.method(UNQUANTIZED), config, modules=checkpoint.modules)
+
+
+def read_config(method: Method, section: Mapping[str, Any]) -> BaseModel | None:
+    """A method's config, or None for a method without one. Raises ValidationError where it breaks the schema."""
+    if method.info.config is None:
+        return None
+    validate = method.info.config.model_validate
+    config: BaseModel = call(method.origin, "its config model", validate, section, meant=(ValidationError,))
+    return config
 
 
 def _schema_findings(error: ValidationError, source: str) -> Iterator[Finding]:

@@ -62,13 +62,14 @@ def compute(model: Any, ids: Tensor) -> Tensor:
 
 
 def compare(path: Path) -> Comparison:
-    reference, model = read_reference(path), load(path)
+    reference = read_reference(path)
+    model = load(path, **({"dtype": torch.bfloat16, "quantize_activations": True} if reference.is_run else {}))
     return Comparison(
         name=path.name,
         producer=read_producer(path),
         report=qload.report(qload.load(path)),
         weight_error=compare_weights(model, reference),
-        logits_error=relative_error(compute(model, reference.input_ids), reference.logits),
+        logits_error=relative_error(compute(model, reference.input_ids).float(), reference.logits),
     )
 
 

@@ -21,7 +21,6 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
-    "autoround-fp8",
     "autoround-gguf",
     "autoround-mxfp4",
     "bnb-",
@@ -43,17 +42,21 @@ NOT_SUPPORTED = (
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
 """Those of formats that are there, and broken, with what is found: here, scales of blocks that have one dimension."""
 
-ALIASES = {"auto-round": ("awq", "gptq")}
+ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}
 """The methods that load what is written under another name."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a producer's own decoder made of a checkpoint: logits, and weights, some cut to 64 rows."""
+    """What a producer's own decoder made of a checkpoint: logits, and weights, some cut to 64 rows.
+
+    `is_run` says that the logits are those of the producer's runtime, in bfloat16 and with quantized activations.
+    """
 
     input_ids: Tensor
     logits: Tensor
     weights: dict[str, Tensor]
+    is_run: bool
 
 
 def samples() -> list[Path]:
@@ -79,7 +82,7 @@ def supported() -> list[Path]:
 def read_reference(path: Path) -> Reference:
     """The reference of a checkpoint; logits are those of a plain model with the dequantized weights, in float32.
 
-    One checkpoint has those of a model in bfloat16 alone.
+    One checkpoint has those of a model in bfloat16 alone, another those of its runtime.
     """
     tensors = load_file(path / "reference.safetensors")
     weights = {
@@ -87,9 +90,9 @@ def read_reference(path: Path) -> Reference:
         for name, tensor in tensors.items()
         if name.startswith("dequant.")
     }
-    names = ("logits_dequant_fp32", "logits_fp32", "logits_dequant_bf16")
-    logits = next(tensors[name] for name in names if name in tensors)
-    return Reference(tensors["input_ids"], logits, weights)
+    names = ("logits_dequant_fp32", "logits_fp32", "logits_dequant_bf16", "logits_runtime")
+    name = next(name for name in names if name in tensors)
+    return Reference(tensors["input_ids"], tensors[name], weights, name == names[-1])
 
 
 def make_quantization(section: dict[str, Any], registry: Registry | None = None) -> Quantization:

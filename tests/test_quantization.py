@@ -43,7 +43,7 @@ def bare(config: dict[str, Any], files: tuple[str, ...] = ()) -> Checkpoint:
 
 def test_the_config_names_the_method(registry: Registry) -> None:
     for path in sorted(DATA.iterdir()):
-        name = read_config(path)["quantization_config"]["quant_method"]
+        name = read_config(path).get("quantization_config", {}).get("quant_method", UNQUANTIZED)
         assert resolve(open_folder(path), registry).method.name == name
 
 

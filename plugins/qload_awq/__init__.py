@@ -20,8 +20,8 @@ GEMM, GEMV, GEMV_FAST = "gemm", "gemv", "gemv_fast"
 STRIDE = 64
 """The columns of four rows that gemv_fast interleaves."""
 LEAVES = frozenset({"qweight", "qzeros", "scales"})
-AUTO_ROUND, AUTO_ROUND_PACKING = "auto-round", "auto_round:auto_awq"
-"""The quant_method that AutoRound writes, and what it calls this packing."""
+AUTO_ROUND, AUTO_ROUND_PACKINGS = "auto-round", ("auto_round:auto_awq", "auto_round:awq")
+"""The quant_method that AutoRound writes, and its names for this packing."""
 SIDE_FILE = "quant_config.json"
 
 
@@ -51,7 +51,7 @@ def qload_method_info() -> MethodInfo:
 def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     """AutoRound packs as AWQ and says so; checkpoints of the first tools have their config in a side file alone."""
     section = config.get("quantization_config")
-    if isinstance(section, Mapping) and section.get("packing_format") == AUTO_ROUND_PACKING:
+    if isinstance(section, Mapping) and section.get("packing_format") in AUTO_ROUND_PACKINGS:
         settings = {key: section[key] for key in ("bits", "group_size", "extra_config") if key in section}
         return Claim(20, settings, alias=AUTO_ROUND)
     side = files.read_json(SIDE_FILE)

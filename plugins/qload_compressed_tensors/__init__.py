@@ -5,11 +5,16 @@ Values are packed along the input features, zero-points along the output feature
 their range added.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
+from qload_compressed_tensors.auto_round import claim_auto_round
 from qload_compressed_tensors.config import CompressedTensorsConfig
 from qload_compressed_tensors.declarations import declare_cache, declare_sparse, declare_weight
+from qload_compressed_tensors.presets import PRESETS
 from qload_compressed_tensors.schemes import (
     CacheScheme,
     Scheme,
@@ -28,10 +33,18 @@ def qload_method_info() -> MethodInfo:
             embedding=True,
             activations=True,
             kv_cache=True,
+            quantize=True,
             tensor_parallel="whole groups, blocks and words; act-order keeps scales whole; sparse-bitmask is not cut",
         ),
         runtime="qload_compressed_tensors.runtime",
+        presets=PRESETS,
     )
+
+
+def qload_claim(config: Mapping[str, Any]) -> Claim | None:
+    """AutoRound stores some of its checkpoints as this format does, under its own name."""
+    section = config.get("quantization_config")
+    return claim_auto_round(section) if isinstance(section, Mapping) else None
 
 
 def qload_scheme_for(config: CompressedTensorsConfig, module: ModuleInfo) -> Scheme | None:

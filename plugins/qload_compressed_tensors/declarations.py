@@ -36,7 +36,7 @@ def declare_weight(scheme: CompressedScheme, geometry: Geometry) -> Iterator[Par
     if scheme.outputs is None:
         return specs
     dims = (Dim.IN, Dim.OUT) if scheme.outputs.dynamic else (Dim.IN,)
-    return (replace(spec, layout=spec.layout.keep(*dims)) for spec in specs)
+    return (replace(spec, layout=spec.layout.solidify(*dims)) for spec in specs)
 
 
 def _declare(scheme: CompressedScheme, geometry: Geometry) -> Iterator[ParameterSpec]:
@@ -92,11 +92,11 @@ def _kept_view(sparsity: str) -> View:
 
 def _mask(sparsity: str) -> Iterator[ParameterSpec]:
     """Source: compressed-tensors 0.13, `Sparse24BitMaskTensor` and `BitmaskTensor`."""
-    uncut = sparsity != SPARSE_24
-    yield mask("bitmask", out(uncut=uncut), in_(8, 1, uncut=uncut))
+    solid = sparsity != SPARSE_24
+    yield mask("bitmask", out(solid=solid), in_(8, 1, solid=solid))
     yield metadata("shape", fixed(2), dtypes=("I64",), view=View.SQUEEZED)
-    if uncut:
-        yield metadata("row_offsets", out(uncut=True), dtypes=("I64",))
+    if solid:
+        yield metadata("row_offsets", out(solid=True), dtypes=("I64",))
 
 
 def _marlin(weights: Quantizer) -> Iterator[ParameterSpec]:

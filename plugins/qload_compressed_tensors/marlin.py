@@ -41,7 +41,7 @@ def _order_values(words: Tensor, bits: int) -> Tensor:
     """words [..., columns / 32, words] into bytes [..., rows, bytes], values packed along the rows, low bits first."""
     tiles = unpack(words, bits, words.shape[-1] * 32 // bits).unflatten(-1, (-1, 16 * ROWS))
     ordered = tiles[..., _find_places(bits).to(words.device)].unflatten(-1, (16, ROWS))
-    values = ordered.movedim((-3, -1), (-4, -3)).flatten(-4, -3).flatten(-2)
+    values: Tensor = ordered.movedim((-3, -1), (-4, -3)).flatten(-4, -3).flatten(-2)
     return values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4
 
 

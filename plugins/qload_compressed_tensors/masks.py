@@ -49,7 +49,7 @@ def derive_starts(layer: Layer, bits: Tensor) -> None:
     if layer.local.kind is Kind.EMBEDDING:
         counts = _count(layer, bits)
         starts = counts.cumsum(-1) - counts
-        layer.derive(index("row_starts", out(uncut=True), bounds=(0, 1), dtypes=("I64",)), starts)
+        layer.derive(index("row_starts", out(solid=True), bounds=(0, 1), dtypes=("I64",)), starts)
 
 
 def _count(layer: Layer, bits: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import scale_blocks, scale_by_index, scale_groups, take, unpack
-from qload.torch.floats import decode_e2m1, decode_e2m3, decode_e8m0
+from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
 from qload.torch.ordering import settle_group_index
 from qload_compressed_tensors import marlin, masks
 from qload_compressed_tensors.config import Strategy
 from qload_compressed_tensors.formats import MARLIN_24, MXFP8, NVFP4, PACKED, SMALL_FLOATS, SPARSE
 from qload_compressed_tensors.quantizers import Quantizer
-from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, SparseScheme
+from qload_compressed_tensors.quantizing import quantize
+from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Scheme, SparseScheme
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -79,13 +80,17 @@ def _settle_mask(layer: Layer, sparsity: str) -> None:
         masks.check_halves(layer, bits)
 
 
+def qload_quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
+
+
 def _small_floats(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
     if layer.scheme.format == MXFP8:
         return layer.weight_quantized if ids is None else layer.weight_quantized[ids]
     stored = layer.weight_packed if ids is None else layer.weight_packed[ids]
     bits = layer.scheme.weights.bits
-    decode = decode_e2m1 if bits == 4 else decode_e2m3
-    return decode(unpack(stored, bits, layer.in_features), torch.bfloat16)
+    codes = unpack(stored, bits, layer.in_features)
+    return decode_e2m1(codes, torch.bfloat16) if bits == 4 else decode_float(codes, 2, 3, torch.bfloat16)
 
 
 def _small_scale(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from qload.hookspecs import LayerPiece
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import scale_blocks, scale_groups
+from qload_fp8 import Fp8Scheme
+from qload_fp8.quantizing import quantize
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -27,6 +29,10 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if layer.quantize_activations:
         x = _quantize_input(layer, x)
     return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+
+
+def qload_quantize(weight: Tensor, scheme: Fp8Scheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
 
 
 def _scales(layer: LayerPiece) -> Tensor:

@@ -12,7 +12,7 @@ from qload.declare import ParameterSpec, group_scale, index, packed, zero_point
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
 from qload.layout import fixed, in_, out, packing, part
-from qload_gptq.auto_round import AUTO_ROUND, AUTO_ROUND_PACKING, translate_auto_round
+from qload_gptq.auto_round import AUTO_ROUND, AUTO_ROUND_PACKINGS, translate_auto_round
 from qload_gptq.config import GptqConfig
 
 BITS = (2, 3, 4, 8)
@@ -48,7 +48,7 @@ def qload_method_info() -> MethodInfo:
 def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     """AutoRound packs as GPTQ and says so; checkpoints of the first tools have their config in a side file alone."""
     section = config.get("quantization_config")
-    if isinstance(section, Mapping) and section.get("packing_format") == AUTO_ROUND_PACKING:
+    if isinstance(section, Mapping) and section.get("packing_format") in AUTO_ROUND_PACKINGS:
         return Claim(20, translate_auto_round(section), alias=AUTO_ROUND)
     side = files.read_json(SIDE_FILE)
     if side is None or "bits" not in side or side.get("quant_method", "gptq") != "gptq":

@@ -1,6 +1,7 @@
 """AutoRound's config, for checkpoints that it packs as GPTQ.
 
-Source: AutoRound's export to `auto_round:auto_gptq`, which stores zero-points less one and no order of columns.
+Source: AutoRound's export to `auto_round:auto_gptq`, which stores zero-points less one and no order of columns, and
+`_expand_regex_config` of its `inference/utils.py`.
 """
 
 import re
@@ -11,23 +12,26 @@ from qload_gptq.config import NEGATIVE, POSITIVE
 
 AUTO_ROUND = "auto-round"
 """The quant_method that AutoRound writes."""
-AUTO_ROUND_PACKING = "auto_round:auto_gptq"
+AUTO_ROUND_PACKINGS = ("auto_round:auto_gptq", "auto_round:gptq", "auto_round:gptqmodel")
 _SETTINGS = ("bits", "group_size", "sym")
 _UNQUANTIZED_BITS = 16
+_PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
 def translate_auto_round(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as GPTQ's config says it; `extra_config` has the settings of modules that differ, by name."""
+    """The same as GPTQ's config says it; `extra_config` has the settings of modules that differ."""
     settings = {key: section[key] for key in _SETTINGS if key in section}
     extra = section.get("extra_config")
     overrides = extra.items() if isinstance(extra, Mapping) else ()
-    dynamic = dict(_translate(name, entry) for name, entry in overrides if isinstance(entry, Mapping))
+    # Names before regexes, as AutoRound takes them.
+    ordered = sorted(overrides, key=lambda entry: _PLAIN_NAME.fullmatch(entry[0]) is None)
+    dynamic = dict(_translate(name, entry) for name, entry in ordered if isinstance(entry, Mapping))
     return {**settings, "quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": False, "dynamic": dynamic}
 
 
 def _translate(name: str, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """An override by a regex for the name; one of 16 bits leaves the module as it is."""
+    """An override by a name, or by a regex for any part of it; one of 16 bits leaves the module as it is."""
     bits = entry.get("bits")
     left_out = isinstance(bits, int) and bits >= _UNQUANTIZED_BITS
-    pattern = f"{NEGATIVE if left_out else POSITIVE}{re.escape(name)}$"
-    return pattern, {key: entry[key] for key in _SETTINGS if key in entry}
+    pattern = f"{re.escape(name)}$" if _PLAIN_NAME.fullmatch(name) else f".*(?:{name})"
+    return f"{NEGATIVE if left_out else POSITIVE}{pattern}", {key: entry[key] for key in _SETTINGS if key in entry}

@@ -19,6 +19,7 @@ _HEADINGS = {
     "experts": "experts",
     "activations": "activ.",
     "kv_cache": "KV",
+    "quantize": "quantizes",
 }
 
 
@@ -46,8 +47,9 @@ def _describe(registry: Registry, name: str) -> dict[str, Any]:
     try:
         info = registry.method(name).info
     except MethodError as error:
-        return {**row, "summary": str(error), "capabilities": None}
-    return {**row, "summary": info.summary, "capabilities": dataclasses.asdict(info.capabilities)}
+        return {**row, "summary": str(error), "capabilities": None, "presets": []}
+    capabilities = dataclasses.asdict(info.capabilities)
+    return {**row, "summary": info.summary, "capabilities": capabilities, "presets": sorted(info.presets)}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -66,6 +68,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
         if row["capabilities"] is not None:
             limits = f"  cut by tensor parallelism at: {row['capabilities']['tensor_parallel']}"
             console.print(limits, highlight=False, markup=False, soft_wrap=True)
+        if row["presets"]:
+            presets = f"  quantizes while loading: {', '.join(row['presets'])}"
+            console.print(presets, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(capabilities: dict[str, Any] | None, status: str) -> list[str]:

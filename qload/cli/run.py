@@ -41,6 +41,11 @@ _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
 @click.option("--device", default="cpu", show_default=True, help="Where to load it: cpu, cuda, cuda:1.")
 @click.option("--dtype", default=None, help="What to compute in: float32, bfloat16, float16. [default: the config's]")
 @click.option("--max-new-tokens", default=40, show_default=True, type=click.IntRange(min=1), help="How far to go on.")
+@click.option(
+    "--quantization",
+    default=None,
+    help="Quantize a plain checkpoint while loading: int4, int8, ... [see qload methods]",
+)
 @click.option("--weights-only", is_flag=True, help="Do not quantize activations, where the scheme does.")
 @format_option
 def command(
@@ -49,6 +54,7 @@ def command(
     device: str,
     dtype: str | None,
     max_new_tokens: int,
+    quantization: str | None,
     weights_only: bool,
     output: str,
 ) -> None:
@@ -58,7 +64,8 @@ def command(
     """
     console = Console(stderr=True)
     tokenizer = _read_tokenizer(path)
-    model = _load(path, device, dtype, weights_only, console)
+    options = {"device": device, "dtype": dtype, "quantization": quantization}
+    model = _load(path, console, quantize_activations=not weights_only, **options)
     report = qload.report(model)
     text, tokens, seconds = _generate(model, tokenizer, prompt, max_new_tokens)
     if output == "json":
@@ -69,7 +76,7 @@ def command(
     console.print(f"{tokens} tokens in {seconds:.2f} s", highlight=False)
 
 
-def _load(path: Path, device: str, dtype: str | None, weights_only: bool, console: Console) -> Any:
+def _load(path: Path, console: Console, **options: Any) -> Any:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,7 +90,7 @@ def _load(path: Path, device: str, dtype: str | None, weights_only: bool, consol
         def show(progress: qload.Progress) -> None:
             bar.update(task, completed=progress.done, total=progress.total)
 
-        return qload.load(path, device=device, dtype=dtype, quantize_activations=not weights_only, progress=show)
+        return qload.load(path, progress=show, **options)
 
 
 def _read_tokenizer(path: Path) -> Any:

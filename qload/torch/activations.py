@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qload.torch.floats import E2M1, E2M3_MAX, round_e2m1, round_e2m3
+from qload.torch.floats import E2M1, round_e2m1, round_float
 
 E4M3_MAX = 448.0
 """The greatest value of E4M3 without infinities."""
-_GREATEST = {4: E2M1[-1], 6: E2M3_MAX, 8: E4M3_MAX}
+_GREATEST = {4: E2M1[-1], 6: 7.5, 8: E4M3_MAX}
+"""The greatest value of each float by its bits: E2M1, E2M3, E4M3."""
 
 
 def value_range(bits: int, is_float: bool) -> tuple[float, float]:
@@ -43,7 +44,7 @@ def _round(x: Tensor, bits: int, is_float: bool) -> Tensor:
         return x.round()
     if bits == 8:
         return x.to(torch.float8_e4m3fn)
-    return round_e2m1(x) if bits == 4 else round_e2m3(x)
+    return round_e2m1(x) if bits == 4 else round_float(x, 2, 3)
 
 
 def fake_quantize_dynamic(
@@ -69,16 +70,17 @@ def fake_quantize_dynamic(
     high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
     scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
     if global_scale is not None:
-        scale = _round_scale(scale.to(global_scale.dtype) * global_scale, torch.float8_e4m3fn) / global_scale
+        scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
     elif scale_dtype is torch.float8_e8m0fnu:
         scale = choose_power(torch.maximum(-low, high), bits)
     elif scale_dtype is not None:
-        scale = _round_scale(scale, scale_dtype)
+        scale = round_scale(scale, scale_dtype)
     rounded = fake_quantize(values, scale, zero, bits, is_float)
     return rounded if group is None else rounded.flatten(-2)[..., :columns]
 
 
-def _round_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def round_scale(scale: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """Scales rounded to `dtype`, in their own; zero becomes its epsilon."""
     greatest = torch.finfo(dtype).max
     rounded = scale.clamp(-greatest, greatest).to(dtype).to(scale.dtype)
     return torch.where(rounded == 0, torch.finfo(dtype).eps, rounded)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
@@ -16,6 +17,19 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
         places = [torch.bitwise_right_shift(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
         return torch.stack(places, -1).flatten(-2)[..., :count]
     return take(words, bits, torch.arange(count, device=words.device))
+
+
+def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """The inverse of `unpack`: the low `bits` bits of each value, without gaps, low bits first, in words of `dtype`.
+
+    values [..., n] of any integer dtype into [..., ceil(n * bits / the word's bits)]; the last word is filled up
+    with zeros.
+    """
+    eights = F.pad(values.to(torch.int64) & _mask(bits), (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    shifts = torch.arange(8, device=values.device) * bits
+    stream = (eights << shifts).sum(-1, keepdim=True).view(torch.uint8)[..., :bits].flatten(-2)
+    size = -(-values.shape[-1] * bits // (8 * dtype.itemsize)) * dtype.itemsize
+    return F.pad(stream, (0, max(0, size - stream.shape[-1])))[..., :size].contiguous().view(dtype)
 
 
 def take(words: Tensor, bits: int, index: Tensor) -> Tensor:

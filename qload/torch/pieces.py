@@ -48,28 +48,35 @@ class Selection:
 
 
 def select_pieces(specs: Iterable[ParameterSpec], geometry: Geometry, local: Geometry) -> tuple[Selection, ...]:
-    """The pieces of a layer that has tensors of `specs`, and of which a rank holds `local`."""
+    """The pieces of a layer that has tensors of `specs`, and of which a rank holds `local`.
+
+    Solid tensors have no room for padding: pieces of them have the rows that are stored.
+    """
     specs = tuple(specs)
-    if _is_uniform(specs, local):
-        return (Selection(local.out_features, {spec.name: () for spec in specs}),)
+    solid = any(spec.layout.is_solid(Dim.OUT) for spec in specs)
+    rows = geometry if solid else local
+    if _is_uniform(specs, local, solid):
+        return (Selection(rows.out_features, {spec.name: () for spec in specs}),)
     return tuple(
         Selection(part.size, {spec.name: _index(spec, geometry, local, number) for spec in specs})
-        for number, part in enumerate(local.parts)
+        for number, part in enumerate(rows.parts)
     )
 
 
-def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry) -> bool:
+def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry, solid: bool) -> bool:
     if any(spec.layout.follows(Dim.PART) for spec in specs):
         return False
     if len(local.parts) == 1:
         return True
+    if solid:
+        return False
     units = [spec.layout.unit(Dim.OUT) for spec in specs]
     return not local.interleaved and all(part.size % unit == 0 for part in local.parts[:-1] for unit in units)
 
 
 def _index(spec: ParameterSpec, geometry: Geometry, local: Geometry, part: int) -> Index:
     axes = [axis for axis in spec.layout.axes if axis.dim is not Dim.EXPERT]
-    return tuple(_axis_index(axis, geometry if axis.whole else local, part) for axis in axes)
+    return tuple(_axis_index(axis, geometry if axis.is_uncut else local, part) for axis in axes)
 
 
 def _axis_index(axis: Axis, holder: Geometry, part: int) -> int | slice:

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from edits import WEIGHTS, copy_checkpoint, edit_config, edit_tensors, split_files, write_index
-from samples import DEMO, samples
+from samples import DATA, DEMO, samples
 from torch import Tensor
 
 import qload
@@ -127,9 +127,19 @@ def test_methods_lists_what_they_can_do_and_where_they_come_from() -> None:
     (line,) = [
         line for line in result.output.splitlines() if line.startswith("compressed-tensors  ") and "qload" not in line
     ]
-    assert line.split() == ["compressed-tensors", *["yes"] * 5]
+    assert line.split() == ["compressed-tensors", *["yes"] * 6]
     (line,) = [line for line in result.output.splitlines() if line.startswith("awq  ") and "qload" not in line]
-    assert line.split() == ["awq", "yes", "yes", "yes", "-", "-"]
+    assert line.split() == ["awq", "yes", "yes", "yes", "-", "-", "-"]
+    assert "quantizes while loading: fp8" in result.output
+    assert rows["compressed-tensors"]["presets"] == sorted(rows["compressed-tensors"]["presets"]) != []
+
+
+def test_run_quantizes_a_plain_checkpoint() -> None:
+    result = call("run", DATA / "base", "--prompt", "The", "--max-new-tokens", "2", "--quantization", "int4")
+    assert result.exit_code == 0
+    assert "14 layers compressed-tensors int4 group 128" in result.output
+    refused = call("run", DATA / "base", "--prompt", "The", "--quantization", "int5")
+    assert (refused.exit_code, "no such preset" in refused.output) == (2, True)
 
 
 def test_methods_shows_blocked_ones(monkeypatch: pytest.MonkeyPatch) -> None:

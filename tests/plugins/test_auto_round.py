@@ -44,6 +44,67 @@ def test_modules_with_settings_of_their_own(registry: Registry) -> None:
     assert found == ["gptq int8 group 32", "unquantized", *["gptq int4 group 128"] * 3]
 
 
+def test_settings_by_regexes(registry: Registry) -> None:
+    extra = {r".*mlp.*": {"bits": 8}, "a.mlp.up_proj": {"bits": 4, "group_size": 64}, r"q_pr\w+": {"bits": 16}}
+    quantization = quantization_of(registry, packing_format=GPTQ, extra_config=extra)
+    names = ("a.mlp.up_proj", "a.mlp.down_proj", "a.q_proj", "a.v_proj")
+    found = [quantization.treat(ModuleInfo((name,))).label for name in names]
+    assert found == ["gptq int4 group 64", "gptq int8 group 128", "unquantized", "gptq int4 group 128"]
+
+
+FP8: dict[str, Any] = {"bits": 8, "data_type": "fp", "group_size": -1, "act_data_type": "fp", "act_bits": 8}
+MXFP4: dict[str, Any] = {"bits": 4, "data_type": "mx_fp", "group_size": 32, "act_bits": 16}
+NVFP4: dict[str, Any] = {"bits": 4, "data_type": "nv_fp", "group_size": 16, "act_bits": 16}
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        (MXFP4, "fp4 group 32"),
+        ({**MXFP4, "bits": 8}, "fp8 group 32"),
+        (NVFP4, "fp4 tensor_group 16"),
+        ({**NVFP4, "data_type": "nv_fp4_with_static_gs"}, "fp4 tensor_group 16"),
+        ({**FP8, "act_dynamic": False, "act_group_size": 0}, "fp8 channel, inputs static fp8 tensor"),
+        ({**FP8, "act_dynamic": True, "act_group_size": -1}, "fp8 channel, inputs dynamic fp8 token"),
+        ({**FP8, "data_type": "fp8", "group_size": 0, "act_bits": 16}, "fp8 tensor"),
+    ],
+)
+def test_small_floats_are_stored_as_compressed_tensors(settings: Any, label: str, registry: Registry) -> None:
+    quantization = quantization_of(
+        registry,
+        **settings,
+        packing_format="auto_round:llm_compressor",
+        block_name_to_quantize="model.layers, model.more",
+        extra_config={"lm_head": {}, ".*gate$": {"bits": 16}, "model.layers.0.k_proj": {"bits": 16}},
+    )
+    inside = ("model.layers.0.q_proj", "model.more.1.q_proj", "lm_head")
+    outside = ("model.layers.0.k_proj", "model.layers.0.mlp.gate", "model.tower.q_proj", "model.layersX.q_proj")
+    labels = [quantization.treat(ModuleInfo((name,))).label for name in (*inside, *outside)]
+    assert labels == [f"compressed-tensors {label}"] * 3 + ["unquantized"] * 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**FP8, "fmt": "e5m2"},
+        {**NVFP4, "data_type": "nvfp4_v2"},
+        {**MXFP4, "bits": "4"},
+        {**MXFP4, "data_type": None},
+        {"data_type": "mx_int"},
+    ],
+)
+def test_what_is_stored_in_no_format_of_ours(settings: Any, registry: Registry) -> None:
+    with pytest.raises(CheckpointError, match="QL104"):
+        quantization_of(registry, **{**settings, "packing_format": "auto_round:llm_compressor"})
+
+
+def test_fp8_by_blocks(registry: Registry) -> None:
+    extra = {"a.k_proj": {"bits": 16}, "a.v_proj": {}}
+    quantization = quantization_of(registry, **{**FP8, "group_size": [64, 128]}, extra_config=extra)
+    labels = [quantization.treat(ModuleInfo((name,))).label for name in ("a.q_proj", "a.k_proj", "a.v_proj")]
+    assert labels == ["fp8 block 64x128, inputs dynamic", "unquantized", "fp8 block 64x128, inputs dynamic"]
+
+
 def test_awqs_packing_has_but_one_setting(registry: Registry) -> None:
     plain = quantization_of(registry, packing_format=AWQ, extra_config={"lm_head": {"bits": 16}})
     assert plain.treat(ModuleInfo(("lm_head",))).scheme is None

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qload.torch.arithmetic import scale_blocks, scale_by_index, scale_groups, take, unpack
+from qload.torch.arithmetic import pack, scale_blocks, scale_by_index, scale_groups, take, unpack
+from qload.torch.floats import decode_e2m1, encode_e2m1
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
@@ -95,3 +96,20 @@ def test_blocks_scale_rows_and_columns(rows: int, columns: int) -> None:
         for column in range(columns):
             expected[row, column] = values[row, column].float() * scale[row // 2, column // 3]
     assert torch.equal(scale_blocks(values, scale, (2, 3)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_packing_is_the_inverse_of_unpacking(bits: int, dtype: torch.dtype) -> None:
+    for count in (1, 7, 8, 33, 64):
+        values = torch.randint(0, 1 << bits, (3, count), generator=torch.Generator().manual_seed(count))
+        words = pack(values, bits, dtype)
+        assert words.shape == (3, -(-count * bits // (8 * dtype.itemsize)))
+        assert torch.equal(unpack(words, bits, count).long(), values)
+
+
+def test_codes_of_small_floats_are_those_that_decode_to_them() -> None:
+    codes = torch.arange(16, dtype=torch.uint8)
+    assert torch.equal(encode_e2m1(decode_e2m1(codes, torch.float32)), codes)
+    between = torch.tensor([0.25, 0.75, -0.75, 2.5, 5.0, 7.0, -0.1])
+    assert decode_e2m1(encode_e2m1(between), torch.float32).tolist() == [0.0, 1.0, -1.0, 2.0, 4.0, 6.0, -0.0]

@@ -1,10 +1,12 @@
 """What every layer is: declared tensors of one rank's share, and a method's hooks to compute with them."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qload.declare import ParameterKind, ParameterSpec, stack_experts
 from qload.errors import ModelError
@@ -134,15 +136,13 @@ class Layer(nn.Module):
         bias = getattr(self, "bias", None)
         if bias is not None and expert is not None:
             bias = bias[expert]
-        pieces = self.pieces(expert)
-        if len(pieces) == 1:
-            return self.hooks.apply(pieces[0], x, bias)
-        return self._join(
-            [self.hooks.apply(piece, x, piece.bias if bias is not None else None) for piece in pieces], x.dim() - 1
-        )
+        pieces, last = self.pieces(expert), x.dim() - 1
+        biases = self._split_bias(bias, pieces)
+        outputs = [self.hooks.apply(piece, x, part) for piece, part in zip(pieces, biases, strict=True)]
+        return self._pad(self._join(outputs, last), last)
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
-        weight = self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
+        weight = self._pad(self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0), 0)
         return weight if dtype is None else weight.to(dtype)
 
     def _join(self, parts: list[Tensor], dim: int) -> Tensor:
@@ -152,6 +152,22 @@ class Layer(nn.Module):
         if self.geometry.interleaved:
             return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
         return torch.cat(parts, dim)
+
+    def _pad(self, tensor: Tensor, dim: int) -> Tensor:
+        """Add along `dim` the padding for which solid tensors have no room."""
+        lacking = self.local.out_features - tensor.shape[dim]
+        if lacking == 0:
+            return tensor
+        return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, lacking))
+
+    def _split_bias(self, bias: Tensor | None, pieces: Sequence[Piece]) -> list[Tensor | None]:
+        """Each piece's own share of the bias."""
+        if bias is None:
+            return [None] * len(pieces)
+        if self.geometry.interleaved:
+            return [bias[number :: len(pieces)] for number in range(len(pieces))]
+        ends = list(accumulate(piece.out_features for piece in pieces))
+        return [bias[end - piece.out_features : end] for piece, end in zip(pieces, ends, strict=True)]
 
     def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}

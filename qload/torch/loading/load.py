@@ -11,27 +11,33 @@ from torch import nn
 
 from qload.checkpoint import Checkpoint
 from qload.dtypes import storage_bytes
-from qload.errors import CheckpointError, QloadError
+from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, collapse, errors
 from qload.plan import PlainTarget, Plan, Target, make_plan
+from qload.presets import Asked, choose_quantization
 from qload.quantization import Quantization, resolve
-from qload.registry import Registry
+from qload.registry import UNQUANTIZED, Registry
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
 from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
 from qload.torch.loading.reading import Reader
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass."""
+    """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass.
+
+    `quantization` is what a plain checkpoint is to be quantized with.
+    """
 
     device: torch.device
     registry: Registry | None = None
     progress: ProgressHook | None = None
     allow_pickle: bool = False
     ignore: Sequence[str] = ()
+    quantization: Asked | Quantization | None = None
 
 
 @dataclass(slots=True)
@@ -53,7 +59,8 @@ class Load:
         registry = options.registry if options.registry is not None else Registry.discover()
         checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
         _raise_errors(checkpoint, options.ignore)
-        load = cls(checkpoint, reader, resolve(checkpoint, registry), options, _since=started)
+        quantization = _choose_quantization(checkpoint, registry, options.quantization)
+        load = cls(checkpoint, reader, quantization, options, _since=started)
         load.mark("headers")
         return load
 
@@ -72,11 +79,16 @@ class Load:
         is_expected: Callable[[str], bool] = lambda name: False,
     ) -> Plan:
         """Plan the copies. Raises CheckpointError with all findings, also those given, if any is an error."""
-        plan = make_plan(self.checkpoint, self.quantization, targets, plain, is_expected=is_expected)
+        checkpoint, recipes = self.checkpoint, dict[str, Recipe]()
+        if self.quantization.is_to_be_made:
+            checkpoint, targets, recipes = plan_recipes(checkpoint, self.quantization, tuple(targets))
+        plan = make_plan(checkpoint, self.quantization, targets, plain, is_expected=is_expected)
         plan = replace(plan, findings=(*plan.findings, *findings))
         stopping = errors(plan.findings, self.options.ignore)
         if stopping:
             raise CheckpointError(str(self.checkpoint.path), collapse(stopping))
+        if recipes:
+            self.reader = QuantizingReader(self.reader, recipes, plan.copies, self.options.device)
         self.mark("plan")
         return plan
 
@@ -119,6 +131,24 @@ def choose_device(device: torch.device | str) -> torch.device:
     if chosen.type == "meta":
         raise QloadError("a checkpoint cannot be loaded there", where="meta", expected="a device that holds data")
     return chosen
+
+
+def _choose_quantization(
+    checkpoint: Checkpoint, registry: Registry, asked: Asked | Quantization | None
+) -> Quantization:
+    """What the checkpoint is quantized with, or is to be. Raises MethodError where it is, and is to be anew."""
+    found = resolve(checkpoint, registry)
+    if asked is None:
+        return found
+    if found.method.name != UNQUANTIZED:
+        raise MethodError(
+            "the checkpoint is quantized already",
+            method=found.method.name,
+            where=str(checkpoint.path),
+            found=found.method.name,
+            remedy="load it as it is, or quantize the checkpoint that it was made of",
+        )
+    return asked if isinstance(asked, Quantization) else choose_quantization(asked, registry=registry)
 
 
 def _raise_errors(checkpoint: Checkpoint, ignore: Sequence[str]) -> None:

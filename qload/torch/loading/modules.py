@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qload.checkpoint import Checkpoint
 from qload.plan import PlainTarget, Target
+from qload.presets import Asked
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
@@ -25,6 +26,7 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     quantize_activations: bool = True,
+    quantization: Asked | Quantization | None = None,
     prefix: str = "",
     registry: Registry | None = None,
     progress: ProgressHook | None = None,
@@ -35,12 +37,14 @@ def load_weights(
 
     Every layer reads its own shard of the modules it was built for; other parameters and persistent buffers
     are read under their own names, with `prefix` before them. Tensors that the module has under several names,
-    and heads tied to an embedding, are read once and stay one. `ignore` lists codes of waivable findings.
+    and heads tied to an embedding, are read once and stay one. `quantization` is the one that the layers were
+    built with, where the checkpoint is plain and they are to be quantized: see `qload.choose_quantization`.
+    `ignore` lists codes of waivable findings.
 
     Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
     the data shows, after reading.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore)
+    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization)
     loading = Load.begin(path, options)
     return _load_module(loading, module, prefix, quantize_activations)
 

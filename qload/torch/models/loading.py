@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from qload.errors import ModelError
 from qload.plan import PlainTarget
+from qload.presets import Asked
+from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.load import Load, LoadOptions, choose_device
@@ -33,6 +35,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     quantize_activations: bool = True,
+    quantization: Asked | Quantization | None = None,
     registry: Registry | None = None,
     progress: ProgressHook | None = None,
     allow_pickle: bool = False,
@@ -43,14 +46,15 @@ def load(
     Linear layers, embeddings, experts and the head are qload's, with the weights as they lie on disk; the
     model is ready for `model(...)` and `model.generate(...)`. It computes in `dtype`, by default the config's.
     With `quantize_activations=False`, schemes that quantize activations, keys and values compute with the weights
-    only.
+    only. With `quantization`, a plain checkpoint is quantized while it is loaded, layer by layer: a preset's name
+    ("int4", ...; `qload methods` lists them), or what its `quantization_config` would say.
     `ignore` lists the codes of waivable findings. `qload.report(model)` says what was loaded.
 
     Raises CheckpointError, with all findings at once, before memory is taken for the weights, or, for faults
     that only the data shows, after reading; MethodError where the method cannot be had; ModelError where
     transformers lacks the architecture.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore)
+    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization)
     loading = Load.begin(path, options)
     model = build_model(loading.checkpoint, dtype)
     names = settle_names(model, match_names(model, loading.checkpoint))

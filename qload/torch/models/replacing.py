@@ -144,7 +144,7 @@ def _make_linear(
     source = context.source(name)
     kind = Kind.LM_HEAD if is_head else Kind.LINEAR
     treatment = _treat(name, source.prefix, kind, module, context)
-    if not _can_replace(name, module, (nn.Linear, Conv1D), treatment):
+    if not _can_replace(name, module, (nn.Linear, Conv1D), treatment, context):
         return
     site = context.site(name, source.prefix)
     if isinstance(module, Conv1D):
@@ -165,7 +165,7 @@ def _make_embedding(name: str, module: nn.Embedding, context: _Context) -> Itera
         return
     source = context.source(name)
     treatment = _treat(name, source.prefix, Kind.EMBEDDING, module, context)
-    if not _can_replace(name, module, (nn.Embedding,), treatment):
+    if not _can_replace(name, module, (nn.Embedding,), treatment, context):
         return
     layer = VocabParallelEmbedding(
         module.num_embeddings,
@@ -199,10 +199,13 @@ def _class_names(module: nn.Module) -> tuple[str, ...]:
     return ("Linear", *names) if isinstance(module, Conv1D) else names
 
 
-def _can_replace(name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment) -> bool:
+def _can_replace(
+    name: str, module: nn.Module, plain: tuple[type[nn.Module], ...], treatment: Treatment, context: _Context
+) -> bool:
     """A module that computes more than its class's base does is left alone, unless it is quantized."""
     computes_more = not any(type(module).forward is base.forward for base in plain) and not _is_linear(module)
-    if treatment.scheme is None:
+    if treatment.scheme is None or context.quantization.is_to_be_made:
+        # A plain Conv1D is stored transposed.
         return not computes_more and not isinstance(module, Conv1D)
     if computes_more:
         raise ModelError(
@@ -246,7 +249,7 @@ def _make_experts(name: str, module: nn.Module, context: _Context) -> Experts | 
         if is_plain:
             return None
         raise ModelError(f"{type(module).__name__} is a stack of experts of another kind", where=name)
-    classes = _class_names(module) if is_plain else ("Linear",)
+    classes = ("Linear",) if context.quantization.is_to_be_made or not is_plain else _class_names(module)
     count, hidden, inner = module.get_parameter("down_proj").shape
 
     def stack(place: str, inputs: int, parts: Sequence[Part], sharding: Sharding) -> ExpertLinear:

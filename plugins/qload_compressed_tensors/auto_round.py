@@ -1,0 +1,111 @@
+"""AutoRound's config, for checkpoints that it stores as this format does: small floats, and fp8 by row or tensor.
+
+Source: AutoRound's `export_to_nvfp_mx.py` and `export_to_fp8.py`, its `QuantizationScheme`, and `get_layer_config` of
+its `convert_model.py`, by which it finds the settings of a module again.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qload.hookspecs import Claim
+
+AUTO_ROUND = "auto-round"
+"""The quant_method that AutoRound writes."""
+_UNQUANTIZED_BITS = 16
+_PLAIN_NAME = re.compile(r"[\w.-]+")
+
+Settings = Mapping[str, Any]
+
+
+def claim_auto_round(section: Settings) -> Claim | None:
+    """A claim on what is stored in one of our formats, with what our own config would say of it."""
+    if section.get("quant_method") != AUTO_ROUND or _find_format(section) is None:
+        return None
+    return Claim(20, translate_auto_round(section), alias=AUTO_ROUND)
+
+
+def translate_auto_round(section: Settings) -> dict[str, Any]:
+    """What our own config says: the linear layers of the blocks, but for those that `extra_config` leaves alone."""
+    extra = section.get("extra_config")
+    overrides = dict(_read_overrides(section, extra)) if isinstance(extra, Mapping) else {}
+    ignored = [target for target, settings in overrides.items() if settings is None]
+    groups = {"default": _make_group(["Linear"], section)}
+    for target, settings in overrides.items():
+        if settings is not None:
+            groups[target] = _make_group([target], settings)
+    return {"config_groups": groups, "ignore": [*ignored, _leave_out(section, overrides)]}
+
+
+def _read_overrides(section: Settings, extra: Settings) -> Iterator[tuple[str, Settings | None]]:
+    """The settings of each name, and of each regex, which AutoRound searches for anywhere in a name."""
+    for name, entry in extra.items():
+        if isinstance(entry, Mapping):
+            settings = {**section, **entry}
+            bits = settings.get("bits")
+            is_quantized = isinstance(bits, int) and bits < _UNQUANTIZED_BITS
+            yield _name_target(name), settings if is_quantized else None
+
+
+def _name_target(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else f"re:.*(?:{name})"
+
+
+def _leave_out(section: Settings, overrides: Mapping[str, Settings | None]) -> str:
+    """A regex for what lies outside of the quantized blocks, and has no settings of its own."""
+    blocks = section.get("block_name_to_quantize")
+    if blocks is None:
+        return "lm_head"
+    names = blocks.split(",") if isinstance(blocks, str) else blocks
+    quantized = [re.escape(name) for name, settings in overrides.items() if settings is not None]
+    inside = [f"{re.escape(str(name).strip())}\\." for name in names] + [f"{name}$" for name in quantized]
+    return f"re:(?!{'|'.join(inside)})"
+
+
+def _make_group(targets: list[str], settings: Settings) -> dict[str, Any]:
+    return {
+        "targets": targets,
+        "format": _find_format(settings),
+        "weights": _describe(settings, ""),
+        "input_activations": _describe(settings, "act_") if _quantizes_inputs(settings) else None,
+    }
+
+
+def _quantizes_inputs(settings: Settings) -> bool:
+    bits = settings.get("act_bits")
+    return isinstance(bits, int) and bits < _UNQUANTIZED_BITS
+
+
+def _find_format(settings: Settings) -> str | None:
+    """The format of the settings' weights; None for one that is not ours."""
+    kind, bits = _kind(settings, ""), settings.get("bits")
+    formats = {
+        ("mx_fp", 4): "mxfp4-pack-quantized",
+        ("mx_fp", 8): "mxfp8-quantized",
+        ("nv_fp", 4): "nvfp4-pack-quantized",
+        ("fp", 8): "float-quantized",
+    }
+    by_block = isinstance(settings.get("group_size"), list | tuple)
+    return None if by_block else formats.get((kind, bits if isinstance(bits, int) else 0))
+
+
+def _kind(settings: Settings, prefix: str) -> str:
+    """The family of a data type: what AutoRound adds to its name says how it was found, and not how it is stored."""
+    written = str(settings.get(f"{prefix}data_type") or settings.get("data_type") or "")
+    if "e5m2" in written or settings.get("fmt") == "e5m2" or "v2" in written:
+        return ""
+    return next((kind for kind in ("mx_fp", "nv_fp", "fp") if written.startswith(kind)), written)
+
+
+def _describe(settings: Settings, prefix: str) -> dict[str, Any]:
+    """The quantization of weights, or with the prefix of inputs, in our words."""
+    kind, bits = _kind(settings, prefix), settings.get(f"{prefix}bits")
+    dynamic = bool(prefix) and bool(settings.get("act_dynamic", True))
+    described = {"num_bits": bits, "type": "float", "dynamic": dynamic}
+    if kind == "mx_fp":
+        return {**described, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    if kind == "nv_fp":
+        return {**described, "strategy": "tensor_group", "group_size": 16, "dynamic": "local" if prefix else False}
+    whole = settings.get(f"{prefix}group_size") == 0
+    rows = "token" if prefix else "channel"
+    return {**described, "strategy": "tensor" if whole else rows}
