@@ -48,8 +48,9 @@ def qload_claim(config: Mapping[str, Any]) -> Claim | None:
 
 
 def qload_scheme_for(config: CompressedTensorsConfig, module: ModuleInfo) -> Scheme | None:
-    if config.transform_config:
-        raise ValueError("transform_config is not supported")
+    transforms = config.transform_config.computed if config.transform_config is not None else ()
+    if transforms:
+        raise ValueError(f"activations are transformed ({', '.join(transforms)}), which is not supported")
     if module.kind is Kind.KV_CACHE:
         return make_cache_scheme(config.kv_cache_scheme) if config.kv_cache_scheme is not None else None
     sparsity = _sparsity(config, module)

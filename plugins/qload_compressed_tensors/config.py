@@ -155,6 +155,40 @@ class SparsityConfig(BaseModel):
         return Entries(self.targets)
 
 
+class TransformArgs(BaseModel):
+    """Where a transform is applied: to activations, or to weights, which are stored transformed."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    location: str
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is applied while computing. Source: compressed-tensors, `TransformLocation.is_online`."""
+        return self.location not in ("weight_input", "weight_output")
+
+
+class TransformScheme(BaseModel):
+    """One transform of activations or weights, and where it is applied."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    apply: list[TransformArgs] = []
+
+
+class TransformConfig(BaseModel):
+    """All transforms, by their names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config_groups: dict[str, TransformScheme] = {}
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The transforms that are applied while computing."""
+        return tuple(name for name, each in self.config_groups.items() if any(args.is_computed for args in each.apply))
+
+
 class CompressedTensorsConfig(BaseModel):
     """`quantization_config` of a compressed-tensors checkpoint."""
 
@@ -168,7 +202,7 @@ class CompressedTensorsConfig(BaseModel):
     quantization_status: str | None = None
     global_compression_ratio: float | None = None
     sparsity_config: SparsityConfig | None = None
-    transform_config: dict[str, Any] | None = None
+    transform_config: TransformConfig | None = None
 
     @field_validator("ignore")
     @classmethod

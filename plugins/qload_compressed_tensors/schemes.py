@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qload_compressed_tensors.config import QuantizationArgs, QuantizationGroup, Strategy
-from qload_compressed_tensors.formats import PLAIN_FORMATS, SPARSE_FORMATS, choose_format
+from qload_compressed_tensors.formats import MARLIN_24, PLAIN_FORMATS, SPARSE_FORMATS, choose_format
 from qload_compressed_tensors.quantizers import Quantizer, make_activation_quantizer, make_quantizer
 
 
@@ -18,7 +18,8 @@ class CompressedScheme:
     sparsity: str | None = None
 
     def __str__(self) -> str:
-        words = [f"{self.weights}{f' {self.sparsity}' if self.sparsity else ''}"]
+        sparsity = MARLIN_24 if self.format == MARLIN_24 else self.sparsity
+        words = [f"{self.weights} {sparsity}" if sparsity is not None else str(self.weights)]
         for what, quantizer in (("inputs", self.inputs), ("outputs", self.outputs)):
             if quantizer is not None:
                 words.append(f"{what} {'dynamic' if quantizer.dynamic else 'static'} {quantizer}")

@@ -32,7 +32,8 @@ def tile(weight: Tensor, args: QuantizationArgs) -> Tensor:
         "block": tuple(args.block_structure or (1, 1)),
     }.get(args.strategy, (1, args.group_size or columns))
     padded = nn.functional.pad(weight, (0, -columns % wide, 0, -rows % tall))
-    return padded.unflatten(1, (-1, wide)).unflatten(0, (-1, tall)).transpose(1, 2).flatten(2)
+    tiles: Tensor = padded.unflatten(1, (-1, wide)).unflatten(0, (-1, tall)).transpose(1, 2).flatten(2)
+    return tiles
 
 
 def quantize(module: nn.Linear | nn.Embedding, scheme: QuantizationScheme) -> None:

@@ -316,7 +316,7 @@ def test_a_sparse_checkpoint_is_validated_by_its_headers(broken: Callable[[str],
     assert not qload.validate(folder).ok
     with pytest.raises(CheckpointError) as caught:
         qload.load(folder)
-    found = {finding.where: finding.code for finding in caught.value.findings}  # type: ignore[union-attr]
+    found = {finding.where: finding.code for finding in caught.value.findings}
     assert found == {
         "model.layers.0.mlp.up_proj.compressed": "QL307",
         "model.layers.1.mlp.up_proj.bitmask": "QL307",

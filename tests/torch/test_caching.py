@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import qload
+from qload.answers import AnswerError
 from qload.torch import Layer
+from qload.torch.hooks import TensorReader
 from qload.torch.models.caching import RoundingCache, count_heads, has_cache
 
 IDS = torch.tensor([[3, 14, 15, 92, 65, 35, 8, 9], [7, 9, 3, 2, 3, 8, 4, 6]])
@@ -101,14 +103,15 @@ def test_they_are_left_alone_where_activations_are(folder: Path) -> None:
     plain = compute(qload.load(DATA / "base")).logits
     model = qload.load(folder, quantize_activations=False)
     assert torch.equal(compute(model).logits, plain)
-    assert float(model.get_submodule("model.layers.0.self_attn.kv_scales").k_scale) == pytest.approx(0.02, rel=1e-2)
+    assert float(model.get_parameter("model.layers.0.self_attn.kv_scales.k_scale")) == pytest.approx(0.02, rel=1e-2)
 
 
 def test_a_model_that_rounds_can_be_generated_with_copied_and_saved(folder: Path, tmp_path: Path) -> None:
     write(folder, SCHEMES[0])
     model = qload.load(folder)
     expected = compute(model).logits
-    assert model.generate(IDS, max_new_tokens=4, do_sample=False).shape == (2, 12)
+    generated = model.generate(IDS, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    assert generated.shape == (2, 12)
     assert torch.equal(compute(copy.deepcopy(model)).logits, expected)
     torch.save(model, tmp_path / "model.pt")
     assert torch.equal(compute(torch.load(tmp_path / "model.pt", weights_only=False)).logits, expected)
@@ -125,11 +128,20 @@ def test_scales_of_another_number_of_heads_are_a_fault(folder: Path) -> None:
     edit_tensors(folder, change)
     with pytest.raises(qload.CheckpointError) as caught:
         qload.load(folder)
-    found = {(finding.code, finding.where) for finding in caught.value.findings}  # type: ignore[union-attr]
+    found = {(finding.code, finding.where) for finding in caught.value.findings}
     assert found == {
         ("QL307", "model.layers.0.self_attn.k_scale"),
         ("QL201", "model.layers.1.self_attn.v_scale"),
     }
+
+
+def test_what_a_cache_hook_answers_is_two_tensors() -> None:
+    read, pair = TensorReader((2,), count=2), (torch.ones(2), torch.zeros(2))
+    assert read(pair) == pair
+    with pytest.raises(AnswerError, match="returns list, not a tuple of 2 tensors"):
+        read(list(pair))
+    with pytest.raises(AnswerError, match="returns the shape"):
+        read((torch.ones(2), torch.ones(3)))
 
 
 class Cache:
@@ -148,7 +160,7 @@ def test_a_stand_in_is_the_cache_but_for_what_goes_in(folder: Path) -> None:
     write(folder, SCHEMES[0])
     scales = qload.load(folder).get_submodule("model.layers.0.self_attn.kv_scales")
     assert isinstance(scales, Layer)
-    keys = torch.full((1, HEADS, 3, 4), 0.3, dtype=torch.bfloat16)
+    keys = torch.full((1, HEADS, 3, 4), 0.29, dtype=torch.bfloat16)
     cache = RoundingCache(Cache(), scales)
     assert cache.length == 5
     rounded, _ = RoundingCache(None, scales).update(keys, keys)

@@ -26,11 +26,13 @@ SMALLEST_ROW_LAYER = 256
 def can_be_cut(path: Path, size: int) -> bool:
     """By the config alone: a rank takes whole groups of inputs, and one KV head is half a block of 128 rows.
 
-    AWQ's gemv versions pad groups, so that no inputs can be divided.
+    AWQ's gemv versions pad groups, so that no inputs can be divided, and a sparse bitmask cannot be divided at all.
     """
     section = read_config(path).get("quantization_config", {})
     is_gemv = section.get("quant_method") == "awq" and section.get("version") != "gemm"
     if "weight_block_size" in section or is_gemv:
+        return size == 1
+    if section.get("sparsity_config", {}).get("format") == "sparse-bitmask":
         return size == 1
     if "config_groups" not in section:
         groups = [(section.get("group_size", 1), section.get("desc_act", False))]

@@ -155,7 +155,7 @@ class Layer(nn.Module):
 
     def _pad(self, tensor: Tensor, dim: int) -> Tensor:
         """Add along `dim` the padding for which solid tensors have no room."""
-        lacking = self.local.out_features - tensor.shape[dim]
+        lacking = self.local.out_features - sum(selection.out_features for selection in self._selections)
         if lacking == 0:
             return tensor
         return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, lacking))
