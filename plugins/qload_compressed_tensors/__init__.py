@@ -52,7 +52,7 @@ def qload_scheme_for(config: CompressedTensorsConfig, module: ModuleInfo) -> Sch
     if transforms:
         raise ValueError(f"activations are transformed ({', '.join(transforms)}), which is not supported")
     if module.kind is Kind.KV_CACHE:
-        return make_cache_scheme(config.kv_cache_scheme) if config.kv_cache_scheme is not None else None
+        return _find_cache_scheme(config, module)
     sparsity = _sparsity(config, module)
     scheme = None
     if not config.ignores(module.names, module.classes):
@@ -67,6 +67,15 @@ def qload_create_weights(scheme: Scheme, geometry: Geometry) -> tuple[ParameterS
     if isinstance(scheme, SparseScheme):
         return tuple(declare_sparse(scheme))
     return tuple(declare_weight(scheme, geometry))
+
+
+def _find_cache_scheme(config: CompressedTensorsConfig, module: ModuleInfo) -> CacheScheme | None:
+    """Groups can have attentions as targets; they round queries, too. Source: `initialize_hooked_attention`."""
+    group = config.group_for(module.names, module.classes)
+    is_own = group is not None and group.weights is None and group.input_activations is not None
+    if is_own and not config.ignores(module.names, module.classes):
+        raise ValueError("the queries of an attention are quantized, which is not supported")
+    return make_cache_scheme(config.kv_cache_scheme) if config.kv_cache_scheme is not None else None
 
 
 def _sparsity(config: CompressedTensorsConfig, module: ModuleInfo) -> str | None:

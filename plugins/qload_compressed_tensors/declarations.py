@@ -22,21 +22,26 @@ from qload.dtypes import FLOATS
 from qload.geometry import Geometry
 from qload.layout import Axis, Dim, fixed, in_, measured, out, packing, part
 from qload_compressed_tensors.config import Strategy
-from qload_compressed_tensors.formats import MARLIN_24, NVFP4, PACKED, PLAIN_FORMATS, SMALL_FLOATS, SPARSE_24
+from qload_compressed_tensors.formats import MARLIN_24, NVFP4, PACKED, PLAIN_FORMATS, SMALL_FLOATS, SPARSE, SPARSE_24
 from qload_compressed_tensors.quantizers import Quantizer
 from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, SparseScheme
 
 
 def declare_weight(scheme: CompressedScheme, geometry: Geometry) -> Iterator[ParameterSpec]:
-    """Everything that a quantized module stores.
+    """Everything that a quantized module stores."""
+    for spec in _declare(scheme, geometry):
+        yield replace(spec, layout=spec.layout.solidify(*_solid_dims(scheme)))
 
-    Where outputs are quantized, they must be whole sums; and whole rows, where their scales are found from them.
+
+def _solid_dims(scheme: CompressedScheme) -> tuple[Dim, ...]:
+    """The dimensions along which no rank can have a share.
+
+    Values without a place of their own are not cut at all. Where outputs are quantized, they must be whole sums; and
+    whole rows, where their scales are found from them.
     """
-    specs = _declare(scheme, geometry)
-    if scheme.outputs is None:
-        return specs
-    dims = (Dim.IN, Dim.OUT) if scheme.outputs.dynamic else (Dim.IN,)
-    return (replace(spec, layout=spec.layout.solidify(*dims)) for spec in specs)
+    if scheme.sparsity == SPARSE or (scheme.outputs is not None and scheme.outputs.dynamic):
+        return Dim.IN, Dim.OUT
+    return (Dim.IN,) if scheme.outputs is not None else ()
 
 
 def _declare(scheme: CompressedScheme, geometry: Geometry) -> Iterator[ParameterSpec]:

@@ -37,9 +37,8 @@ def check_halves(layer: Layer, bits: Tensor) -> None:
 
 def check_count(layer: Layer, bits: Tensor, kept: Tensor) -> None:
     """Raises CheckpointError unless as many values are stored as the mask keeps, of the part that has most."""
-    rows = _count(layer, bits)
-    counts = [part.sum(-1).max() for part in rows.split([part.size for part in layer.local.parts], -1)]
-    most = int(torch.stack(counts).max()) if counts else 0
+    parts = _count(layer, bits).split([part.size for part in layer.geometry.parts], -1)
+    most = max(int(rows.sum(-1).max()) for rows in parts)
     if most != kept.shape[-1]:
         raise _broken(layer, f"the {kept.shape[-1]} values that are stored", str(most))
 

@@ -415,6 +415,16 @@ def test_a_cache_that_the_package_cannot_have_is_refused(change: dict[str, Any],
         make_quantization(section, registry).treat(attention)
 
 
+@pytest.mark.parametrize("target", ["LlamaAttention", "re:.*self_attn$"])
+def test_queries_that_are_quantized_are_refused(target: str, registry: Registry) -> None:
+    groups = {"g": {"targets": [target], "input_activations": {**CACHE, "dynamic": True}}}
+    section = {"quant_method": "compressed-tensors", "config_groups": groups}
+    attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ("LlamaAttention", "Module"))
+    with pytest.raises(ValueError, match="the queries of an attention are quantized"):
+        make_quantization(section, registry).treat(attention)
+    assert make_quantization({**section, "ignore": [target]}, registry).treat(attention).scheme is None
+
+
 @pytest.mark.parametrize(
     ("inputs", "options"),
     [

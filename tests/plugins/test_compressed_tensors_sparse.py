@@ -78,10 +78,13 @@ def test_sparse_weights_are_what_the_package_makes_of_them(case: str, registry: 
     assert torch.equal(layer.dequantize(), dense)
     x = torch.eye(columns, dtype=dense.dtype)
     assert torch.equal(layer(x), dense.T)
-    table = VocabParallelEmbedding(rows, columns, site, multiple=1)
-    load(table, below("m", stored), site.quantization)
-    ids = torch.tensor([[rows - 1, 0], [3, 3]])
-    assert torch.equal(table(ids), dense[ids])
+    for multiple in (1, 64):
+        table = VocabParallelEmbedding(rows, columns, site, multiple=multiple)
+        load(table, below("m", stored), site.quantization)
+        ids = torch.tensor([[rows - 1, 0], [3, 3]])
+        assert torch.equal(table(ids), dense[ids])
+        assert torch.equal(table.dequantize()[:rows], dense)
+        assert not table.dequantize()[rows:].any()
 
 
 @pytest.mark.parametrize("case", SPARSE)
