@@ -31,6 +31,8 @@ class ParameterKind(StrEnum):
     """A number that the checkpoint stores beside the weights, and that must be what the config says."""
     BIAS = "bias"
     DOCUMENT = "document"
+    MASK = "mask"
+    """Bits that say which elements are stored."""
     METADATA = "metadata"
 
     @property
@@ -86,6 +88,10 @@ class ParameterSpec:
     def loaded(self) -> bool:
         return self.kind is not ParameterKind.METADATA
 
+    def measure(self, length: int) -> "ParameterSpec":
+        """The declaration with that length in place of the one that only a stored tensor knows."""
+        return replace(self, layout=self.layout.measure(length))
+
     def matches(self, stored: tuple[int, ...], declared: tuple[int, ...]) -> bool:
         """Whether a tensor stored with the first shape can be viewed as one of the second."""
         if self.view is View.ANY:
@@ -105,6 +111,7 @@ _INTEGER_KINDS = (
     ParameterKind.INDEX,
     ParameterKind.SETTING,
     ParameterKind.DOCUMENT,
+    ParameterKind.MASK,
 )
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 
@@ -113,9 +120,15 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def weight(name: str, *axes: Axis, dtypes: tuple[str, ...] = FLOATS, stored_as: str | None = None) -> ParameterSpec:
+def weight(
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...] = FLOATS,
+    stored_as: str | None = None,
+    view: View = View.EXACT,
+) -> ParameterSpec:
     """A weight that is stored as values and cast into the layer's dtype."""
-    return _spec(name, ParameterKind.WEIGHT, axes, dtypes, stored_as, cast=True)
+    return _spec(name, ParameterKind.WEIGHT, axes, dtypes, stored_as, cast=True, view=view)
 
 
 def packed(
@@ -226,6 +239,11 @@ def document(name: str, size: int, sample: str, *, stored_as: str | None = None)
     axes = (part(), fixed(size))
     spec = _spec(name, ParameterKind.DOCUMENT, axes, ("U8",), stored_as, view=View.BEGINNING)
     return replace(spec, sample=sample)
+
+
+def mask(name: str, *axes: Axis, dtypes: tuple[str, ...] = ("U8",), stored_as: str | None = None) -> ParameterSpec:
+    """Bits that say which elements of a weight are stored, and which are zero."""
+    return _spec(name, ParameterKind.MASK, axes, dtypes, stored_as)
 
 
 def metadata(

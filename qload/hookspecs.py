@@ -208,6 +208,15 @@ class RuntimeSpecs:
         raise NotImplementedError
 
     @hookspec
+    def qload_cache(self, layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Round keys and values [batch, heads, tokens, head size] to what the method's cache would give back.
+
+        `layer` holds what is declared for an attention module (`Kind.KV_CACHE`). Without the hook, its scales are
+        loaded and not computed with.
+        """
+        raise NotImplementedError
+
+    @hookspec
     def qload_apply_experts(self, layer: Experts, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k], into [tokens, in] of x's dtype.
 

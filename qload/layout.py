@@ -6,7 +6,7 @@ formula. Integers only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import gcd, prod
 
@@ -88,7 +88,8 @@ class Axis:
 
     A `whole` axis is kept whole on every rank. A `solid` one is a single unit, however long the dimension is: no rank
     can hold a share of it, and it has no room for padding. On a `padded` one the last unit is stored whole even where
-    it is short. An axis that follows no dimension has a fixed `size`. Raises LayoutError for a unit that is empty.
+    it is short. An axis that follows no dimension has a fixed `size`; where it is `measured`, only what is stored has
+    one. Raises LayoutError for a unit that is empty.
     """
 
     dim: Dim | None
@@ -98,6 +99,7 @@ class Axis:
     size: int = 1
     solid: bool = False
     padded: bool = False
+    measured: bool = False
 
     def __post_init__(self) -> None:
         if self.logical < 1 or self.stored < 1:
@@ -232,6 +234,19 @@ class Layout:
         """The number of elements of `dim` that must stay together on a rank, where they are not solid."""
         return max((axis.logical for axis in self.axes if axis.dim is dim and not axis.whole), default=1)
 
+    def solidify(self, *dims: Dim) -> "Layout":
+        """The layout with the axes along those dimensions solid."""
+        return Layout(tuple(replace(axis, solid=axis.solid or axis.dim in dims) for axis in self.axes))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether only what is stored says how long one of the axes is."""
+        return any(axis.measured for axis in self.axes)
+
+    def measure(self, length: int) -> "Layout":
+        """The layout with that length where only what is stored has one."""
+        return Layout(tuple(replace(axis, size=length) if axis.measured else axis for axis in self.axes))
+
 
 def _interval(axis: Axis, extents: Extents, place: Place) -> Interval:
     if axis.dim is None:
@@ -247,9 +262,9 @@ def out(logical: int = 1, stored: int = 1, *, whole: bool = False, solid: bool =
     return Axis(Dim.OUT, logical, stored, whole, solid=solid)
 
 
-def in_(logical: int = 1, stored: int = 1, *, whole: bool = False, padded: bool = False) -> Axis:
+def in_(logical: int = 1, stored: int = 1, *, whole: bool = False, solid: bool = False, padded: bool = False) -> Axis:
     """An axis along the input features."""
-    return Axis(Dim.IN, logical, stored, whole, padded=padded)
+    return Axis(Dim.IN, logical, stored, whole, solid=solid, padded=padded)
 
 
 def part() -> Axis:
@@ -265,6 +280,14 @@ def expert() -> Axis:
 def fixed(size: int) -> Axis:
     """An axis that follows no dimension, whole on every rank."""
     return Axis(None, size=size)
+
+
+def measured() -> Axis:
+    """An axis that follows no dimension and is as long as what is stored, whole on every rank.
+
+    Parts and experts that store less than the longest of their layer are followed by what the tensor is filled with.
+    """
+    return Axis(None, size=0, measured=True)
 
 
 def packing(bits: int, word: int = 32) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import qload
 from qload.torch import Layer
 from qload.torch.loading.progress import LoadReport
 
-ROUNDED = ("ct-w4a16-g32-asym-actorder-group", "gptqmodel-fp8-block")
+ROUNDED = ("ct-w4a16-24-marlin", "ct-w4a16-g32-asym-actorder-group", "gptqmodel-fp8-block")
 """Their references are of other scales than are stored: of those in memory before they were rounded to bfloat16 and
 saved, or of those stored in float32 after. Each weight is within one step of bfloat16, 2**-7 of its value."""
 
@@ -40,6 +40,7 @@ scales rounded to it, by up to 2**-9; we compute them in the scales' own dtype."
 OTHER_TOLERANCE = {
     "quark-int8": 2e-3,
     "autoround-llmc-w4a16": 2e-3,
+    "ct-w4a16-24-marlin": 2e-3,
     "ct-w4a16-g32-asym-actorder-group": 2e-3,
     "ct-nvfp4": 2e-3,
     "ct-qwen3moe-nvfp4": 2e-2,

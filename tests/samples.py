@@ -22,8 +22,6 @@ DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
     "autoround-mxfp4",
-    "ct-sparse",
-    "ct-w4a16-24-marlin",
     "hf-fp8-block-qwen3moe",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""

@@ -98,7 +98,25 @@ SECTIONS: list[dict[str, Any]] = [
     compressed("float-quantized", type="float", strategy="block", block_structure=[64, 128]),
     compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
     compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32),
+    compressed("mxfp6-pack-quantized", num_bits=6, type="float", strategy="group", group_size=32),
     compressed("mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32),
+    *(
+        compressed("marlin-24", num_bits=bits, **extent)
+        for bits in (4, 8)
+        for extent in ({"strategy": "channel"}, {"strategy": "group", "group_size": 128})
+    ),
+    *(
+        {"quant_method": "compressed-tensors", "sparsity_config": {"format": form, "targets": ["Linear", "Embedding"]}}
+        for form in ("sparse-24-bitmask", "sparse-bitmask")
+    ),
+    *(
+        {**compressed(kind, num_bits=8, type=type_, strategy="channel"), "sparsity_config": sparsity}
+        for kind, type_ in (("int-quantized", "int"), ("float-quantized", "float"))
+        for sparsity in (
+            {"format": "sparse-24-bitmask", "targets": ["Linear"]},
+            {"format": "sparse-bitmask", "targets": ["Linear"]},
+        )
+    ),
     *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
     *(
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind, **more}
@@ -296,7 +314,7 @@ class Changing:
         ({"qload_claim": lambda: Claim(1)}, "claims a checkpoint that says nothing"),
         (
             {"qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=True))},
-            "it declares weights for an attention: values, row_scale",
+            "it declares weights for an attention: values",
         ),
     ],
 )

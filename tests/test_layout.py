@@ -16,6 +16,7 @@ from qload.layout import (
     expert,
     fixed,
     in_,
+    measured,
     out,
     packing,
     part,
@@ -161,6 +162,35 @@ def test_padding_belongs_to_the_rank_alone() -> None:
 def test_a_whole_axis_keeps_nothing_together() -> None:
     layout = Layout((out(16, whole=True), out(4), in_(128)))
     assert [layout.unit(dim) for dim in (Dim.OUT, Dim.IN, Dim.EXPERT)] == [4, 128, 1]
+
+
+@pytest.mark.parametrize("cut", [Cut(0, 64), Cut(64, 128)])
+def test_a_solid_axis_cannot_be_cut(cut: Cut) -> None:
+    for axis in (in_(8, 1, solid=True), *Layout((in_(8), out())).solidify(Dim.IN).axes[:1]):
+        assert axis.run(Extent((128,)), 0, Cut(0, 128)).size == 16
+        with pytest.raises(LayoutError, match="split a unit") as caught:
+            axis.run(Extent((128,)), 0, cut)
+        assert caught.value.unit == 128
+
+
+def test_only_the_axes_that_are_named_become_solid() -> None:
+    layout = Layout((in_(8), out(4), part())).solidify(Dim.OUT)
+    assert [axis.solid for axis in layout.axes] == [False, True, False]
+
+
+def test_a_measured_axis_is_as_long_as_what_is_stored() -> None:
+    layout = Layout((part(), measured()))
+    assert layout.is_measured
+    assert not Layout((part(), fixed(3))).is_measured
+    sizes = extents(64, 32, parts=(32, 32))
+    assert layout.shape(sizes) == (2, 0)
+    assert layout.measure(17).shape(sizes) == (2, 17)
+    assert layout.measure(17).local_shape(sizes, extents(16, 32, parts=(8, 8))) == (2, 17)
+    assert layout.measure(17).region(sizes, Place({Dim.PART: 1}, {Dim.OUT: Cut(0, 8)})) == (
+        Interval(1, 2),
+        Interval(0, 17),
+    )
+    assert Layout((out(), fixed(3))).measure(17).shape(sizes) == (64, 3)
 
 
 def test_volume_counts_steps() -> None:

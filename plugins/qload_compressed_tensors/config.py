@@ -11,7 +11,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from qload.hookspecs import ModuleInfo
 from qload.patterns import REGEX_PREFIX, Patterns
+
+DENSE = "dense"
+MASK = "bitmask"
 
 
 class Strategy(StrEnum):
@@ -48,6 +52,12 @@ class QuantizationArgs(BaseModel):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("scale_dtype", "zp_dtype")
+    @classmethod
+    def _shorten(cls, value: str | None) -> str | None:
+        """Configs write dtypes as "torch.uint8"."""
+        return value.removeprefix("torch.") if value is not None else None
 
     @field_validator("block_structure", mode="before")
     @classmethod
@@ -96,14 +106,87 @@ class QuantizationGroup(BaseModel):
     format: str | None = None
 
 
+class Entries:
+    """A list of module names, regexes with `re:` before them, and class names."""
+
+    def __init__(self, entries: Iterable[str] | None) -> None:
+        written = tuple(entries or ())
+        self.names = Patterns(written, prefixed=True)
+        self.classes = frozenset(written)
+
+    def match(self, names: Iterable[str], classes: Iterable[str]) -> bool:
+        """Whether an entry is one of a module's names, a regex for one, or one of its classes."""
+        return self.names.match(names) or not self.classes.isdisjoint(classes)
+
+
 class SparsityConfig(BaseModel):
-    """How zeros are left out of the weights."""
+    """How zeros are left out of the weights: those of the targets, but for what is ignored."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     format: str = "dense"
     targets: list[str] | None = None
     ignore: list[str] | None = None
+    global_sparsity: float | None = None
+    sparsity_structure: str | None = None
+
+    @field_validator("targets", "ignore")
+    @classmethod
+    def _check_entries(cls, value: list[str] | None) -> list[str] | None:
+        Entries(value)
+        return value
+
+    def applies(self, module: ModuleInfo) -> bool:
+        """Whether a module's zeros are left out; where no targets are written, its stored tensors tell."""
+        if self.format == DENSE or self.ignored.match(module.names, module.classes):
+            return False
+        if self.targets is None:
+            return MASK in module.stored
+        return self.targeted.match(module.names, module.classes)
+
+    @cached_property
+    def ignored(self) -> Entries:
+        """The entries of `ignore`, ready to match."""
+        return Entries(self.ignore)
+
+    @cached_property
+    def targeted(self) -> Entries:
+        """The entries of `targets`, ready to match."""
+        return Entries(self.targets)
+
+
+class TransformArgs(BaseModel):
+    """Where a transform is applied: to activations, or to weights, which are stored transformed."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    location: str
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is applied while computing. Source: compressed-tensors, `TransformLocation.is_online`."""
+        return self.location not in ("weight_input", "weight_output")
+
+
+class TransformScheme(BaseModel):
+    """One transform of activations or weights, and where it is applied."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    apply: list[TransformArgs] = []
+
+
+class TransformConfig(BaseModel):
+    """All transforms, by their names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config_groups: dict[str, TransformScheme] = {}
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The transforms that are applied while computing."""
+        return tuple(name for name, each in self.config_groups.items() if any(args.is_computed for args in each.apply))
 
 
 class CompressedTensorsConfig(BaseModel):
@@ -119,12 +202,12 @@ class CompressedTensorsConfig(BaseModel):
     quantization_status: str | None = None
     global_compression_ratio: float | None = None
     sparsity_config: SparsityConfig | None = None
-    transform_config: dict[str, Any] | None = None
+    transform_config: TransformConfig | None = None
 
     @field_validator("ignore")
     @classmethod
     def _check_ignore(cls, value: list[str] | None) -> list[str] | None:
-        Patterns(tuple(value or ()), prefixed=True)
+        Entries(value)
         return value
 
     @field_validator("config_groups")
@@ -142,7 +225,7 @@ class CompressedTensorsConfig(BaseModel):
 
     def ignores(self, names: Iterable[str], classes: Iterable[str]) -> bool:
         """Whether an entry of `ignore` is the module's name, a regex for the name, or one of its classes."""
-        return self.ignored.match(names) or not set(self.ignore or ()).isdisjoint(classes)
+        return self.ignored.match(names, classes)
 
     def group_for(self, names: Iterable[str], classes: Iterable[str]) -> QuantizationGroup | None:
         """The group of a module: by exact name before regex before class, each in alphabetical order."""
@@ -152,9 +235,9 @@ class CompressedTensorsConfig(BaseModel):
         return next(by_name, None) or next(by_class, None)
 
     @cached_property
-    def ignored(self) -> Patterns:
+    def ignored(self) -> Entries:
         """The entries of `ignore`, ready to match."""
-        return Patterns(tuple(self.ignore or ()), prefixed=True)
+        return Entries(self.ignore)
 
     @cached_property
     def targeted(self) -> tuple[tuple[str, Patterns, QuantizationGroup], ...]:

@@ -16,16 +16,20 @@ from qload.torch.arithmetic import pack
 from qload.torch.floats import E2M1, encode_e2m1
 from qload.torch.strips import quantize_by_strips
 from qload_compressed_tensors.config import Strategy
-from qload_compressed_tensors.schemes import NVFP4, PACKED, SMALL_FLOATS, CacheScheme, CompressedScheme, Quantizer
+from qload_compressed_tensors.formats import NVFP4, PACKED, PLAIN_FORMATS
+from qload_compressed_tensors.quantizers import Quantizer
+from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Scheme, SparseScheme
 
 _ROWS = 32
 """Rows whose packed zero-points of any width fill whole words."""
 
 
-def quantize(weight: Tensor, scheme: CompressedScheme | CacheScheme) -> dict[str, Tensor]:
+def quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     """The tensors of one of the formats. Raises ValueError where it needs calibration data."""
     if isinstance(scheme, CacheScheme):
         raise ValueError("the scales of keys and values need calibration data")
+    if isinstance(scheme, SparseScheme):
+        raise ValueError("which weights are to be left out needs calibration data")
     _check(scheme)
     if scheme.format == NVFP4:
         return _quantize_nvfp4(weight, scheme.weights)
@@ -43,13 +47,18 @@ def _quantize(weight: Tensor, scheme: CompressedScheme) -> dict[str, Tensor]:
 
 
 def _check(scheme: CompressedScheme) -> None:
-    inputs = scheme.inputs
-    if inputs is not None and (not inputs.dynamic or inputs.has_global_scale):
-        raise ValueError("the scales of inputs need calibration data")
+    for what, states in (("inputs", scheme.inputs), ("outputs", scheme.outputs)):
+        if states is not None and (not states.dynamic or states.has_global_scale):
+            raise ValueError(f"the scales of {what} need calibration data")
+    if scheme.sparsity is not None:
+        raise ValueError("which weights are to be left out needs calibration data")
     if scheme.weights.orders_groups:
         raise ValueError("the order of activations needs calibration data")
-    if scheme.format in SMALL_FLOATS and scheme.format != NVFP4:
-        raise ValueError(f"{scheme.format} is not supported")
+    has_global = scheme.format == NVFP4 and scheme.weights.has_global_scale
+    if not has_global and scheme.format not in (PACKED, *PLAIN_FORMATS):
+        raise ValueError(f"{scheme.format} of {scheme.weights} is not supported")
+    if scheme.weights.is_float and not scheme.weights.symmetric:
+        raise ValueError(f"{scheme.weights} is not supported")
 
 
 def _tile(weight: Tensor, weights: Quantizer) -> Tensor:
@@ -92,7 +101,7 @@ def _store(values: Tensor, scale: Tensor, zero: Tensor | None, scheme: Compresse
     if scheme.format != PACKED:
         return {"weight_quantized": values, "weight_scale": scale, **zeros}
     half, bits = 1 << (weights.bits - 1), weights.bits
-    if weights.strategy is not Strategy.TENSOR:
+    if weights.strategy in (Strategy.CHANNEL, Strategy.GROUP):
         # Packed along the rows, which are stored as the first axis nevertheless.
         zeros = {name: pack(each.T + half, bits, torch.int32).T for name, each in zeros.items()}
     return {"weight_packed": pack(values + half, bits, torch.int32), "weight_scale": scale, **zeros}

@@ -1,10 +1,11 @@
 """What layers have in common that are alike: worked out once, however many there are."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Shard
 from qload.layout import Cut
@@ -17,12 +18,13 @@ from qload.quantization import Quantization, Treatment
 class Blank:
     """A parameter before it is filled: its shape on this rank, and what it holds.
 
-    `owned` is the number of its entries that copies are to write, each once: all but the padding.
+    `owned` is the number of its entries that copies are to write, each once: all but the padding; None where each
+    source writes as many as it stores.
     """
 
     spec: ParameterSpec
     shape: tuple[int, ...]
-    owned: int
+    owned: int | None
     fill: float
 
 
@@ -48,20 +50,40 @@ class Arrangement:
     fits: tuple[tuple[Fit, ...], ...]
 
 
+Lengths = tuple[tuple[str, tuple[int, ...]], ...]
+"""Of each parameter of which only stored tensors know the length: its name, and what each source stores."""
+
+
 @dataclass(slots=True)
 class Form:
-    """Layers of one treatment, geometry and shard."""
+    """Layers of one treatment, geometry and shard, and of the same `lengths` where only stored tensors know them."""
 
     quantization: Quantization
     treatment: Treatment
     geometry: Geometry
     shard: Shard
+    lengths: Lengths = ()
     blanks: tuple[Blank, ...] = ()
     _arrangements: dict[tuple[Position, ...], Arrangement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         specs = self.quantization.declare(self.treatment, self.geometry)
-        self.blanks = tuple(_make_blank(spec, self.geometry, self.shard) for spec in specs)
+        longest = {name: max(lengths, default=0) for name, lengths in self.lengths}
+        sized = (spec.measure(longest.get(spec.name, 0)) if spec.layout.is_measured else spec for spec in specs)
+        self.blanks = tuple(_make_blank(spec, self.geometry, self.shard) for spec in sized)
+
+    def measure(self, sources: Sequence[Source], tensors: Mapping[str, TensorEntry]) -> Lengths:
+        """What a layer's sources store of the parameters of which only stored tensors know the length."""
+        return tuple(
+            (blank.spec.name, tuple(self._stored_length(blank.spec, source, tensors) for source in sources))
+            for blank in self.blanks
+            if blank.spec.layout.is_measured
+        )
+
+    def _stored_length(self, spec: ParameterSpec, source: Source, tensors: Mapping[str, TensorEntry]) -> int:
+        entry = tensors.get(f"{source.prefix}.{spec.stored_as}")
+        others = prod(spec.measure(1).layout.shape(source.geometry(self.geometry).extents))
+        return 0 if entry is None or others == 0 else prod(entry.shape) // others
 
     def arrange(self, sources: Sequence[Source]) -> Arrangement:
         """The arrangement of a layer's sources, which is that of all layers whose sources stand alike."""
@@ -73,7 +95,7 @@ class Form:
     def _arrange(self, sources: Sequence[Source]) -> Arrangement:
         used = tuple(number for number, source in enumerate(sources) if source.belongs_to(self.geometry))
         chosen = [sources[number] for number in used]
-        fits = [self._fit(source) for source in chosen]
+        fits = [self._fit(number, sources[number]) for number in used]
         return Arrangement(
             used,
             tuple(number for number in range(len(sources)) if number not in used),
@@ -81,12 +103,19 @@ class Form:
             tuple(tuple(fit[number] for fit in fits) for number in range(len(self.blanks))),
         )
 
-    def _fit(self, source: Source) -> list[Fit]:
+    def _fit(self, number: int, source: Source) -> list[Fit]:
         stored = self.quantization.declare(self.treatment, source.geometry(self.geometry))
         # The first wins where a faulty method declares a name twice.
         by_name = {spec.name: spec for spec in reversed(stored)}
-        specs = [blank.spec for blank in self.blanks]
-        return [make_fit(spec, by_name[spec.name], source, self.geometry, self.shard) for spec in specs]
+        pairs = [(blank.spec, by_name[blank.spec.name]) for blank in self.blanks]
+        lengths = {name: stored[number] for name, stored in self.lengths}
+        sized = [
+            (spec.measure(lengths[spec.name]), stored.measure(lengths[spec.name]))
+            if spec.name in lengths
+            else (spec, stored)
+            for spec, stored in pairs
+        ]
+        return [make_fit(spec, stored, source, self.geometry, self.shard) for spec, stored in sized]
 
 
 @dataclass(slots=True)
@@ -94,10 +123,16 @@ class Forms:
     """The forms of all layers of one plan."""
 
     quantization: Quantization
-    _forms: dict[tuple[Treatment, Geometry, Shard], Form] = field(default_factory=dict)
+    _forms: dict[tuple[Treatment, Geometry, Shard, Lengths], Form] = field(default_factory=dict)
 
-    def of(self, target: Target) -> Form:
-        key = (target.treatment, target.geometry, target.shard)
+    def of(self, target: Target, tensors: Mapping[str, TensorEntry]) -> Form:
+        """The form of a layer; `tensors` are those of the checkpoint, which may alone know how long some are."""
+        form = self._find(target, ())
+        lengths = form.measure(target.sources, tensors)
+        return self._find(target, lengths) if lengths else form
+
+    def _find(self, target: Target, lengths: Lengths) -> Form:
+        key = (target.treatment, target.geometry, target.shard, lengths)
         form = self._forms.get(key)
         if form is None:
             form = self._forms[key] = Form(self.quantization, *key)
@@ -109,7 +144,7 @@ def _make_blank(spec: ParameterSpec, geometry: Geometry, shard: Shard) -> Blank:
     shape = spec.layout.local_shape(extents, shard.local(geometry).extents)
     owned = spec.layout.local_shape(extents, shard.without_padding().local(geometry).extents)
     padded = any(cut.padding for cut in shard.out)
-    return Blank(spec, shape, prod(owned), 0 if padded else spec.fill)
+    return Blank(spec, shape, None if spec.layout.is_measured else prod(owned), 0 if padded else spec.fill)
 
 
 def _find_gaps(sources: Sequence[Source], geometry: Geometry, shard: Shard) -> tuple[Gap, ...]:

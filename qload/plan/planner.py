@@ -108,7 +108,7 @@ def _plan_layers(
 ) -> Iterator[LayerPlan]:
     forms = Forms(quantization)
     for target in targets:
-        yield _plan_layer(target, forms.of(target), ledger)
+        yield _plan_layer(target, forms.of(target, ledger.tensors), ledger)
     for tensor in plain:
         layer = _plan_plain(tensor, ledger)
         if layer is not None:
@@ -171,7 +171,7 @@ def _fill_slot(blank: Blank, target: Target, found: Sequence[_Found], complete: 
         ledger.findings.append(accounts.mixed_dtypes(spec, target, dtypes))
         return None
     written = sum([reading.written for _, reading in found])
-    if written != blank.owned:
+    if blank.owned is not None and written != blank.owned:
         fault = next((reading.fault for _, reading in found if reading.fault), "")
         if fault:
             ledger.findings.append(report("QL401", fault, where=f"{target.name}.{spec.name}"))

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint
+from qload.declare import ParameterKind, ParameterSpec
 from qload.errors import PluginError
 from qload.geometry import Kind, single
 from qload.hookspecs import ModuleInfo
@@ -34,7 +35,7 @@ def _check_schemes(quantization: Quantization) -> Iterator[str]:
 
 
 def _check_cache(quantization: Quantization) -> Iterator[str]:
-    """An attention has no weight: what is declared for it has no rows and no columns."""
+    """An attention has no weight: what is declared for it has no columns, and rows only for scales of its heads."""
     try:
         treatment = quantization.treat(ModuleInfo(("self_attn",), Kind.KV_CACHE, ("SomeAttention", "Module")))
         if treatment.scheme is None:
@@ -42,9 +43,14 @@ def _check_cache(quantization: Quantization) -> Iterator[str]:
         specs = quantization.declare(treatment, single(1, 1, kind=Kind.KV_CACHE))
     except (ValueError, PluginError):
         return
-    weights = [spec.name for spec in specs if spec.layout.follows(Dim.OUT) or spec.layout.follows(Dim.IN)]
+    weights = [spec.name for spec in specs if spec.layout.follows(Dim.IN) or _is_weight(spec)]
     if weights:
         yield f"with the capability kv_cache, it declares weights for an attention: {', '.join(weights)}"
+
+
+def _is_weight(spec: ParameterSpec) -> bool:
+    is_scale = spec.kind.is_scale or spec.kind is ParameterKind.ZERO_POINT
+    return spec.layout.follows(Dim.OUT) and not is_scale
 
 
 def _check_claim(quantization: Quantization) -> Iterator[str]:

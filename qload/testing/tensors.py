@@ -13,6 +13,8 @@ from qload.torch.dtypes import torch_dtype
 
 _SMALL = 0x48
 """Two bytes below it are a float16 below 8, wherever in a block they lie."""
+_HALVES = (0b1001, 0b1100)
+"""Masks of four elements that keep two, and do so too where they are read as two places of two bits each."""
 
 
 def make_tensors(
@@ -26,7 +28,7 @@ def make_tensors(
 
     Scales lie between 1/128 and 1/64; packed values and zero-points take all bit patterns, but for blocks of bytes,
     which may hold scales; indices assign columns to groups at random, but in equal shares; documents are the
-    declaration's sample.
+    declaration's sample. Masks keep two of every four elements, and what has a length of its own holds as many.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
@@ -35,7 +37,8 @@ def make_tensors(
         for spec in quantization.declare(treatment, stored):
             if not spec.required:
                 continue
-            shape = spec.layout.shape(stored.extents)
+            kept = stored.out_features * stored.in_features // 2
+            shape = spec.measure(kept).layout.shape(stored.extents)
             tensors[f"{source.prefix}.{spec.stored_as}"] = _make(spec, shape, generator)
     return tensors
 
@@ -48,6 +51,8 @@ def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generato
         return ((torch.rand(shape, generator=generator) + 1) / 128).to(dtype)
     if spec.kind is ParameterKind.INDEX:
         return _make_index(spec, shape, generator).to(dtype)
+    if spec.kind is ParameterKind.MASK:
+        return _make_mask((*shape[:-1], shape[-1] * dtype.itemsize), generator).view(dtype)
     if spec.cast:
         return torch.randn(shape, generator=generator).to(dtype)
     if dtype.is_floating_point:
@@ -56,6 +61,12 @@ def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generato
         return torch.randint(0, _SMALL, shape, generator=generator, dtype=torch.int64).to(dtype)
     bits = torch.iinfo(dtype)
     return torch.randint(bits.min, bits.max, shape, generator=generator, dtype=torch.int64).to(dtype)
+
+
+def _make_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    halves = torch.tensor(_HALVES, dtype=torch.uint8)
+    low, high = (halves[torch.randint(len(_HALVES), shape, generator=generator)] for _ in range(2))
+    return low | high << 4
 
 
 def _make_index(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -1,20 +1,23 @@
 """Activations rounded to what a quantized kernel would see: quantized, and turned back at once."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qload.torch.floats import E2M1, round_e2m1
+from qload.torch.floats import E2M1, round_e2m1, round_float
 
 E4M3_MAX = 448.0
 """The greatest value of E4M3 without infinities."""
+_GREATEST = {4: E2M1[-1], 6: 7.5, 8: E4M3_MAX}
+"""The greatest value of each float by its bits: E2M1, E2M3, E4M3."""
 
 
 def value_range(bits: int, is_float: bool) -> tuple[float, float]:
-    """The least and greatest value of signed integers of `bits` bits, or of floats of 4 (E2M1) or 8 (E4M3)."""
+    """The least and greatest value of signed integers of `bits` bits, or of floats: E2M1, E2M3, E4M3."""
     if is_float:
-        greatest = E4M3_MAX if bits == 8 else E2M1[-1]
-        return -greatest, greatest
+        return -_GREATEST[bits], _GREATEST[bits]
     return -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
 
 
@@ -39,7 +42,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_f
 def _round(x: Tensor, bits: int, is_float: bool) -> Tensor:
     if not is_float:
         return x.round()
-    return x.to(torch.float8_e4m3fn) if bits == 8 else round_e2m1(x)
+    if bits == 8:
+        return x.to(torch.float8_e4m3fn)
+    return round_e2m1(x) if bits == 4 else round_float(x, 2, 3)
 
 
 def fake_quantize_dynamic(
@@ -51,11 +56,13 @@ def fake_quantize_dynamic(
     group: int | None = None,
     by_tensor: bool = False,
     global_scale: Tensor | None = None,
+    scale_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x rounded with scales of its own: for each token, each group of its features, or the whole tensor.
 
     x [..., features]; the last group may be short. Zero is always inside the range. With a `global_scale` [],
-    the scales are rounded to E4M3 once they are multiplied by it.
+    the scales are rounded to E4M3 once they are multiplied by it. Without, they are rounded to `scale_dtype`; those
+    of E8M0 are powers of two.
     """
     columns = x.shape[-1]
     values = x if group is None else F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
@@ -64,14 +71,34 @@ def fake_quantize_dynamic(
     scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
     if global_scale is not None:
         scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
+    elif scale_dtype is torch.float8_e8m0fnu:
+        scale = choose_power(torch.maximum(-low, high), bits)
+    elif scale_dtype is not None:
+        scale = round_scale(scale, scale_dtype)
     rounded = fake_quantize(values, scale, zero, bits, is_float)
     return rounded if group is None else rounded.flatten(-2)[..., :columns]
 
 
-def round_scale(scale: Tensor) -> Tensor:
-    """Scales rounded to E4M3, in their own dtype; zero becomes its epsilon."""
-    rounded = scale.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(scale.dtype)
-    return torch.where(rounded == 0, torch.finfo(torch.float8_e4m3fn).eps, rounded)
+def round_scale(scale: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """Scales rounded to `dtype`, in their own; zero becomes its epsilon."""
+    greatest = torch.finfo(dtype).max
+    rounded = scale.clamp(-greatest, greatest).to(dtype).to(scale.dtype)
+    return torch.where(rounded == 0, torch.finfo(dtype).eps, rounded)
+
+
+def choose_power(greatest: Tensor, bits: int) -> Tensor:
+    """The scale, a power of two, of floats of 4, 6 or 8 bits whose greatest size is `greatest`, in its dtype.
+
+    The greatest power of two of the format stands for that of `greatest`, which is rounded up first where its
+    mantissa is beyond what the format's greatest value has: 1.75, or 1.9375 with 6 bits. Source: the OCP Microscaling
+    Formats specification, 6.3, and for the rounding vLLM's `reference_mxfp4.py`.
+    """
+    mantissa, exponent = torch.frexp(greatest.to(torch.float32))
+    rounds_up = mantissa * 2 >= 2 - 2.0 ** (-4 if bits == 6 else -2)
+    power = exponent - 1 + rounds_up - math.floor(math.log2(_GREATEST[bits]))
+    power = torch.where(greatest == 0, -127, power.clamp(-127, 128))
+    scale = torch.exp2(power.to(torch.float32)).to(greatest.dtype)
+    return torch.where(scale == 0, 1, scale)
 
 
 def choose_scale(low: Tensor, high: Tensor, bits: int, is_float: bool, symmetric: bool) -> tuple[Tensor, Tensor | None]:
@@ -84,4 +111,5 @@ def choose_scale(low: Tensor, high: Tensor, bits: int, is_float: bool, symmetric
     scale = torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
     if symmetric:
         return scale, None
-    return scale, (least - low / scale).clamp(least, greatest).round()
+    zero = (least - low / scale).clamp(least, greatest)
+    return scale, zero.to(torch.float8_e4m3fn).to(zero.dtype) if is_float and bits == 8 else zero.round()

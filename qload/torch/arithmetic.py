@@ -93,14 +93,21 @@ def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Ten
     return _scale(values, scale[:, order], zero)
 
 
-def scale_blocks(values: Tensor, scale: Tensor, block: tuple[int, int], *, divide: bool = False) -> Tensor:
-    """values * scale, computed in the scale's dtype, with a scale for every block of rows and columns.
+def scale_blocks(
+    values: Tensor, scale: Tensor, block: tuple[int, int], *, zero: Tensor | int = 0, divide: bool = False
+) -> Tensor:
+    """(values - zero) * scale, computed in the scale's dtype, with a scale for every block of rows and columns.
 
-    values [rows, columns], scale [ceil(rows / block[0]), ceil(columns / block[1])]. With `divide`, values / scale.
+    values [rows, columns], scale and zero [ceil(rows / block[0]), ceil(columns / block[1])]. With `divide`, divided
+    by the scale.
     """
+    zero = _spread_blocks(zero, block, values) if isinstance(zero, Tensor) else zero
+    return _scale(values, _spread_blocks(scale, block, values), zero, divide)
+
+
+def _spread_blocks(scale: Tensor, block: tuple[int, int], values: Tensor) -> Tensor:
     rows, columns = values.shape
-    tall = scale.repeat_interleave(block[0], 0)[:rows]
-    return _scale(values, _spread(tall, block[1], columns), 0, divide)
+    return _spread(scale.repeat_interleave(block[0], 0)[:rows], block[1], columns)
 
 
 def _spread(scale: Tensor, group: int, columns: int) -> Tensor:

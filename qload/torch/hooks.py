@@ -15,6 +15,11 @@ from qload.hookspecs import LayerPiece
 from qload.registry import Runtime
 from qload.torch.dtypes import torch_dtype
 
+_HEAD_SIZE = 128
+"""Of the heads with which a cache's hook proves itself."""
+_OWN_HOOKS = (Kind.EMBEDDING, Kind.KV_CACHE)
+"""Kinds of layers that compute with hooks of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
@@ -28,6 +33,7 @@ class Hooks:
     apply: Callable[[LayerPiece, Tensor, Tensor | None], Tensor]
     embedding: Callable[[LayerPiece, Tensor], Tensor] | None
     apply_experts: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None
+    cache: Callable[[LayerPiece, Tensor, Tensor], tuple[Tensor, Tensor]] | None
     process: Callable[[nn.Module], None]
 
     def __deepcopy__(self, memo: object) -> "Hooks":
@@ -46,6 +52,7 @@ def bind(runtime: Runtime) -> Hooks:
         runtime.get("qload_apply", DequantizedApply(dequantize)),
         runtime.get("qload_embedding"),
         runtime.get("qload_apply_experts"),
+        runtime.get("qload_cache"),
         Completion(runtime),
     )
 
@@ -87,7 +94,7 @@ class Completion:
         if process is not None:
             name = "qload_process_weights_after_loading"
             call(self.runtime.method.origin, name, process, layer, where=layer.name)
-        kind = (layer.scheme, layer.local.kind is Kind.EMBEDDING)
+        kind = (layer.scheme, layer.local.kind if layer.local.kind in _OWN_HOOKS else None)
         if kind not in self.runtime.proven and _can_compute(layer.local):
             with torch.no_grad():
                 self._prove(layer)
@@ -96,7 +103,11 @@ class Completion:
     def _prove(self, layer: LoadedLayer) -> None:
         pieces = layer.pieces(None if layer.local.experts is None else 0)
         piece = max(pieces, key=lambda each: each.out_features)
-        device = next(layer.parameters()).device
+        device = next((tensor.device for tensor in layer.parameters()), torch.device("cpu"))
+        if layer.local.kind is Kind.KV_CACHE:
+            states = torch.ones(1, piece.out_features, 1, _HEAD_SIZE, device=device)
+            self._prove_hook("qload_cache", layer, piece, states, states, wanted=tuple(states.shape), count=2)
+            return
         if layer.local.kind is Kind.EMBEDDING:
             # A row shows enough. All of them made dense would be the greatest tensor of many a model.
             ids = torch.zeros(1, dtype=torch.int64, device=device)
@@ -113,21 +124,30 @@ class Completion:
         *arguments: Any,
         wanted: tuple[int, ...],
         dtype: torch.dtype | None = None,
+        count: int = 1,
     ) -> None:
         hook = self.runtime.get(name)
         if hook is not None:
-            origin, read = self.runtime.method.origin, TensorReader(wanted, dtype)
+            origin, read = self.runtime.method.origin, TensorReader(wanted, dtype, count)
             call(origin, name, hook, *arguments, where=layer.name, read=read, meant=(torch.OutOfMemoryError,))
 
 
 @dataclass(frozen=True, slots=True)
 class TensorReader:
-    """Takes a tensor of floats with that shape for an answer; of that dtype, where one is given."""
+    """Takes a tensor of floats with that shape for an answer, or a tuple of `count`; of that dtype, if one is given."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
+    count: int = 1
 
-    def __call__(self, answer: object) -> Tensor:
+    def __call__(self, answer: object) -> object:
+        if self.count == 1:
+            return self._check(answer)
+        if not isinstance(answer, tuple) or len(answer) != self.count:
+            raise AnswerError(f"returns {type(answer).__name__}, not a tuple of {self.count} tensors")
+        return tuple(map(self._check, answer))
+
+    def _check(self, answer: object) -> Tensor:
         if not isinstance(answer, Tensor):
             raise AnswerError(f"returns {type(answer).__name__}, not a tensor")
         if tuple(answer.shape) != self.shape:
@@ -138,6 +158,5 @@ class TensorReader:
 
 
 def _can_compute(local: Geometry) -> bool:
-    """Whether there is something to compute: a rank may hold no rows, and scales of a cache are no weight."""
-    sizes = (local.out_features, local.in_features, 1 if local.experts is None else local.experts)
-    return local.kind is not Kind.KV_CACHE and all(sizes)
+    """Whether there is something to compute: a rank may hold no rows."""
+    return all((local.out_features, local.in_features, 1 if local.experts is None else local.experts))

@@ -88,8 +88,11 @@ SECTIONS: list[dict[str, Any]] = [
             ("float-quantized", {"type": "float", "strategy": "block", "block_structure": [64, 128]}),
             ("nvfp4-pack-quantized",
              {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
+            ("mxfp6-pack-quantized", {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32}),
+            ("marlin-24", {"num_bits": 4, "strategy": "channel"}),
         )
     ),
+    {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask", "targets": ["Linear"]}},
 ]  # fmt: skip
 
 

@@ -287,9 +287,12 @@ def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: R
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": "marlin-24"}, "format 'marlin-24'"),
-        ({"sparsity_config": {"format": "sparse-bitmask"}}, "sparse-bitmask"),
-        ({"transform_config": {"config_groups": {}}}, "transform_config"),
+        ({"format": "marlin-42"}, "format 'marlin-42' is not one of"),
+        ({"format": "marlin-24"}, "int4 tensor cannot be stored as marlin-24"),
+        (
+            {"transform_config": {"config_groups": {"R3": {"apply": [{"targets": ["a"], "location": "k_cache"}]}}}},
+            r"activations are transformed \(R3\)",
+        ),
         ({"weights": {"num_bits": 4, "type": "float", "strategy": "channel"}}, "fp4 channel cannot be stored"),
         ({"weights": {"num_bits": 8, "strategy": "token", "dynamic": True}}, "not supported"),
         ({"weights": {"num_bits": 16}}, "cannot be stored"),
@@ -298,17 +301,21 @@ def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: R
             {"format": "mxfp4-pack-quantized", "weights": {**SMALL_FLOATS["mxfp8-quantized"]}},
             "cannot be stored as mxfp4",
         ),
-        ({"input_activations": {**SMALL_FLOATS["nvfp4-pack-quantized"]}}, "inputs of fp4 tensor_group 16"),
-        ({"input_activations": {"num_bits": 4, "type": "float"}}, "not supported"),
+        (
+            {"input_activations": {**SMALL_FLOATS["nvfp4-pack-quantized"]}},
+            "static inputs by tensor_group are not supported",
+        ),
+        ({"input_activations": {"num_bits": 3, "type": "float"}}, "inputs of fp3 tensor are not supported"),
         ({"input_activations": {"num_bits": 8, "strategy": "channel"}}, "not supported"),
-        ({"output_activations": {"num_bits": 8}}, "output activations"),
+        ({"output_activations": {"num_bits": 8, "strategy": "channel"}}, "static outputs by channel are not"),
+        ({"weights": None, "output_activations": {"num_bits": 8}}, "activations are quantized and weights are not"),
         ({"weights": None, "input_activations": {"num_bits": 8}}, "activations are quantized and weights are not"),
         (
             {
                 "format": "naive-quantized",
-                "weights": {"strategy": "block", "block_structure": [64, 64], "symmetric": False},
+                "weights": {"num_bits": 16, "strategy": "block", "block_structure": [64, 64], "symmetric": False},
             },
-            "int8 block 64x64 asymmetric cannot be stored as naive-quantized",
+            "int16 block 64x64 asymmetric cannot be stored as naive-quantized",
         ),
     ],
 )
@@ -325,6 +332,13 @@ def test_what_is_not_supported_is_refused_with_a_reason(
     section |= {k: v for k, v in change.items() if k not in parts}
     with pytest.raises(ValueError, match=reason):
         make_quantization(section, registry).treat(ModuleInfo(("a",)))
+
+
+def test_transforms_of_weights_are_in_the_weights_already(registry: Registry) -> None:
+    places = [{"targets": ["a"], "location": where} for where in ("weight_input", "weight_output")]
+    transforms = {"config_groups": {"R1": {"type": "hadamard", "apply": places}}}
+    section = {"quant_method": "compressed-tensors", "config_groups": {}, "transform_config": transforms}
+    assert make_quantization(section, registry).treat(ModuleInfo(("a",))).scheme is None
 
 
 @pytest.mark.parametrize(
@@ -359,17 +373,56 @@ def test_only_an_order_of_groups_needs_an_index(actorder: str, ordered: bool, re
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor"}
 
 
-@pytest.mark.parametrize("change", [{"dynamic": True}, {"symmetric": False}, {"strategy": "attn_head"}])
-def test_a_cache_has_static_scales_for_whole_tensors(change: dict[str, Any], registry: Registry) -> None:
+@pytest.mark.parametrize(
+    ("change", "label", "names"),
+    [
+        ({}, "static fp8 tensor", ["k_scale", "v_scale"]),
+        ({"dynamic": True}, "dynamic fp8 tensor", []),
+        ({"dynamic": True, "strategy": "token"}, "dynamic fp8 token", []),
+        ({"strategy": "attn_head"}, "static fp8 attn_head", ["k_scale", "v_scale"]),
+        ({"num_bits": 4, "strategy": "tensor_group", "group_size": 16, "dynamic": "local"},
+         "dynamic fp4 tensor_group 16", ["k_global_scale", "v_global_scale"]),
+        ({"type": "int", "symmetric": False}, "static int8 tensor asymmetric",
+         ["k_scale", "k_zero_point", "v_scale", "v_zero_point"]),
+    ],
+)  # fmt: skip
+def test_a_cache_has_the_scales_that_are_not_found_anew(
+    change: dict[str, Any], label: str, names: list[str], registry: Registry
+) -> None:
     attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ())
-    section = {"quant_method": "compressed-tensors", "kv_cache_scheme": CACHE}
+    section = {"quant_method": "compressed-tensors", "kv_cache_scheme": {**CACHE, **change}}
     quantization = make_quantization(section, registry)
     treatment = quantization.treat(attention)
-    assert str(treatment.scheme) == "kv cache fp8"
-    assert [spec.name for spec in quantization.declare(treatment, single(1, 1))] == ["k_scale", "v_scale"]
+    assert str(treatment.scheme) == f"kv cache {label}"
+    specs = [spec for spec in quantization.declare(treatment, single(2, 1, kind=Kind.KV_CACHE)) if spec.required]
+    assert [spec.name for spec in specs] == names
     assert quantization.treat(ModuleInfo(("a",))).scheme is None
-    with pytest.raises(ValueError, match="a KV cache with other than static symmetric scales by tensor"):
-        make_quantization({**section, "kv_cache_scheme": {**CACHE, **change}}, registry).treat(attention)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": "channel"},
+        {"strategy": "group", "group_size": 32},
+        {"strategy": "tensor_group", "group_size": 16},
+        {"strategy": "block", "block_structure": [8, 8]},
+    ],
+)
+def test_a_cache_that_the_package_cannot_have_is_refused(change: dict[str, Any], registry: Registry) -> None:
+    section = {"quant_method": "compressed-tensors", "kv_cache_scheme": {**CACHE, **change}}
+    attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ())
+    with pytest.raises(ValueError, match="static keys and values by"):
+        make_quantization(section, registry).treat(attention)
+
+
+@pytest.mark.parametrize("target", ["LlamaAttention", "re:.*self_attn$"])
+def test_queries_that_are_quantized_are_refused(target: str, registry: Registry) -> None:
+    groups = {"g": {"targets": [target], "input_activations": {**CACHE, "dynamic": True}}}
+    section = {"quant_method": "compressed-tensors", "config_groups": groups}
+    attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ("LlamaAttention", "Module"))
+    with pytest.raises(ValueError, match="the queries of an attention are quantized"):
+        make_quantization(section, registry).treat(attention)
+    assert make_quantization({**section, "ignore": [target]}, registry).treat(attention).scheme is None
 
 
 @pytest.mark.parametrize(

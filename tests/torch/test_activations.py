@@ -76,6 +76,37 @@ def test_inputs_with_a_scale_of_scales_are_what_the_package_computes(dtype: torc
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_scales_that_are_powers_of_two_are_what_the_package_computes(dtype: torch.dtype, bits: int) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(4, 50, 64) * torch.exp(2 * torch.randn(4, 50, 1))).to(dtype)
+    # What is rounded up to the next power, and what only just is not.
+    x[0, :4, :32] = torch.tensor([1.74, 1.75, 1.93, 1.94], dtype=dtype)[:, None]
+    x[1, 0] = 0
+    options = {"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    expected = theirs(x, **options)
+    found = fake_quantize_dynamic(x, bits, True, group=32, scale_dtype=torch.float8_e8m0fnu)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale_dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16])
+def test_scales_are_rounded_to_their_dtype(dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(2, 50, 64) * torch.exp(3 * torch.randn(2, 50, 1))).to(dtype)
+    expected = theirs(x, num_bits=8, strategy="token", scale_dtype=str(scale_dtype))
+    assert torch.equal(fake_quantize_dynamic(x, 8, False, scale_dtype=scale_dtype), expected)
+
+
+def test_zero_points_of_floats_are_floats() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 50, 64) + 1
+    expected = theirs(x, num_bits=8, type="float", strategy="token", symmetric=False)
+    assert torch.equal(fake_quantize_dynamic(x, 8, True, symmetric=False), expected)
+
+
 def test_e2m1_rounds_to_the_nearest_and_ties_to_even() -> None:
     x = torch.tensor([0.25, 0.26, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 5.1, 9.0, 0.0])
     expected = torch.tensor([0.0, 0.5, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 6.0, 6.0, 0.0])

@@ -23,6 +23,7 @@ WHOLE = (
     "autoawq-gemv",
     "autoround-gguf",
     "ct-fp8-block",
+    "ct-sparse-bitmask",
     "gptqmodel-fp8-block",
     "gptqmodel-gguf",
     "hf-bitnet",

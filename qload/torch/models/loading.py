@@ -19,6 +19,7 @@ from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.modules import target_of
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.models.building import build_model, finish_model, kept_dtype
+from qload.torch.models.caching import quantize_caches
 from qload.torch.models.converting import Stage, make_stages
 from qload.torch.models.naming import Names, match_names
 from qload.torch.models.replacing import make_replacements, put
@@ -45,8 +46,8 @@ def load(
 
     Linear layers, embeddings, experts and the head are qload's, with the weights as they lie on disk; the
     model is ready for `model(...)` and `model.generate(...)`. It computes in `dtype`, by default the config's.
-    With `quantize_activations=False`, schemes that quantize activations compute with the weights only.
-    With `quantization`, a plain checkpoint is quantized while it is loaded, layer by layer: a preset's name
+    With `quantize_activations=False`, schemes that quantize activations, keys and values compute with the weights
+    only. With `quantization`, a plain checkpoint is quantized while it is loaded, layer by layer: a preset's name
     ("int4", ...; `qload methods` lists them), or what its `quantization_config` would say.
     `ignore` lists the codes of waivable findings. `qload.report(model)` says what was loaded.
 
@@ -97,6 +98,7 @@ def report(model: nn.Module) -> LoadReport:
 def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties, loading: Load) -> None:
     for name, module in modules.items():
         put(model, name, module)
+    quantize_caches(model)
     tie(model, ties, loading.quantization)
     finish_model(model, loading.options.device)
     setattr(model, "save_pretrained", _refuse_saving)  # noqa: B010

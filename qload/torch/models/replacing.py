@@ -15,6 +15,7 @@ from qload.geometry import Kind, single
 from qload.hookspecs import ModuleInfo
 from qload.quantization import Quantization, Treatment
 from qload.torch.layers import Layer, ParallelLMHead, ReplicatedLinear, VocabParallelEmbedding
+from qload.torch.models.caching import SCALES, count_heads, has_cache
 from qload.torch.models.context import Context, class_names
 from qload.torch.models.embedding import ComputedEmbedding, computes_by_row
 from qload.torch.models.naming import Names
@@ -151,10 +152,12 @@ def _make_embedding(name: str, module: nn.Embedding, context: Context) -> Iterat
 def _make_cache_scales(name: str, module: nn.Module, context: Context) -> Iterator[tuple[str, nn.Module]]:
     """The scales of an attention's keys and values, where the checkpoint has them."""
     source = context.source(name)
+    if not has_cache(module) and name not in context.names.sources:
+        return
     treatment = _treat(name, source.prefix, Kind.KV_CACHE, module, context)
     if treatment.scheme is not None:
-        geometry = single(1, 1, kind=Kind.KV_CACHE)
-        yield f"{name}.kv_scales", Layer(geometry, (source,), context.site(name, source.prefix), treatment)
+        geometry = single(count_heads(module), 1, kind=Kind.KV_CACHE)
+        yield f"{name}.{SCALES}", Layer(geometry, (source,), context.site(name, source.prefix), treatment)
 
 
 def _treat(name: str, prefix: str, kind: Kind, module: nn.Module, context: Context) -> Treatment:
