@@ -91,7 +91,7 @@ def choose_power(greatest: Tensor, bits: int) -> Tensor:
 
     The greatest power of two of the format stands for that of `greatest`, which is rounded up first where its
     mantissa is beyond what the format's greatest value has: 1.75, or 1.9375 with 6 bits. Source: the OCP Microscaling
-    Formats specification, 6.3, and for the rounding vLLM's `reference_mxfp4.py`.
+    Formats specification, 6.3, and for the rounding vLLM's reference of it.
     """
     mantissa, exponent = torch.frexp(greatest.to(torch.float32))
     rounds_up = mantissa * 2 >= 2 - 2.0 ** (-4 if bits == 6 else -2)
