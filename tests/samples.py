@@ -22,7 +22,6 @@ DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
     "autoround-gguf",
-    "autoround-mxfp4",
     "bnb-",
     "gguf-",
     "gptqmodel-gguf",
