@@ -83,6 +83,7 @@ RULES = _rules(
     ("QL308", "E", "H", "the dtype of a tensor"),
     ("QL401", "E model", "H", "a rank's share splits a unit"),
     ("QL501", "E", "D", "a scale that is NaN or infinite"),
+    ("QL503", "E", "P", "symmetric zero-points of another version than the config names"),
     ("QL505", "E", "D", "an index or a zero-point out of range"),
 )
 """Every rule of the core by its code. A method's own rules carry its own prefix."""

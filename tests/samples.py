@@ -25,7 +25,6 @@ NOT_SUPPORTED = (
     "bnb-",
     "gguf-",
     "gptqmodel-gguf",
-    "gptqmodel-qqq",
     "hf-bitnet",
     "hf-fp8-block-qwen3moe",
     "hf-gptoss",
@@ -75,7 +74,8 @@ def refusals(path: Path) -> set[str]:
 
 
 def supported() -> list[Path]:
-    return [path for path in samples() if is_supported(path)]
+    """Those that load, and that have something to be compared with."""
+    return [path for path in samples() if is_supported(path) and (path / "reference.safetensors").exists()]
 
 
 def read_reference(path: Path) -> Reference:

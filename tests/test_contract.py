@@ -69,6 +69,7 @@ SECTIONS: list[dict[str, Any]] = [
     ),
     *({"quant_method": "awq", "group_size": 64, "version": version} for version in ("gemv", "gemv_fast")),
     {"quant_method": "fp8"},
+    *({"quant_method": "qqq", "group_size": group} for group in (-1, 128)),
     *(
         {"quant_method": "fp8", "weight_block_size": [64, 128], **more}
         for more in ({}, {"weight_scale_semantics": "inverse"})

@@ -4,6 +4,9 @@ Source of the arithmetic: `calculate_qparams`, `generate_gparam` and `_quantize`
 the weight's own dtype; and its compressors' packing.
 """
 
+import math
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,10 +14,14 @@ from torch.nn import functional as F
 from qload.torch.activations import E4M3_MAX, choose_scale, round_scale, value_range
 from qload.torch.arithmetic import pack
 from qload.torch.floats import E2M1, encode_e2m1
+from qload.torch.strips import quantize_by_strips
 from qload_compressed_tensors.config import Strategy
 from qload_compressed_tensors.formats import NVFP4, PACKED, PLAIN_FORMATS
 from qload_compressed_tensors.quantizers import Quantizer
 from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Scheme, SparseScheme
+
+_ROWS = 32
+"""Rows whose packed zero-points of any width fill whole words."""
 
 
 def quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
@@ -26,6 +33,13 @@ def quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     _check(scheme)
     if scheme.format == NVFP4:
         return _quantize_nvfp4(weight, scheme.weights)
+    if scheme.weights.strategy is Strategy.TENSOR:
+        return _quantize(weight, scheme)
+    unit = _ROWS if scheme.weights.block is None else math.lcm(_ROWS, scheme.weights.block[0])
+    return quantize_by_strips(weight, unit, partial(_quantize, scheme=scheme))
+
+
+def _quantize(weight: Tensor, scheme: CompressedScheme) -> dict[str, Tensor]:
     tiles = _tile(weight, scheme.weights)
     scale, zero = _choose_scales(tiles, scheme.weights)
     values = _untile(_round(tiles, scale, zero, scheme.weights), weight)
@@ -95,14 +109,16 @@ def _store(values: Tensor, scale: Tensor, zero: Tensor | None, scheme: Compresse
 
 def _quantize_nvfp4(weight: Tensor, weights: Quantizer) -> dict[str, Tensor]:
     """By groups, with scales of E4M3 that the global scale brings into its range."""
-    greatest = weight.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
+    low, high = weight.aminmax()
+    greatest = torch.maximum(-low, high).clamp_min(torch.finfo(weight.dtype).tiny)
     global_scale = (E4M3_MAX * E2M1[-1] / greatest).float().view(1)
+    made = quantize_by_strips(weight, 1, partial(_quantize_groups, weights=weights, global_scale=global_scale))
+    return {**made, "weight_global_scale": global_scale}
+
+
+def _quantize_groups(weight: Tensor, weights: Quantizer, global_scale: Tensor) -> dict[str, Tensor]:
     tiles = _tile(weight, weights)
     scale, _ = _choose_scales(tiles, weights)
     scale = round_scale(global_scale * scale)
     values = _untile(encode_e2m1(tiles / (scale / global_scale)), weight)
-    return {
-        "weight_packed": pack(values, 4, torch.uint8),
-        "weight_scale": scale.amax((1, 3)).to(torch.float8_e4m3fn),
-        "weight_global_scale": global_scale,
-    }
+    return {"weight_packed": pack(values, 4, torch.uint8), "weight_scale": scale.amax((1, 3)).to(torch.float8_e4m3fn)}

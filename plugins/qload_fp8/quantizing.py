@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from qload.torch.activations import E4M3_MAX
 from qload.torch.arithmetic import scale_blocks
+from qload.torch.strips import quantize_by_strips
 from qload_fp8 import Fp8Scheme
 
 
@@ -16,8 +17,13 @@ def quantize(weight: Tensor, scheme: Fp8Scheme) -> dict[str, Tensor]:
     """The weight by blocks or as a whole, with what it is to be multiplied by, or divided, in float32."""
     if scheme.inputs == "static":
         raise ValueError("the scales of static inputs need calibration data")
-    rows, columns = weight.shape
-    height, width = scheme.block or (rows, columns)
+    if scheme.block is None:
+        return _quantize(weight, scheme, *weight.shape)
+    height, width = scheme.block
+    return quantize_by_strips(weight, height, lambda strip: _quantize(strip, scheme, height, width))
+
+
+def _quantize(weight: Tensor, scheme: Fp8Scheme, height: int, width: int) -> dict[str, Tensor]:
     factor = _choose_factors(weight.float(), height, width)
     scaled = scale_blocks(weight, factor, (height, width)).clamp_(-E4M3_MAX, E4M3_MAX)
     name, scale = ("weight_scale", 1 / factor[0, 0]) if scheme.block is None else ("weight_scale_inv", 1 / factor)

@@ -22,12 +22,16 @@ SIDE_FILE = "quantize_config.json"
 
 @dataclass(frozen=True, slots=True)
 class GptqScheme:
-    """Bits, group size (None: one group), activation order, and whether zero-points are stored less one."""
+    """Bits, group size (None: one group), activation order, and whether zero-points are stored less one.
+
+    With `is_symmetric`, every zero-point is half of the range.
+    """
 
     bits: int
     group_size: int | None
     desc_act: bool
     less_one: bool
+    is_symmetric: bool = False
 
     def __str__(self) -> str:
         group = f"group {self.group_size}" if self.group_size else "channel"
@@ -68,6 +72,7 @@ def qload_scheme_for(config: GptqConfig, module: ModuleInfo) -> GptqScheme | Non
         group_size=None if settings.group_size == -1 else settings.group_size,
         desc_act=settings.desc_act,
         less_one=config.checkpoint_format == "gptq",
+        is_symmetric=settings.sym,
     )
 
 

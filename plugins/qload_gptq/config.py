@@ -22,6 +22,7 @@ class ModuleSettings:
     bits: int
     group_size: int
     desc_act: bool
+    sym: bool
 
 
 def _flatten(value: Any) -> Any:
@@ -91,6 +92,7 @@ class GptqConfig(BaseModel):
             bits=self.bits if override.bits is None else override.bits,
             group_size=self.group_size if override.group_size is None else override.group_size,
             desc_act=self.desc_act if override.desc_act is None else override.desc_act,
+            sym=self.sym if override.sym is None else override.sym,
         )
 
     def is_in_block(self, names: Iterable[str]) -> bool:

@@ -25,9 +25,13 @@ def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     values [..., n] of any integer dtype into [..., ceil(n * bits / the word's bits)]; the last word is filled up
     with zeros.
     """
-    eights = F.pad(values.to(torch.int64) & _mask(bits), (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    shifts = torch.arange(8, device=values.device) * bits
-    stream = (eights << shifts).sum(-1, keepdim=True).view(torch.uint8)[..., :bits].flatten(-2)
+    # Eight values fill `bits` whole bytes, and a value that divides eight bits fewer do.
+    count, wide = (8 // bits, torch.uint8) if 8 % bits == 0 else (8, torch.int64)
+    runs = F.pad(values, (0, -values.shape[-1] % count)).unflatten(-1, (-1, count))
+    joined = torch.zeros(runs.shape[:-1], dtype=wide, device=values.device)
+    for place in range(count):
+        joined |= (runs[..., place].to(wide) & _mask(bits)) << (place * bits)
+    stream = joined.unsqueeze(-1).view(torch.uint8)[..., : bits * count // 8].flatten(-2)
     size = -(-values.shape[-1] * bits // (8 * dtype.itemsize)) * dtype.itemsize
     return F.pad(stream, (0, max(0, size - stream.shape[-1])))[..., :size].contiguous().view(dtype)
 

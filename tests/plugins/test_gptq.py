@@ -11,7 +11,7 @@ from samples import make_quantization
 from torch import Tensor
 
 import qload
-from qload import ModelError, Registry
+from qload import CheckpointError, ModelError, Registry
 from qload.checkpoint import Checkpoint
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
@@ -212,3 +212,23 @@ def test_what_is_not_supported_is_refused_with_a_reason(more: dict[str, Any], re
     quantization = make_quantization({**section(4, 128), **more}, registry)
     with pytest.raises(ValueError, match=reason):
         quantization.treat(ModuleInfo(("a",)))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("labelled", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("stored", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_wrong_version_is_found_by_symmetric_zero_points(
+    bits: int, labelled: str, stored: str, symmetric: bool, registry: Registry
+) -> None:
+    tensors, _ = store(bits, 32, ordered=False, version=1)
+    zeros = torch.full((3, OUT), (1 << (bits - 1)) - (stored == "gptq"))
+    tensors["qzeros"] = pack_rows(zeros.T, bits).T.contiguous()
+    quantization = make_quantization({**section(bits, 32), "sym": symmetric, "checkpoint_format": labelled}, registry)
+    layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
+    named = {f"m.{name}": tensor for name, tensor in tensors.items()}
+    if symmetric and labelled != stored:
+        with pytest.raises(CheckpointError, match=rf"QL503 m\.qzeros.*correct checkpoint_format to {stored}"):
+            qload.load_tensors(layer, named, quantization)
+    else:
+        qload.load_tensors(layer, named, quantization)

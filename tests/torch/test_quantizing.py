@@ -264,6 +264,30 @@ def test_fp8_of_odd_sizes_is_within_half_a_step(block: list[int] | None, divides
     assert bool(((qload.dequantize(layer) - weight).abs() <= weight.abs() / 16 + weight.abs().max() / 448 / 512).all())
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("preset", ["int4", "int8", "fp8", "nvfp4"])
+def test_strips_are_the_whole(
+    preset: str, symmetric: bool, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantization = qload.choose_quantization(preset, registry=registry)
+    if not symmetric:
+        if preset in ("fp8", "nvfp4"):
+            return
+        weights = {"num_bits": int(preset[-1]), "symmetric": False, "strategy": "group", "group_size": 32}
+        groups = {"g": {"targets": ["Linear"], "weights": weights}}
+        section = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+        quantization = qload.choose_quantization(section, registry=registry)
+    weight = {"m.weight": torch.randn(300, 96, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)}
+    found = []
+    for size in (1 << 20, 1 << 12, 1):
+        monkeypatch.setattr("qload.torch.strips.STRIP", size)
+        layer = ReplicatedLinear(96, 300, Site(quantization, "m", dtype=torch.bfloat16))
+        qload.load_tensors(layer, weight, quantization)
+        found.append(qload.dequantize(layer))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_a_model_of_ones_own(tmp_path: Path, registry: Registry) -> None:
     save_file({"m.weight": torch.randn(64, 128)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")

@@ -72,9 +72,16 @@ def _fill_layer(
             tally.add(reader.read(copy, region), copy.nbytes, layer.name)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    if whole is not None and not findings:
-        whole.hooks.process(whole)
-    return findings
+    return findings if whole is None or findings else _process(whole)
+
+
+def _process(layer: Layer) -> list[Finding]:
+    """Run a layer's post-load hook; what it finds in the data is collected with the rest."""
+    try:
+        layer.hooks.process(layer)
+    except CheckpointError as error:
+        return [fault for fault in error.findings if isinstance(fault, Finding)]
+    return []
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
