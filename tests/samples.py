@@ -21,7 +21,6 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 DEMO = DATA / "ct-w4a16-g128-asym"
 
 NOT_SUPPORTED = (
-    "autoround-mxfp4",
     "hf-fp8-block-qwen3moe",
 )
 """Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""

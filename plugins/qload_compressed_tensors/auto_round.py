@@ -103,9 +103,19 @@ def _describe(settings: Settings, prefix: str) -> dict[str, Any]:
     dynamic = bool(prefix) and bool(settings.get("act_dynamic", True))
     described = {"num_bits": bits, "type": "float", "dynamic": dynamic}
     if kind == "mx_fp":
-        return {**described, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+        dtype = _power_dtype(settings) if prefix else "torch.uint8"
+        return {**described, "strategy": "group", "group_size": 32, "scale_dtype": dtype}
     if kind == "nv_fp":
         return {**described, "strategy": "tensor_group", "group_size": 16, "dynamic": "local" if prefix else False}
     whole = settings.get(f"{prefix}group_size") == 0
     rows = "token" if prefix else "channel"
     return {**described, "strategy": "tensor" if whole else rows}
+
+
+def _power_dtype(settings: Settings) -> str:
+    """How the scales of inputs are found: as the specification does, or in a way of its own, which is refused.
+
+    Source: AutoRound's `data_type/mxfp.py`, `quant_mx` and `quant_mx_rceil`.
+    """
+    written = str(settings.get("act_data_type") or settings.get("data_type"))
+    return written if "rceil" in written else "torch.float8_e8m0fnu"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from qload_compressed_tensors.config import QuantizationArgs, Strategy
 
 _FLOAT_BITS = (4, 6, 8)
-_POWERS = "uint8"
-"""The dtype of scales that are stored as exponents of two."""
+_POWERS = ("uint8", "float8_e8m0fnu")
+"""The dtypes of scales that are powers of two: as the package finds them, and as the OCP's specification does."""
 _SCALE_DTYPES = (None, "float16", "bfloat16", "float32", "float8_e4m3fn")
 _ZERO_DTYPES = {False: ("int8", "int16", "int32", "int64"), True: ("float8_e4m3fn",)}
 """The dtypes, of integers and of floats, that zero-points are rounded to without losing any."""
@@ -17,7 +17,7 @@ class Quantizer:
     """How one tensor is quantized: `group` columns or `block` rows and columns to a scale.
 
     With `has_global_scale`, the scales of groups are themselves scaled, by one for the tensor. `scale_dtype` is what
-    scales are rounded to; powers of two are `uint8`.
+    scales are rounded to.
     """
 
     bits: int
@@ -35,7 +35,7 @@ class Quantizer:
     def has_powers(self) -> bool:
         """Whether scales are powers of two. Source: compressed-tensors, `should_generate_mx_scales`."""
         is_small = self.is_float and self.bits in _FLOAT_BITS
-        return is_small and self.group == 32 and self.scale_dtype == _POWERS
+        return is_small and self.group == 32 and self.scale_dtype in _POWERS
 
     @property
     def is_plain_float(self) -> bool:

@@ -176,6 +176,7 @@ def _quantize(layer: LayerPiece, name: str, quantizer: Quantizer, x: Tensor) -> 
         by_tensor=quantizer.strategy is Strategy.TENSOR,
         global_scale=getattr(layer, f"{name}_global_scale") if quantizer.has_global_scale else None,
         scale_dtype=_scale_dtype(quantizer),
+        rounds_up=quantizer.scale_dtype == "uint8",
     )
     return rounded.reshape(x.shape)
 

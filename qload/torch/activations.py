@@ -57,12 +57,13 @@ def fake_quantize_dynamic(
     by_tensor: bool = False,
     global_scale: Tensor | None = None,
     scale_dtype: torch.dtype | None = None,
+    rounds_up: bool = False,
 ) -> Tensor:
     """x rounded with scales of its own: for each token, each group of its features, or the whole tensor.
 
     x [..., features]; the last group may be short. Zero is always inside the range. With a `global_scale` [],
     the scales are rounded to E4M3 once they are multiplied by it. Without, they are rounded to `scale_dtype`; those
-    of E8M0 are powers of two.
+    of E8M0 are powers of two, as `choose_power` has them.
     """
     columns = x.shape[-1]
     values = x if group is None else F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
@@ -72,7 +73,7 @@ def fake_quantize_dynamic(
     if global_scale is not None:
         scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
     elif scale_dtype is torch.float8_e8m0fnu:
-        scale = choose_power(torch.maximum(-low, high), bits)
+        scale = choose_power(torch.maximum(-low, high), bits, rounds_up=rounds_up)
     elif scale_dtype is not None:
         scale = round_scale(scale, scale_dtype)
     rounded = fake_quantize(values, scale, zero, bits, is_float)
@@ -86,16 +87,16 @@ def round_scale(scale: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tens
     return torch.where(rounded == 0, torch.finfo(dtype).eps, rounded)
 
 
-def choose_power(greatest: Tensor, bits: int) -> Tensor:
+def choose_power(greatest: Tensor, bits: int, *, rounds_up: bool = False) -> Tensor:
     """The scale, a power of two, of floats of 4, 6 or 8 bits whose greatest size is `greatest`, in its dtype.
 
-    The greatest power of two of the format stands for that of `greatest`, which is rounded up first where its
-    mantissa is beyond what the format's greatest value has: 1.75, or 1.9375 with 6 bits. Source: the OCP Microscaling
-    Formats specification, 6.3, and for the rounding vLLM's reference of it.
+    The greatest power of two of the format stands for the greatest one in `greatest`. With `rounds_up`, for the next
+    one where the mantissa is beyond what the format's greatest value has: from 1.75 on, or 1.9375 with 6 bits.
+    Source: the OCP Microscaling Formats specification, 6.3; of rounding up, vLLM's reference of it.
     """
     mantissa, exponent = torch.frexp(greatest.to(torch.float32))
-    rounds_up = mantissa * 2 >= 2 - 2.0 ** (-4 if bits == 6 else -2)
-    power = exponent - 1 + rounds_up - math.floor(math.log2(_GREATEST[bits]))
+    edge = 2 - 2.0 ** (-4 if bits == 6 else -2) if rounds_up else 2
+    power = exponent - 1 + (mantissa * 2 >= edge) - math.floor(math.log2(_GREATEST[bits]))
     power = torch.where(greatest == 0, -127, power.clamp(-127, 128))
     scale = torch.exp2(power.to(torch.float32)).to(greatest.dtype)
     return torch.where(scale == 0, 1, scale)

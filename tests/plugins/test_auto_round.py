@@ -62,6 +62,7 @@ NVFP4: dict[str, Any] = {"bits": 4, "data_type": "nv_fp", "group_size": 16, "act
     [
         (MXFP4, "fp4 group 32"),
         ({**MXFP4, "bits": 8}, "fp8 group 32"),
+        ({**MXFP4, "act_bits": 4, "act_data_type": "mx_fp"}, "fp4 group 32, inputs dynamic fp4 group 32"),
         (NVFP4, "fp4 tensor_group 16"),
         ({**NVFP4, "data_type": "nv_fp4_with_static_gs"}, "fp4 tensor_group 16"),
         ({**FP8, "act_dynamic": False, "act_group_size": 0}, "fp8 channel, inputs static fp8 tensor"),
@@ -96,6 +97,15 @@ def test_small_floats_are_stored_as_compressed_tensors(settings: Any, label: str
 def test_what_is_stored_in_no_format_of_ours(settings: Any, registry: Registry) -> None:
     with pytest.raises(CheckpointError, match="QL104"):
         quantization_of(registry, **{**settings, "packing_format": "auto_round:llm_compressor"})
+
+
+def test_powers_of_two_of_inputs_are_found_as_the_specification_says(registry: Registry) -> None:
+    settings = {**MXFP4, "act_bits": 4, "packing_format": "auto_round:llm_compressor"}
+    scheme: Any = quantization_of(registry, **settings).treat(ModuleInfo(("a",))).scheme
+    assert scheme.inputs.scale_dtype == "float8_e8m0fnu"
+    ceiling = quantization_of(registry, **settings, act_data_type="mx_fp_rceil")
+    with pytest.raises(ValueError, match="with scales in mx_fp_rceil are not supported"):
+        ceiling.treat(ModuleInfo(("a",)))
 
 
 def test_fp8_by_blocks(registry: Registry) -> None:

@@ -8,7 +8,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize as their_fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-from qload.torch.activations import fake_quantize, fake_quantize_dynamic, value_range
+from qload.torch.activations import choose_power, fake_quantize, fake_quantize_dynamic, value_range
 from qload.torch.floats import E2M1, decode_e2m1, decode_e8m0, round_e2m1
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -86,9 +86,21 @@ def test_scales_that_are_powers_of_two_are_what_the_package_computes(dtype: torc
     x[1, 0] = 0
     options = {"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
     expected = theirs(x, **options)
-    found = fake_quantize_dynamic(x, bits, True, group=32, scale_dtype=torch.float8_e8m0fnu)
+    found = fake_quantize_dynamic(x, bits, True, group=32, scale_dtype=torch.float8_e8m0fnu, rounds_up=True)
     assert found.dtype == dtype
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("bits", "greatest"), [(4, 2), (6, 2), (8, 8)])
+def test_the_specification_does_not_round_the_greatest_value_up(bits: int, greatest: int) -> None:
+    sizes = torch.tensor([1.0, 1.74, 1.75, 1.93, 1.94, 1.99, 2.0, 0.0])
+    powers = torch.tensor([0, 0, 0, 0, 0, 0, 1]) - greatest
+    assert torch.equal(choose_power(sizes, bits)[:-1], 2.0**powers)
+    edge = 4 if bits == 6 else 2
+    assert torch.equal(
+        choose_power(sizes, bits, rounds_up=True)[:-1],
+        2.0 ** (powers + (torch.arange(7) >= edge) * (torch.arange(7) < 6)),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -41,6 +41,19 @@ def test_logits_are_the_dequantized_models(path: Path, compared: Callable[[Path]
     assert found.logits_error <= found.tolerance
 
 
+RUNTIMES = [path for path in supported() if path.name.startswith(("ct-", "autoround-mxfp4"))]
+
+
+@pytest.mark.parametrize("path", RUNTIMES, ids=lambda path: path.name)
+def test_activations_and_caches_are_rounded_as_the_producers_runtime_does(path: Path) -> None:
+    """In its own dtype; where activations are quantized, the logits of the weights alone differ by 5e-3 or more."""
+    stored = load_file(path / "reference.safetensors")
+    if "logits_runtime" not in stored:
+        pytest.skip("the producer cannot run it")
+    model = qload.load(path, dtype=torch.bfloat16)
+    assert relative_error(compute(model, stored["input_ids"]), stored["logits_runtime"]) <= 1e-3
+
+
 @pytest.mark.parametrize("path", [path for path in samples() if not is_supported(path)], ids=lambda path: path.name)
 def test_formats_that_are_not_there_are_refused_with_a_reason(path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
