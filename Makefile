@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DEVICE ?= cpu
+JOBS ?= auto
 CHECKPOINT ?= tests/data/ct-w4a16-g128-asym
 PROMPT ?= The memory of a computer
 
@@ -19,7 +20,7 @@ CHOSEN := $(VENV)/.torch
 
 help:
 	@echo "make demo      load a 4-bit checkpoint that ships with the repository, and generate"
-	@echo "make test      run the tests (QLOAD_CHECKPOINTS names a folder of further checkpoints)"
+	@echo "make test      run the tests on all cores (QLOAD_CHECKPOINTS names a folder of further checkpoints)"
 	@echo "make check     lint and type-check"
 	@echo "make coverage  run the tests, and list the lines that they do not reach"
 	@echo "make docs      measure and write the made parts of the docs"
@@ -44,7 +45,7 @@ demo: $(READY)
 	$(BIN)/qload run $(CHECKPOINT) --device $(DEVICE) --prompt "$(PROMPT)" --max-new-tokens 60
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qload.declare import ParameterSpec
     from qload.findings import Finding
     from qload.geometry import Geometry
-    from qload.torch import Experts
 
 PROJECT = "qload"
 PREFIX = "qload_"
@@ -217,7 +216,7 @@ class RuntimeSpecs:
         raise NotImplementedError
 
     @hookspec
-    def qload_apply_experts(self, layer: Experts, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+    def qload_apply_experts(self, layer: nn.Module, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """Compute a stack of experts: x [tokens, in], ids and weights [tokens, k], into [tokens, in] of x's dtype.
 
         `layer.gate_up_proj` and `layer.down_proj` are whole `qload.torch.ExpertLinear`, both of this method, whose

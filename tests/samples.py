@@ -20,14 +20,8 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 
 DEMO = DATA / "ct-w4a16-g128-asym"
 
-NOT_SUPPORTED = (
-    "hf-fp8-block-qwen3moe",
-)
-"""Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
-
-
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
-"""Those of formats that are there, and broken, with what is found: here, scales of blocks that have one dimension."""
+"""Those that are broken, with what is found: here, scales of blocks that have one dimension."""
 
 ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}
 """The methods that load what is written under another name."""
@@ -56,18 +50,13 @@ def samples() -> list[Path]:
     return list(found.values())
 
 
-def is_supported(path: Path) -> bool:
-    return not path.name.startswith(NOT_SUPPORTED)
-
-
-def refusals(path: Path) -> set[str]:
-    """The codes that may be found in a checkpoint that is not supported."""
-    return BROKEN.get(path.name, {"QL011", "QL101", "QL104", "QL105"})
+def is_sound(path: Path) -> bool:
+    return path.name not in BROKEN
 
 
 def supported() -> list[Path]:
     """Those that load, and that have something to be compared with."""
-    return [path for path in samples() if is_supported(path) and (path / "reference.safetensors").exists()]
+    return [path for path in samples() if is_sound(path) and (path / "reference.safetensors").exists()]
 
 
 def read_reference(path: Path) -> Reference:

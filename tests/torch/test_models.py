@@ -11,7 +11,7 @@ import torch
 from comparison import ROUNDED, Comparison, compare, compute, load
 from edits import edit_config, edit_tensors, split_files
 from safetensors.torch import load_file
-from samples import DATA, DEMO, is_supported, read_config, read_reference, refusals, relative_error, samples, supported
+from samples import BROKEN, DATA, DEMO, is_sound, read_config, read_reference, relative_error, samples, supported
 from torch import Tensor, nn
 
 import qload
@@ -54,11 +54,11 @@ def test_activations_and_caches_are_rounded_as_the_producers_runtime_does(path: 
     assert relative_error(compute(model, stored["input_ids"]), stored["logits_runtime"]) <= 1e-3
 
 
-@pytest.mark.parametrize("path", [path for path in samples() if not is_supported(path)], ids=lambda path: path.name)
-def test_formats_that_are_not_there_are_refused_with_a_reason(path: Path) -> None:
+@pytest.mark.parametrize("path", [path for path in samples() if not is_sound(path)], ids=lambda path: path.name)
+def test_broken_checkpoints_are_refused_with_a_reason(path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(path)
-    assert {finding.code for finding in caught.value.findings} <= refusals(path)
+    assert {finding.code for finding in caught.value.findings} <= BROKEN[path.name]
     assert len(caught.value.findings) <= 7
 
 
