@@ -199,4 +199,4 @@ def test_a_declaration_is_asked_for_once(registry: Registry) -> None:
 
 
 def test_every_method_is_an_entry_point(registry: Registry) -> None:
-    assert registry.names == ("awq", "compressed-tensors", "fp8", "gptq", UNQUANTIZED), METHODS_GROUP
+    assert registry.names == ("awq", "compressed-tensors", "fp8", "gptq", "qqq", UNQUANTIZED), METHODS_GROUP
