@@ -118,9 +118,7 @@ def _quantize_small(weight: Tensor, scheme: CompressedScheme) -> dict[str, Tenso
     return {**made, "weight_global_scale": global_scale}
 
 
-def _quantize_groups(
-    weight: Tensor, scheme: CompressedScheme, global_scale: Tensor | None = None
-) -> dict[str, Tensor]:
+def _quantize_groups(weight: Tensor, scheme: CompressedScheme, global_scale: Tensor | None = None) -> dict[str, Tensor]:
     weights = scheme.weights
     tiles = _tile(weight, weights)
     if global_scale is None:
