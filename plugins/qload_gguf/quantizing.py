@@ -27,10 +27,10 @@ def quantize(weight: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def _encode_q4_0(blocks: Tensor) -> Tensor:
-    """Blocks [rows, n, 32] as [rows, n, 18]; the value of greatest magnitude is -8, and rounding is in float64."""
+    """Blocks [rows, n, 32] as [rows, n, 18]; the value of greatest magnitude is -8."""
     greatest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
     scale = greatest / -8
-    scaled = blocks.double() * _invert(scale).double() + 8.5
+    scaled = blocks * _invert(scale) + 8.5
     first, second = scaled.trunc_().clamp_(0, 15).to(torch.uint8).chunk(2, -1)
     return torch.cat((_store(scale), first | second << 4), -1)
 
