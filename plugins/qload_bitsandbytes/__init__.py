@@ -15,6 +15,7 @@ from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
 from qload.quantization import find_section
 from qload_bitsandbytes.config import BitsAndBytesConfig
+from qload_bitsandbytes.presets import PRESETS
 from qload_bitsandbytes.schemes import (
     ABSMAX,
     NESTED_ABSMAX,
@@ -25,7 +26,7 @@ from qload_bitsandbytes.schemes import (
     Int8Scheme,
     choose_four_bits,
 )
-from qload_bitsandbytes.states import DOCUMENT_BYTES, write_sample
+from qload_bitsandbytes.states import DOCUMENT_BYTES, write_state
 
 FLAGS = ("load_in_4bit", "load_in_8bit")
 FORMATS = ("row", "col32", "col_turing", "col_ampere")
@@ -37,9 +38,13 @@ def qload_method_info() -> MethodInfo:
         summary="bitsandbytes: NF4 and FP4, also doubly quantized, and LLM.int8()",
         config=BitsAndBytesConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="whole blocks, and blocks of blocks; int8: any"
+            embedding=True,
+            activations=True,
+            quantize=True,
+            tensor_parallel="whole blocks, and blocks of blocks; int8: any",
         ),
         runtime="qload_bitsandbytes.runtime",
+        presets=PRESETS,
     )
 
 
@@ -73,7 +78,7 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
     values = _axes(scheme, columns, scheme.packing)
     blocks = _axes(scheme, columns, scheme.block_size)
     dtypes = ("F32", "BF16", "F16") if scheme.nested is None else ("U8",)
-    sample = write_sample(scheme, geometry)
+    sample = write_state(scheme, (geometry.out_features, columns), "float32", 0.125)
     specs = [
         packed("weight_quantized", *values, dtypes=(scheme.storage,), stored_as=WEIGHT, view=View.FLAT),
         group_scale("absmax", *blocks, dtypes=dtypes, stored_as=ABSMAX, view=View.FLAT),

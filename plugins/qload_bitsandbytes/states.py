@@ -33,13 +33,12 @@ class QuantState(BaseModel):
     nested_offset: float | None = None
 
 
-def write_sample(scheme: FourBitScheme, geometry: Geometry) -> str:
-    """A document that is right for a layer of that scheme and geometry."""
-    shape = [geometry.out_features, geometry.in_features]
+def write_state(scheme: FourBitScheme, shape: tuple[int, ...], dtype: str, offset: float | None) -> str:
+    """The document of a weight of that scheme and shape, in the order of bitsandbytes' keys."""
     said: dict[str, Any] = {"quant_type": scheme.quant_type, "blocksize": scheme.block_size}
-    said |= {"dtype": "float32", "shape": shape}
+    said |= {"dtype": dtype, "shape": list(shape)}
     if scheme.nested is not None:
-        said |= {"nested_blocksize": scheme.nested, "nested_dtype": "float32", "nested_offset": 0.125}
+        said |= {"nested_blocksize": scheme.nested, "nested_dtype": "float32", "nested_offset": offset}
     return json.dumps(said)
 
 

@@ -1,7 +1,7 @@
 """Quantizes weights as compressed-tensors does with the least and greatest value of what a scale serves.
 
-Source of the arithmetic: `calculate_qparams`, `generate_gparam` and `_quantize` of the compressed-tensors package, in
-the weight's own dtype; and its compressors' packing.
+Source of the arithmetic: `calculate_qparams`, `generate_gparam`, `generate_mxfp4_scales` and `_quantize` of the
+compressed-tensors package, in the weight's own dtype; and its compressors' packing.
 """
 
 import math
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qload.torch.activations import E4M3_MAX, choose_scale, round_scale, value_range
+from qload.torch.activations import E4M3_MAX, choose_power, choose_scale, round_scale, value_range
 from qload.torch.arithmetic import pack
 from qload.torch.floats import E2M1, encode_e2m1
 from qload.torch.strips import quantize_by_strips
 from qload_compressed_tensors.config import Strategy
-from qload_compressed_tensors.formats import NVFP4, PACKED, PLAIN_FORMATS
+from qload_compressed_tensors.formats import MXFP4, MXFP8, NVFP4, PACKED, PLAIN_FORMATS, SMALL_FLOATS
 from qload_compressed_tensors.quantizers import Quantizer
 from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Scheme, SparseScheme
 
@@ -31,8 +31,8 @@ def quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     if isinstance(scheme, SparseScheme):
         raise ValueError("which weights are to be left out needs calibration data")
     _check(scheme)
-    if scheme.format == NVFP4:
-        return _quantize_nvfp4(weight, scheme.weights)
+    if scheme.format in SMALL_FLOATS:
+        return _quantize_small(weight, scheme)
     if scheme.weights.strategy is Strategy.TENSOR:
         return _quantize(weight, scheme)
     unit = _ROWS if scheme.weights.block is None else math.lcm(_ROWS, scheme.weights.block[0])
@@ -54,8 +54,8 @@ def _check(scheme: CompressedScheme) -> None:
         raise ValueError("which weights are to be left out needs calibration data")
     if scheme.weights.orders_groups:
         raise ValueError("the order of activations needs calibration data")
-    has_global = scheme.format == NVFP4 and scheme.weights.has_global_scale
-    if not has_global and scheme.format not in (PACKED, *PLAIN_FORMATS):
+    is_small = scheme.format in (MXFP4, MXFP8) or (scheme.format == NVFP4 and scheme.weights.has_global_scale)
+    if not is_small and scheme.format not in (PACKED, *PLAIN_FORMATS):
         raise ValueError(f"{scheme.format} of {scheme.weights} is not supported")
     if scheme.weights.is_float and not scheme.weights.symmetric:
         raise ValueError(f"{scheme.weights} is not supported")
@@ -107,18 +107,27 @@ def _store(values: Tensor, scale: Tensor, zero: Tensor | None, scheme: Compresse
     return {"weight_packed": pack(values + half, bits, torch.int32), "weight_scale": scale, **zeros}
 
 
-def _quantize_nvfp4(weight: Tensor, weights: Quantizer) -> dict[str, Tensor]:
-    """By groups, with scales of E4M3 that the global scale brings into its range."""
+def _quantize_small(weight: Tensor, scheme: CompressedScheme) -> dict[str, Tensor]:
+    """Floats by groups: with powers of two as scales, or scales of E4M3 that a global one brings into its range."""
+    if scheme.format != NVFP4:
+        return quantize_by_strips(weight, 1, partial(_quantize_groups, scheme=scheme))
     low, high = weight.aminmax()
     greatest = torch.maximum(-low, high).clamp_min(torch.finfo(weight.dtype).tiny)
     global_scale = (E4M3_MAX * E2M1[-1] / greatest).float().view(1)
-    made = quantize_by_strips(weight, 1, partial(_quantize_groups, weights=weights, global_scale=global_scale))
+    made = quantize_by_strips(weight, 1, partial(_quantize_groups, scheme=scheme, global_scale=global_scale))
     return {**made, "weight_global_scale": global_scale}
 
 
-def _quantize_groups(weight: Tensor, weights: Quantizer, global_scale: Tensor) -> dict[str, Tensor]:
+def _quantize_groups(weight: Tensor, scheme: CompressedScheme, global_scale: Tensor | None = None) -> dict[str, Tensor]:
+    weights = scheme.weights
     tiles = _tile(weight, weights)
-    scale, _ = _choose_scales(tiles, weights)
-    scale = round_scale(global_scale * scale)
-    values = _untile(encode_e2m1(tiles / (scale / global_scale)), weight)
-    return {"weight_packed": pack(values, 4, torch.uint8), "weight_scale": scale.amax((1, 3)).to(torch.float8_e4m3fn)}
+    if global_scale is None:
+        scale = choose_power(tiles.abs().amax((1, 3), keepdim=True).float(), weights.bits)
+        stored = scale.to(torch.float8_e8m0fnu).view(torch.uint8)
+    else:
+        scale = round_scale(global_scale * _choose_scales(tiles, weights)[0])
+        stored, scale = scale.to(torch.float8_e4m3fn), scale / global_scale
+    made = {"weight_scale": stored.flatten(2).flatten(0, 1)}
+    if scheme.format == MXFP8:
+        return {**made, "weight_quantized": _untile(_round(tiles, scale, None, weights), weight)}
+    return {**made, "weight_packed": pack(_untile(encode_e2m1(tiles / scale), weight), 4, torch.uint8)}

@@ -20,6 +20,8 @@ PACKED = "qweight"
 SIDE_FILE = "quantize_config.json"
 SCALED = "NVFP4"
 """The type whose modules have a scale of their own beside them."""
+_SKIPPED: Mapping[str, Any] = {r"-:.*\.(gate|router)$": {}}
+"""The routers of mixtures of experts."""
 _TYPED = {f"weight.{name.lower()}": name for name in BY_NAME}
 
 
@@ -38,8 +40,11 @@ def qload_method_info() -> MethodInfo:
     return MethodInfo(
         summary="ggml's block types, from Q1_0 to Q8_0, K, IQ, TQ, MXFP4 and NVFP4",
         config=GgufConfig,
-        capabilities=Capabilities(embedding=True, tensor_parallel="whole blocks: 32 to 256 input features"),
+        capabilities=Capabilities(
+            embedding=True, quantize=True, tensor_parallel="whole blocks: 32 to 256 input features"
+        ),
         runtime="qload_gguf.runtime",
+        presets={name: {"bits": name, "dynamic": _SKIPPED} for name in ("q4_0", "q8_0")},
     )
 
 

@@ -17,6 +17,7 @@ from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, fixed, in_, out
 from qload_hqq.config import HqqConfig
+from qload_hqq.presets import PRESETS
 
 COUNTS = {8: 1, 6: 1, 5: 1, 4: 2, 3: 10, 2: 4, 1.58: 4, 1: 8}
 """The values in a word, by bits."""
@@ -28,6 +29,8 @@ SETTINGS = frozenset(
 """The numbers beside the weights that say how to read them, and must agree with the config."""
 TEXTS = ("packing", "unpack_view_dtype", "compute_dtype")
 FLAGS = ("optimize", "round_zero", "encoded_state_dict", "stores_quant_config")
+WIDTHS = {1: 8, 2: 4, 4: 2, 8: 1, 10: 3}
+"""The bits that a value takes in a word, by the values in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class HqqScheme:
     """Bits; group size, None for as many as the weight has along the axis; and how its tensors are stored.
 
     `as_float` is whether the words are stored as if they were floats. `joined` is whether zero-points and scales are
-    one tensor.
+    one tensor. `optimized` and `rounded` are how the zero-points of a weight that is not quantized yet would be found.
     """
 
     bits: float
@@ -43,11 +46,18 @@ class HqqScheme:
     axis: int
     as_float: bool = False
     joined: bool = False
+    optimized: bool = True
+    rounded: bool = False
 
     @property
     def count(self) -> int:
         """The values in a word."""
         return COUNTS[self.bits]
+
+    @property
+    def places(self) -> list[int]:
+        """The places of the stripes in a word, of which the first is the highest."""
+        return [WIDTHS[self.count] * place for place in reversed(range(self.count))]
 
     def __str__(self) -> str:
         group = f"group {self.group_size}" if self.group_size else "channel"
@@ -58,8 +68,11 @@ def qload_method_info() -> MethodInfo:
     return MethodInfo(
         summary="HQQ; 1, 2, 3, 4, 5, 6 and 8 bits, groups along either axis",
         config=HqqConfig,
-        capabilities=Capabilities(embedding=True, tensor_parallel="whole groups of inputs; outputs at 8 bits, axis 1"),
+        capabilities=Capabilities(
+            embedding=True, quantize=True, tensor_parallel="whole groups of inputs; outputs at 8 bits, axis 1"
+        ),
         runtime="qload_hqq.runtime",
+        presets=PRESETS,
     )
 
 
@@ -75,7 +88,15 @@ def qload_scheme_for(config: HqqConfig, module: ModuleInfo) -> HqqScheme | None:
     if any(leaf.startswith(QUANTIZED_SCALES) for leaf in module.stored):
         raise ValueError("scales or zero-points that are quantized themselves are not supported")
     joined = "zero_scale" in module.stored if module.stored else params.offload_meta
-    return HqqScheme(weights.nbits, weights.group_size, weights.axis, weights.view_as_float, joined)
+    return HqqScheme(
+        weights.nbits,
+        weights.group_size,
+        weights.axis,
+        weights.view_as_float,
+        joined,
+        weights.optimize,
+        weights.round_zero,
+    )
 
 
 def qload_create_weights(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:

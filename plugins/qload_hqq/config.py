@@ -22,6 +22,8 @@ class WeightParams(BaseModel):
     axis: Literal[0, 1] = 0
     channel_wise: bool = True
     view_as_float: bool = False
+    optimize: bool = True
+    round_zero: bool = False
 
 
 class ModuleParams(BaseModel):

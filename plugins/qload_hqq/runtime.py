@@ -6,10 +6,8 @@ from torch import Tensor
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
 from qload.torch.layers import Layer
-from qload_hqq import SETTINGS
-
-_WIDTHS = {1: 8, 2: 4, 4: 2, 8: 1, 10: 3}
-"""The bits that a value takes in a word, by the values in it."""
+from qload_hqq import SETTINGS, WIDTHS, HqqScheme
+from qload_hqq.quantizing import quantize
 
 
 def qload_process_weights_after_loading(layer: Layer) -> None:
@@ -40,11 +38,13 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     return scale_groups(values, scale[places], zero[places], 1)
 
 
+def qload_quantize(weight: Tensor, scheme: HqqScheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
+
+
 def _read_places(layer: LayerPiece) -> tuple[int, list[int]]:
     """The bits of a value, and the places of the stripes in a word, of which the first is the highest."""
-    count = layer.scheme.count
-    bits = _WIDTHS[count]
-    return bits, [bits * place for place in reversed(range(count))]
+    return WIDTHS[layer.scheme.count], layer.scheme.places
 
 
 def _read_scales(layer: LayerPiece) -> tuple[Tensor, Tensor]:

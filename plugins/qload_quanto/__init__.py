@@ -26,6 +26,7 @@ from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
 from qload.layout import fixed, in_, out
 from qload_quanto.config import NONE, QuantoConfig
+from qload_quanto.presets import PRESETS
 
 SIDE_FILE = "quanto_qmap.json"
 WHOLE, PACKED = "weight._data", "weight._data._data"
@@ -70,9 +71,13 @@ def qload_method_info() -> MethodInfo:
         summary="quanto; qint8, qint4, qint2 and qfloat8, activations in 8 bits",
         config=QuantoConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="8 bits: any; else whole groups of inputs"
+            embedding=True,
+            activations=True,
+            quantize=True,
+            tensor_parallel="8 bits: any; else whole groups of inputs",
         ),
         runtime="qload_quanto.runtime",
+        presets=PRESETS,
     )
 
 

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
 from qload.torch.dtypes import torch_dtype
-from qload_quanto import BITS, DTYPES, choose_group
+from qload_quanto import BITS, DTYPES, QuantoScheme, choose_group
+from qload_quanto.quantizing import quantize, read_limits
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -42,6 +43,10 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     return _round(y, layer.output_scale, kind)
 
 
+def qload_quantize(weight: Tensor, scheme: QuantoScheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
+
+
 def _scale(values: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """values * scale - shift, by groups of a row; an integer shift is subtracted first, as a zero-point."""
     groups = scale.shape[-1]
@@ -61,7 +66,7 @@ def _round_weight(layer: LayerPiece, rows: Tensor) -> Tensor:
     if kind is None:
         return rows
     if kind not in BITS:
-        scale = rows.abs().amax(-1, keepdim=True) / _read_limits(kind)[1]
+        scale = rows.abs().amax(-1, keepdim=True) / read_limits(kind)[1]
         return _round(rows, scale.masked_fill(scale == 0, 1), kind)
     grouped: Tensor = rows.unflatten(-1, (-1, choose_group(layer.in_features) or layer.in_features))
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
@@ -76,11 +81,4 @@ def _round(x: Tensor, scale: Tensor, kind: str) -> Tensor:
     dtype = torch_dtype(DTYPES[kind])
     values = (x / scale).to(x.dtype)
     values = values if dtype.is_floating_point else values.round()
-    return (values.clamp(*_read_limits(kind)).to(dtype).to(x.dtype) * scale).to(x.dtype)
-
-
-def _read_limits(kind: str) -> tuple[float, float]:
-    """The least and the greatest value of a type."""
-    dtype = torch_dtype(DTYPES[kind])
-    info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
-    return info.min, info.max
+    return (values.clamp(*read_limits(kind)).to(dtype).to(x.dtype) * scale).to(x.dtype)

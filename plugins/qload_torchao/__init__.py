@@ -13,6 +13,7 @@ from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload_torchao.config import TorchaoConfig
 from qload_torchao.layouts import create_weights
 from qload_torchao.metadata import PREFIX, QDATA, find_whole, read_scheme
+from qload_torchao.presets import PRESETS
 from qload_torchao.recipes import make_scheme
 from qload_torchao.schemes import TorchaoScheme
 
@@ -27,9 +28,11 @@ def qload_method_info() -> MethodInfo:
         capabilities=Capabilities(
             embedding=True,
             activations=True,
+            quantize=True,
             tensor_parallel="whole groups and blocks; swizzled scales: whole tiles of 128 rows and 4 groups",
         ),
         runtime="qload_torchao.runtime",
+        presets=PRESETS,
     )
 
 

@@ -12,6 +12,7 @@ from qload_torchao.config import Settings
 from qload_torchao.inputs import PER_TOKEN, make_float8_inputs, make_int8_inputs, make_mx_inputs, read_intx_inputs
 from qload_torchao.schemes import (
     FLOAT8,
+    FLOAT8_DTYPES,
     FP4,
     GLOBAL_SCALE,
     INPUT_GLOBAL_SCALE,
@@ -21,6 +22,7 @@ from qload_torchao.schemes import (
     OPTIONAL,
     ZERO_POINT,
     Inputs,
+    Making,
     Storage,
     TorchaoScheme,
     check_element,
@@ -69,7 +71,8 @@ def _int8(fields: Fields) -> TorchaoScheme:
 def _int8_inputs(fields: Fields) -> TorchaoScheme:
     of_inputs, of_weights = _blocks(fields.get("granularity"), ROW)
     mapping, reduced = read_word(fields.get("act_mapping_type"), "SYMMETRIC"), read_flag(fields.get("reduce_range"))
-    return TorchaoScheme(Storage.INT8, "int8", of_weights, _ZEROS, make_int8_inputs(of_inputs, mapping, reduced))
+    inputs = make_int8_inputs(of_inputs, mapping, reduced)
+    return TorchaoScheme(Storage.INT8, "int8", of_weights, _ZEROS, inputs, making=Making(reduced=reduced))
 
 
 def _int8_static(fields: Fields) -> TorchaoScheme:
@@ -77,18 +80,23 @@ def _int8_static(fields: Fields) -> TorchaoScheme:
 
 
 def _intx(fields: Fields) -> TorchaoScheme:
-    return _make_intx(fields, fields.get("granularity"), ROW, None)
+    return _make_intx(fields, "", ROW, None)
 
 
 def _intx_inputs(fields: Fields) -> TorchaoScheme:
-    return _make_intx(fields, fields.get("weight_granularity"), (1, 32), read_intx_inputs(PER_TOKEN))
+    return _make_intx(fields, "weight_", (1, 32), read_intx_inputs(PER_TOKEN))
 
 
-def _make_intx(fields: Fields, granularity: object, usual: Block, inputs: Inputs | None) -> TorchaoScheme:
+def _make_intx(fields: Fields, prefix: str, usual: Block, inputs: Inputs | None) -> TorchaoScheme:
     _check_packing(fields.get("intx_packing_format"), "UNPACKED_TO_INT8", "UNPACKED_TO_INT8")
     element = check_element(fields.get("weight_dtype"), "int8", INT_DTYPES)
-    block = read_granularity(granularity, usual)
-    return TorchaoScheme(Storage.INTX, element, block, _ZEROS, inputs)
+    block = read_granularity(fields.get(f"{prefix}granularity"), usual)
+    making = Making(
+        mapping=read_word(fields.get(f"{prefix}mapping_type"), "SYMMETRIC"),
+        algorithm=read_word(fields.get("intx_choose_qparams_algorithm"), "AFFINE").upper(),
+        scale=read_word(fields.get(f"{prefix}scale_dtype"), "") or None,
+    )
+    return TorchaoScheme(Storage.INTX, element, block, _ZEROS, inputs, making=making)
 
 
 def _int4(fields: Fields) -> TorchaoScheme:
@@ -104,7 +112,8 @@ def _int4_inputs(fields: Fields) -> TorchaoScheme:
 
 
 def _float8(fields: Fields) -> TorchaoScheme:
-    return TorchaoScheme(Storage.FLOAT8, FLOAT8, read_granularity(fields.get("granularity")))
+    block = read_granularity(fields.get("granularity"))
+    return TorchaoScheme(Storage.FLOAT8, FLOAT8, block, making=_make_floats(fields))
 
 
 def _float8_inputs(fields: Fields) -> TorchaoScheme:
@@ -113,7 +122,11 @@ def _float8_inputs(fields: Fields) -> TorchaoScheme:
     element = read_word(fields.get("activation_dtype"), "float8_e4m3fn")
     bounds = fields.get("activation_value_lb"), fields.get("activation_value_ub")
     inputs = make_float8_inputs(element, of_inputs, *bounds)
-    return TorchaoScheme(Storage.FLOAT8, FLOAT8, of_weights, inputs=inputs)
+    return TorchaoScheme(Storage.FLOAT8, FLOAT8, of_weights, inputs=inputs, making=_make_floats(fields))
+
+
+def _make_floats(fields: Fields) -> Making:
+    return Making(values=read_word(fields.get("weight_dtype"), FLOAT8_DTYPES[0]))
 
 
 def _mx(fields: Fields) -> TorchaoScheme:

@@ -68,10 +68,21 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Making:
+    """What a config says of how a weight is quantized, and no stored tensor shows."""
+
+    mapping: str = "SYMMETRIC"
+    algorithm: str = "AFFINE"
+    values: str = FLOAT8_DTYPES[0]
+    scale: str | None = None
+    reduced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TorchaoScheme:
     """How a weight is stored: its values' dtype, the block of a scale, the further tensors, the order of scales.
 
-    `dtype` is what the weight was quantized from.
+    `dtype` is what the weight was quantized from, `making` how a weight that is not yet would be.
     """
 
     storage: Storage
@@ -81,6 +92,7 @@ class TorchaoScheme:
     inputs: Inputs | None = None
     swizzled: bool = False
     dtype: str = "bfloat16"
+    making: Making = Making()
 
     def __str__(self) -> str:
         weights = f"{self._element} {self._extent}"

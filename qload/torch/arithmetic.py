@@ -64,6 +64,19 @@ def unpack_striped(words: Tensor, bits: int, shifts: Sequence[int], count: int) 
     return (stripes[0] if len(stripes) == 1 else torch.cat(stripes))[:count]
 
 
+def pack_striped(values: Tensor, shifts: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The inverse of `unpack_striped` for rows of values, of which as many as there are shifts share words of `dtype`.
+
+    values [rows, n] of any integer dtype into [ceil(rows / the number of shifts), n]; rows of zeros fill up.
+    """
+    count = -(-len(values) // len(shifts))
+    stripes = F.pad(values, (0, 0, 0, count * len(shifts) - len(values))).view(len(shifts), count, -1)
+    words = torch.zeros(stripes.shape[1:], dtype=dtype, device=values.device)
+    for stripe, shift in zip(stripes, shifts, strict=True):
+        words |= stripe.to(dtype) << shift
+    return words
+
+
 def take_striped(words: Tensor, bits: int, shifts: Sequence[int], index: Tensor) -> Tensor:
     """The values at positions `index` of what `unpack_striped` would give: uint8, in its shape."""
     flat = words.flatten()

@@ -5,8 +5,9 @@ from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
+from qload_bitsandbytes.quantizing import quantize
 from qload_bitsandbytes.runtime import four_bits, int8, loading
-from qload_bitsandbytes.schemes import Int8Scheme
+from qload_bitsandbytes.schemes import FourBitScheme, Int8Scheme
 
 
 def qload_process_weights_after_loading(layer: Layer) -> None:
@@ -32,3 +33,7 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer.scheme, Int8Scheme) and layer.quantize_activations:
         return int8.multiply(x, layer.weight_quantized, layer.row_scale, bias, layer.scheme.threshold)
     return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+
+
+def qload_quantize(weight: Tensor, scheme: FourBitScheme | Int8Scheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)

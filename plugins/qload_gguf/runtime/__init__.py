@@ -3,6 +3,8 @@
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
+from qload_gguf import GgufScheme
+from qload_gguf.quantizing import quantize
 from qload_gguf.runtime.decoding import decode
 
 
@@ -12,6 +14,10 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     return _scale(layer, decode(layer.weight_quantized[ids], layer.scheme.type))
+
+
+def qload_quantize(weight: Tensor, scheme: GgufScheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme.type)
 
 
 def _scale(layer: LayerPiece, dense: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import scale_groups, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0
 from qload_torchao.layouts import TILE_GROUPS, TILE_ROWS
+from qload_torchao.quantizing import quantize
 from qload_torchao.runtime.activations import fake_quantize_int8, round_float8, round_int8, round_mx, round_nvfp4
 from qload_torchao.runtime.floats import decode_fp6
 from qload_torchao.schemes import FP4, FP6_BITS, Storage, TorchaoScheme
@@ -33,6 +34,10 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if layer.scheme.inputs is not None and layer.quantize_activations:
         x = _quantize_input(layer, x)
     return F.linear(x, _weigh(layer).to(x.dtype), bias)
+
+
+def qload_quantize(weight: Tensor, scheme: TorchaoScheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
 
 
 def _smoothing(layer: LayerPiece) -> Tensor | None:
