@@ -58,7 +58,9 @@ def qload_claim(config: Mapping[str, Any]) -> Claim | None:
     section = config.get("quantization_config")
     if not isinstance(section, Mapping) or not _is_auto_round(section):
         return None
-    inputs = {"activation_scheme": "dynamic"} if section.get("act_bits") == 8 else {}
+    bits = section.get("act_bits")
+    # What is not of 8 bits is left for the config to refuse.
+    inputs = {} if bits in (None, 16, 32) else {"activation_scheme": "dynamic" if bits == 8 else f"of {bits} bits"}
     extra = section.get("extra_config")
     left_out = [name for name, entry in extra.items() if _is_left_out(entry)] if isinstance(extra, Mapping) else []
     settings = {"weight_block_size": section["group_size"], "modules_to_not_convert": left_out}
