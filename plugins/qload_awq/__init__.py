@@ -67,6 +67,7 @@ def qload_scheme_for(config: AwqConfig, module: ModuleInfo) -> AwqScheme | None:
         raise ValueError(f"version {config.version!r} is not one of {GEMM}, {GEMV}, {GEMV_FAST}")
     if config.bits != BITS:
         raise ValueError(f"{config.bits} bits are not {BITS}")
+    _check_groups(config, module)
     return AwqScheme(config.group_size if config.group_size > 0 else None, config.version)
 
 
@@ -97,6 +98,16 @@ def _create_padded(scheme: AwqScheme, geometry: Geometry) -> tuple[ParameterSpec
         zero_point("qzeros", scales, out(), dtypes=("F16",)),
         group_scale("scales", scales, out()),
     )
+
+
+def _check_groups(config: AwqConfig, module: ModuleInfo) -> None:
+    """No group is short. Source: the assertions of AutoAWQ's `WQLinear_GEMM` and its like."""
+    shape = module.tensors["qweight"].shape if "qweight" in module.tensors else ()
+    if len(shape) != 2 or config.group_size < 0:
+        return
+    columns = {GEMM: shape[0], GEMV: 8 * shape[1], GEMV_FAST: shape[1]}[config.version]
+    if columns % config.group_size:
+        raise ValueError(f"group_size {config.group_size} does not divide the {columns} input features")
 
 
 def count_words(columns: int, group: int) -> int:

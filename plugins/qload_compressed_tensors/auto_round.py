@@ -13,6 +13,7 @@ from qload.hookspecs import Claim
 AUTO_ROUND = "auto-round"
 """The quant_method that AutoRound writes."""
 _UNQUANTIZED_BITS = 16
+_KINDS = ("mx_fp", "nv_fp", "fp")
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 
 Settings = Mapping[str, Any]
@@ -72,8 +73,9 @@ def _make_group(targets: list[str], settings: Settings) -> dict[str, Any]:
 
 
 def _quantizes_inputs(settings: Settings) -> bool:
+    """Whatever is no number of bits goes to our own config, which refuses it."""
     bits = settings.get("act_bits")
-    return isinstance(bits, int) and bits < _UNQUANTIZED_BITS
+    return bits is not None and not (isinstance(bits, int) and bits >= _UNQUANTIZED_BITS)
 
 
 def _find_format(settings: Settings) -> str | None:
@@ -94,22 +96,26 @@ def _kind(settings: Settings, prefix: str) -> str:
     written = str(settings.get(f"{prefix}data_type") or settings.get("data_type") or "")
     if "e5m2" in written or settings.get("fmt") == "e5m2" or "v2" in written:
         return ""
-    return next((kind for kind in ("mx_fp", "nv_fp", "fp") if written.startswith(kind)), written)
+    return next((kind for kind in _KINDS if written.startswith(kind)), written)
 
 
 def _describe(settings: Settings, prefix: str) -> dict[str, Any]:
     """The quantization of weights, or with the prefix of inputs, in our words."""
     kind, bits = _kind(settings, prefix), settings.get(f"{prefix}bits")
     dynamic = bool(prefix) and bool(settings.get("act_dynamic", True))
-    described = {"num_bits": bits, "type": "float", "dynamic": dynamic}
+    # What is none of these is left for our own config to refuse.
+    number = "float" if kind in _KINDS else kind
+    described = {"num_bits": bits, "type": number, "dynamic": dynamic}
     if kind == "mx_fp":
         dtype = _power_dtype(settings) if prefix else "torch.uint8"
         return {**described, "strategy": "group", "group_size": 32, "scale_dtype": dtype}
     if kind == "nv_fp":
         return {**described, "strategy": "tensor_group", "group_size": 16, "dynamic": "local" if prefix else False}
-    whole = settings.get(f"{prefix}group_size") == 0
+    size = settings.get(f"{prefix}group_size")
+    if isinstance(size, int) and size > 0:
+        return {**described, "strategy": "group", "group_size": size}
     rows = "token" if prefix else "channel"
-    return {**described, "strategy": "tensor" if whole else rows}
+    return {**described, "strategy": "tensor" if size == 0 else rows}
 
 
 def _power_dtype(settings: Settings) -> str:

@@ -77,6 +77,8 @@ class QuantizationArgs(BaseModel):
             raise ValueError(f"strategy {self.strategy} needs a positive group_size")
         if (self.strategy is Strategy.BLOCK) != (self.block_structure is not None):
             raise ValueError("strategy block and block_structure come together")
+        if self.orders_groups and self.effective_strategy not in (Strategy.GROUP, Strategy.TENSOR_GROUP):
+            raise ValueError(f"actorder needs groups, and the strategy is {self.effective_strategy}")
         return self
 
     @property

@@ -1,8 +1,8 @@
 """fp8: weights stored as E4M3, with a scale for each block of rows and columns, or for the whole tensor.
 
-Source of the layout: transformers' fine-grained fp8 (`weight_scale_inv`, by which weights are multiplied), vLLM's
-static and dynamic fp8 (`weight_scale`, `input_scale`), and GPTQModel's fp8, which divides by `weight_scale_inv`
-and says so with `weight_scale_semantics: inverse`.
+Source of the layout: transformers' fine-grained fp8 (`weight_scale_inv`, by which weights are multiplied, and
+`activation_scale`), vLLM's static and dynamic fp8 (`weight_scale`, `input_scale`), and GPTQModel's fp8, which divides
+by `weight_scale_inv` and says so with `weight_scale_semantics: inverse`.
 """
 
 from collections.abc import Mapping
@@ -18,19 +18,21 @@ from qload_fp8.config import Fp8Config
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
 AUTO_ROUND = "auto-round"
 """The quant_method that AutoRound writes."""
-SCALES = frozenset({"weight_scale_inv", "weight_scale"})
+SCALE_INV = "weight_scale_inv"
+SCALES = frozenset({SCALE_INV, "weight_scale"})
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Scheme:
     """Rows and columns to a scale, None for one scale; whether it divides; and how inputs are quantized.
 
-    `inputs` is static, dynamic or none.
+    `inputs` is static, dynamic or none. With `is_finegrained`, scales by tensor have the names of those by block.
     """
 
     block: tuple[int, int] | None
     divides: bool
     inputs: str
+    is_finegrained: bool = False
 
     def __str__(self) -> str:
         extent = "block {}x{}".format(*self.block) if self.block is not None else "tensor"
@@ -56,7 +58,9 @@ def qload_claim(config: Mapping[str, Any]) -> Claim | None:
     section = config.get("quantization_config")
     if not isinstance(section, Mapping) or not _is_auto_round(section):
         return None
-    inputs = {"activation_scheme": "dynamic"} if section.get("act_bits") == 8 else {}
+    bits = section.get("act_bits")
+    # What is not of 8 bits is left for the config to refuse.
+    inputs = {} if bits in (None, 16, 32) else {"activation_scheme": "dynamic" if bits == 8 else f"of {bits} bits"}
     extra = section.get("extra_config")
     left_out = [name for name, entry in extra.items() if _is_left_out(entry)] if isinstance(extra, Mapping) else []
     settings = {"weight_block_size": section["group_size"], "modules_to_not_convert": left_out}
@@ -76,7 +80,13 @@ def _is_left_out(entry: object) -> bool:
 def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | None:
     if config.excludes(module.names) or not _is_quantized(module):
         return None
-    return Fp8Scheme(config.weight_block_size, config.weight_scale_semantics == "inverse", config.inputs)
+    by_tensor = config.weight_block_size is None
+    return Fp8Scheme(
+        config.weight_block_size,
+        config.weight_scale_semantics == "inverse",
+        config.inputs,
+        is_finegrained=by_tensor and SCALE_INV in module.stored,
+    )
 
 
 def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
@@ -84,10 +94,11 @@ def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[Paramet
     values = packed("weight_quantized", out(), in_(), dtypes=("F8_E4M3",), stored_as="weight")
     if scheme.block is not None:
         rows, columns = scheme.block
-        return values, block_scale("weight_scale_inv", out(rows), in_(columns), dtypes=SCALE_DTYPES)
-    scales = [tensor_scale("weight_scale")]
+        return values, block_scale(SCALE_INV, out(rows), in_(columns), dtypes=SCALE_DTYPES)
+    names = (SCALE_INV, "activation_scale") if scheme.is_finegrained else ("weight_scale", "input_scale")
+    scales = [tensor_scale("weight_scale", stored_as=names[0])]
     if scheme.inputs == "static" and geometry.kind is not Kind.EMBEDDING:
-        scales.append(tensor_scale("input_scale"))
+        scales.append(tensor_scale("input_scale", stored_as=names[1]))
     return values, *scales
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from qload.patterns import Dialect, Patterns
 
@@ -22,7 +22,7 @@ class Fp8Config(BaseModel):
     weight_block_size: tuple[PositiveInt, PositiveInt] | None = None
     weight_scale_semantics: Literal["inverse"] | None = None
     modules_to_not_convert: list[str] | None = None
-    ignored_layers: list[str] = Field(default_factory=list)
+    ignored_layers: list[str] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Fp8Config":
@@ -42,7 +42,7 @@ class Fp8Config(BaseModel):
     @cached_property
     def excluded(self) -> Patterns:
         """The entries that leave modules alone, ready to match."""
-        return Patterns((*(self.modules_to_not_convert or ()), *self.ignored_layers), Dialect.SUFFIX)
+        return Patterns((*(self.modules_to_not_convert or ()), *(self.ignored_layers or ())), Dialect.SUFFIX)
 
 
 def _and_above(name: str) -> Iterator[str]:

@@ -13,14 +13,14 @@ from qload_fp8.quantizing import quantize
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     block = layer.scheme.block
     if block is None:
-        return layer.weight_quantized.to(layer.weight_scale.dtype) * layer.weight_scale
+        return _scale_all(layer, layer.weight_quantized)
     return scale_blocks(layer.weight_quantized, _scales(layer), block, divide=layer.scheme.divides)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     block, rows = layer.scheme.block, layer.weight_quantized[ids]
     if block is None:
-        return rows.to(layer.weight_scale.dtype) * layer.weight_scale
+        return _scale_all(layer, rows)
     height, width = block
     return scale_groups(rows, _scales(layer)[ids // height], 0, width, divide=layer.scheme.divides)
 
@@ -33,6 +33,11 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
 
 def qload_quantize(weight: Tensor, scheme: Fp8Scheme) -> dict[str, Tensor]:
     return quantize(weight, scheme)
+
+
+def _scale_all(layer: LayerPiece, values: Tensor) -> Tensor:
+    scale = layer.weight_scale
+    return values.to(scale.dtype) / scale if layer.scheme.divides else values.to(scale.dtype) * scale
 
 
 def _scales(layer: LayerPiece) -> Tensor:

@@ -67,6 +67,8 @@ NVFP4: dict[str, Any] = {"bits": 4, "data_type": "nv_fp", "group_size": 16, "act
         ({**NVFP4, "data_type": "nv_fp4_with_static_gs"}, "fp4 tensor_group 16"),
         ({**FP8, "act_dynamic": False, "act_group_size": 0}, "fp8 channel, inputs static fp8 tensor"),
         ({**FP8, "act_dynamic": True, "act_group_size": -1}, "fp8 channel, inputs dynamic fp8 token"),
+        ({**FP8, "act_dynamic": True, "act_group_size": 64}, "fp8 channel, inputs dynamic fp8 group 64"),
+        ({**FP8, "act_bits": None}, "fp8 channel"),
         ({**FP8, "data_type": "fp8", "group_size": 0, "act_bits": 16}, "fp8 tensor"),
     ],
 )
@@ -106,6 +108,19 @@ def test_powers_of_two_of_inputs_are_found_as_the_specification_says(registry: R
     ceiling = quantization_of(registry, **settings, act_data_type="mx_fp_rceil")
     with pytest.raises(ValueError, match="with scales in mx_fp_rceil are not supported"):
         ceiling.treat(ModuleInfo(("a",)))
+
+
+@pytest.mark.parametrize(
+    "more", [{"act_data_type": "MX_FP"}, {"act_data_type": "fp8_e5m2"}, {"act_data_type": ["fp"]}, {"act_bits": "few"}]
+)
+def test_inputs_that_nobody_knows(more: dict[str, Any], registry: Registry) -> None:
+    with pytest.raises(CheckpointError, match=r"QL105 .*input_activations"):
+        quantization_of(registry, **{**FP8, **more}, packing_format="auto_round:llm_compressor")
+
+
+def test_fp8_by_blocks_knows_inputs_of_eight_bits_alone(registry: Registry) -> None:
+    with pytest.raises(CheckpointError, match=r"QL105 .*activation_scheme"):
+        quantization_of(registry, **{**FP8, "group_size": [64, 128], "act_bits": 4})
 
 
 def test_fp8_by_blocks(registry: Registry) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import qload
 from qload import Registry
-from qload.checkpoint import Checkpoint
-from qload.errors import ShardError
+from qload.checkpoint import Checkpoint, TensorEntry
+from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.quantization import resolve
@@ -112,6 +112,24 @@ def test_rows_of_the_gemv_versions_are_cut_and_inputs_are_not(version: str, regi
     with pytest.raises(ShardError) as caught:
         RowParallelLinear(256, 16, Site(quantization, "m", 0, 2))
     assert caught.value.sizes == (1,)
+
+
+@pytest.mark.parametrize("version", ["gemv", "gemv_fast"])
+def test_a_group_size_that_only_padding_contradicts(version: str, registry: Registry) -> None:
+    values, zeros = torch.randint(0, 16, (8, 256)), torch.randint(0, 16, (8, 2))
+    tensors = store(version, values, zeros, torch.ones(8, 2).half())
+    quantization = make_quantization({"quant_method": "awq", "group_size": 256, "version": version}, registry)
+    with pytest.raises(CheckpointError, match=r"AWQ001 m\.scales: .*expected zeros after 1 group"):
+        qload.load_tensors(ReplicatedLinear(256, 8, Site(quantization, "m")), tensors, quantization)
+
+
+@pytest.mark.parametrize(("version", "shape"), [("gemm", (256, 8)), ("gemv", (64, 32)), ("gemv_fast", (16, 256))])
+def test_a_group_size_that_leaves_a_short_group(version: str, shape: tuple[int, int], registry: Registry) -> None:
+    quantization = make_quantization({"quant_method": "awq", "group_size": 129, "version": version}, registry)
+    entry = TensorEntry("m.qweight", "I32", shape, "model.safetensors", 0, 0)
+    module = ModuleInfo(("m",), stored=frozenset({"qweight"}), tensors={"qweight": entry})
+    with pytest.raises(ValueError, match="group_size 129 does not divide the 256 input features"):
+        quantization.treat(module)
 
 
 @pytest.mark.parametrize("group", [-1, 16, 32, 96])

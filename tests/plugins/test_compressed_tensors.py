@@ -359,6 +359,13 @@ def test_a_format_that_is_not_written_is_the_packages(
     assert scheme.format == expected
 
 
+def test_an_order_of_groups_needs_groups(registry: Registry) -> None:
+    args = {"num_bits": 8, "type": "float", "strategy": "channel", "actorder": True}
+    section = {"quant_method": "compressed-tensors", "config_groups": {"0": {"targets": ["Linear"], "weights": args}}}
+    with pytest.raises(CheckpointError, match="actorder needs groups, and the strategy is channel"):
+        make_quantization(section, registry)
+
+
 @pytest.mark.parametrize(
     ("actorder", "ordered"), [("group", True), ("dynamic", True), ("static", False), ("weight", False)]
 )

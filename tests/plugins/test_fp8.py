@@ -78,6 +78,28 @@ def test_inputs_are_quantized_as_the_config_says(scheme: str | None, registry: R
     assert torch.allclose(layer(x), x @ dense.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("semantics", [None, "inverse"])
+def test_scales_by_tensor_under_the_names_of_those_by_block(semantics: str | None, registry: Registry) -> None:
+    """As transformers stores them, and with it Ministral 3 and Devstral 2; GPTQModel's divide."""
+    section = {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static"}
+    quantization = make_quantization({**section, "weight_scale_semantics": semantics}, registry)
+    weight = torch.randn(SIZE).to(torch.float8_e4m3fn)
+    scale, inputs = torch.tensor(0.25), torch.tensor([0.5])
+    tensors = {"m.weight": weight, "m.weight_scale_inv": scale, "m.activation_scale": inputs}
+    quantization.modules = {"m": {name.removeprefix("m."): name for name in tensors}}
+    layer = ReplicatedLinear(80, 100, Site(quantization, "m", dtype=torch.float32))
+    qload.load_tensors(layer, tensors, quantization)
+    dense = weight.float() * (4 if semantics else 0.25)
+    assert torch.equal(qload.dequantize(layer), dense)
+    x = torch.randn(3, 80)
+    assert torch.allclose(layer(x), fake_quantize(x, inputs, None, 8, is_float=True) @ dense.T)
+
+
+def test_a_list_of_names_may_be_null(registry: Registry) -> None:
+    section = {**BLOCK, "modules_to_not_convert": None, "ignored_layers": None}
+    assert make_quantization(section, registry).treat(ModuleInfo(("m",))).scheme is not None
+
+
 def test_dynamic_inputs_share_the_blocks_columns(registry: Registry) -> None:
     tensors, expected = blocks()
     quantization = make_quantization({**BLOCK, "weight_block_size": [64, 32]}, registry)

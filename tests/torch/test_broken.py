@@ -257,6 +257,7 @@ def test_the_bad_scale_of_one_expert_is_named(name: str, scale: str, broken: Cal
         ("num_hidden_layers", -1),
         ("hidden_act", "nope"),
         ("architectures", [3]),
+        ("architectures", 3),
         ("dtype", 3),
         ("dtype", {"": "float16"}),
         ("rms_norm_eps", None),

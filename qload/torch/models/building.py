@@ -36,7 +36,7 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | str | None) -> PreT
         raise ModelError(
             f"transformers cannot build the model ({describe_error(error)})",
             where=str(checkpoint.config_path),
-            found=", ".join(map(str, config.architectures or [config.model_type])),
+            found=_name_architecture(config),
             remedy="check the config's sizes, and that this version of transformers has the architecture",
         ) from error
     _read_generation_config(model, checkpoint.folder)
@@ -178,6 +178,12 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise ValueError(f"there is no causal language model for {config.model_type}")
     model_class: type[PreTrainedModel] = mapping[type(config)]
     return model_class
+
+
+def _name_architecture(config: PreTrainedConfig) -> str:
+    """What the config says of its architecture, whatever stands there."""
+    found = config.architectures or config.model_type
+    return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
 def describe_error(error: BaseException) -> str:
