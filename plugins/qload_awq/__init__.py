@@ -108,6 +108,4 @@ def count_words(columns: int, group: int) -> int:
 
 def _is_quantized(module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    return module.kind is Kind.LINEAR
+    return module.stores(LEAVES, otherwise=module.kind is Kind.LINEAR)

@@ -93,6 +93,4 @@ def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[Paramet
 
 def _is_quantized(module: ModuleInfo) -> bool:
     """The config names what is left alone: of the rest the checkpoint itself says which is quantized."""
-    if module.stored:
-        return bool(module.stored & SCALES)
-    return module.kind is Kind.LINEAR
+    return module.stores(SCALES, otherwise=module.kind is Kind.LINEAR)

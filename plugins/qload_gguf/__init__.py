@@ -73,8 +73,5 @@ def qload_create_weights(scheme: GgufScheme, geometry: Geometry) -> tuple[Parame
 
 def _is_packed(config: GgufConfig, module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return PACKED in module.stored
-    if config.bits is None or module.kind is Kind.LM_HEAD:
-        return config.bits is not None and config.lm_head
-    return module.kind is Kind.LINEAR
+    is_named = module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
+    return module.stores({PACKED}, otherwise=config.bits is not None and is_named)

@@ -173,6 +173,4 @@ def _create_settings(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSp
 
 def _is_quantized(module: ModuleInfo) -> bool:
     """The config names no modules but those that it skips: of the rest the checkpoint itself says it."""
-    if module.stored:
-        return "W_q" in module.stored
-    return module.kind is Kind.LINEAR
+    return module.stores({"W_q"}, otherwise=module.kind is Kind.LINEAR)

@@ -49,6 +49,4 @@ def qload_create_weights(scheme: Mxfp4Scheme) -> tuple[ParameterSpec, ...]:
 
 def _is_quantized(module: ModuleInfo) -> bool:
     """The config names what is left alone: of the rest the checkpoint itself says which is quantized."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    return module.kind is Kind.LINEAR
+    return module.stores(LEAVES, otherwise=module.kind is Kind.LINEAR)

@@ -60,6 +60,5 @@ def qload_create_weights(scheme: QqqScheme, geometry: Geometry) -> tuple[Paramet
 
 def _is_quantized(config: QqqConfig, module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    return module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
+    is_named = module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
+    return module.stores(LEAVES, otherwise=is_named)

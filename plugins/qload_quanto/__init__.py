@@ -141,8 +141,4 @@ def choose_group(columns: int) -> int | None:
 
 def _is_quantized(config: QuantoConfig, module: ModuleInfo) -> bool:
     """Whatever the map names is; without one the checkpoint itself says it, where it stores the module."""
-    if config.modules is not None:
-        return True
-    if module.stored:
-        return not module.stored.isdisjoint((WHOLE, PACKED))
-    return module.kind is Kind.LINEAR
+    return config.modules is not None or module.stores((WHOLE, PACKED), otherwise=module.kind is Kind.LINEAR)
