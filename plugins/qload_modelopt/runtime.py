@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.activations import E4M3_MAX, fake_quantize, fake_quantize_dynamic
+from qload.torch.activations import by_groups, fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import scale_blocks, scale_groups, unpack
-from qload.torch.floats import E2M1, decode_e2m1, decode_e8m0
+from qload.torch.floats import Float, decode_e2m1, decode_e8m0
 from qload_modelopt.schemes import Form, Inputs
 
 MX_GROUP = 32
@@ -98,9 +98,9 @@ def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
         case Inputs.FP8_GROUP:
             return fake_quantize_dynamic(x, 8, is_float=True, group=layer.scheme.size)
         case Inputs.MXFP4:
-            return _quantize_by_powers(x, 4, E2M1[-1])
+            return _quantize_by_powers(x, Float(2, 1))
         case _:
-            return _quantize_by_powers(x, 8, E4M3_MAX)
+            return _quantize_by_powers(x, Float(4, 3))
 
 
 def _quantize_by_scale(layer: LayerPiece, x: Tensor, scale: Tensor) -> Tensor:
@@ -114,10 +114,12 @@ def _quantize_without_scale(inputs: Inputs, x: Tensor) -> Tensor:
     return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True) if inputs is Inputs.FP8_TENSOR else x
 
 
-def _quantize_by_powers(x: Tensor, bits: int, greatest: float) -> Tensor:
+def _quantize_by_powers(x: Tensor, number: Float) -> Tensor:
     """x rounded with the least power of two for each group that holds it: ModelOpt's rule for mx scales."""
-    columns = x.shape[-1]
-    values = F.pad(x.float(), (0, -columns % MX_GROUP)).unflatten(-1, (-1, MX_GROUP))
-    size = values.abs().amax(-1, keepdim=True) / greatest
-    scale = torch.exp2(size.log2().ceil().clamp(-127, 127))
-    return fake_quantize(values, scale, None, bits, is_float=True).flatten(-2)[..., :columns].to(x.dtype)
+
+    def quantize(values: Tensor) -> Tensor:
+        size = values.abs().amax(-1, keepdim=True) / number.greatest
+        scale = torch.exp2(size.log2().ceil().clamp(-127, 127))
+        return number.round(values / scale) * scale
+
+    return by_groups(x.float(), MX_GROUP, quantize).to(x.dtype)

@@ -11,7 +11,7 @@ from qload.torch.arithmetic import extend_sign, scale_blocks, scale_groups, take
 from qload.torch.floats import decode_e8m0, decode_float
 from qload_quark import is_transposed
 from qload_quark.numbers import Number
-from qload_quark.runtime_inputs import quantize_input
+from qload_quark.runtime.activations import quantize_input
 from qload_quark.schemes import EXPONENT, Extent, Quantizer
 
 _REORDERED = (0, 4, 1, 5, 2, 6, 3, 7)
