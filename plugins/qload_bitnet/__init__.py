@@ -14,7 +14,8 @@ from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import in_, out, part
 from qload_bitnet.config import BitNetConfig
 
-VALUES = 4
+BITS = 2
+VALUES = 8 // BITS
 """To a byte."""
 
 

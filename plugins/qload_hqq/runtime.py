@@ -1,11 +1,10 @@
 """Computes with HQQ's tensors."""
 
-import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
-from qload.torch.layers import Layer
+from qload.torch import Layer
+from qload.torch.arithmetic import find_rows, scale_groups, take_striped, unpack_striped
 from qload_hqq import SETTINGS
 
 _WIDTHS = {1: 8, 2: 4, 4: 2, 8: 1, 10: 3}
@@ -32,8 +31,7 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     scale, zero = _read_scales(layer)
-    columns = torch.arange(layer.in_features, device=ids.device)
-    index = ids.unsqueeze(1) * layer.in_features + columns
+    index = find_rows(ids, layer.in_features)
     values = take_striped(layer.W_q, *_read_places(layer), index)
     group = layer.scheme.group_size or layer.in_features
     places = index // group if layer.scheme.axis == 1 else index % len(scale)

@@ -48,6 +48,17 @@ def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
     return (shifted & _mask(bits)).to(torch.uint8)
 
 
+def find_places(index: Tensor, order: Sequence[int]) -> Tensor:
+    """Where the values at positions `index` lie, each run of them shuffled: the first of a run is at `order[0]`."""
+    places = torch.tensor(order, device=index.device)
+    return index - index % len(order) + places[index % len(order)]
+
+
+def find_rows(rows: Tensor, columns: int) -> Tensor:
+    """The positions of the values of some rows in a matrix made flat: int64 [len(rows), columns]."""
+    return rows.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)
+
+
 def extend_sign(values: Tensor, bits: int) -> Tensor:
     """Unsigned values of `bits` bits (1 to 8), uint8, read as two's complement: int8."""
     unused = 8 - bits

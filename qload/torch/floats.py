@@ -22,10 +22,7 @@ def decode_e2m1(codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 def round_e2m1(x: Tensor) -> Tensor:
     """x rounded to the nearest value of E2M1, ties to even, in its own dtype; beyond 6 it is 6."""
-    size = x.abs()
-    fine, middle, coarse = (size * 2).round() / 2, size.round(), (size / 2).round() * 2
-    rounded = torch.where(size < 2, fine, torch.where(size < 4, middle, coarse))
-    return rounded.clamp_max(E2M1[-1]).copysign(x)
+    return round_float(x, 2, 1)
 
 
 def encode_e2m1(x: Tensor) -> Tensor:

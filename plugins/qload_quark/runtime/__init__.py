@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import extend_sign, scale_blocks, scale_groups, take, unpack
+from qload.torch.arithmetic import extend_sign, find_places, scale_blocks, scale_groups, take, unpack
 from qload.torch.floats import decode_e8m0, decode_float
 from qload_quark import is_transposed
 from qload_quark.numbers import Number
@@ -135,7 +135,7 @@ def _read(words: Tensor, number: Number, reorder: bool, count: int, index: Tenso
         return _decode(_join(words)[..., :count], number)
     order = _REORDERED if reorder and number.stored == "I32" else _HIGH_FIRST if number.bits == 2 else None
     if order is not None:
-        index = _places(torch.arange(count, device=words.device) if index is None else index, order)
+        index = find_places(torch.arange(count, device=words.device) if index is None else index, order)
     if index is None:
         return _decode(unpack(words, number.bits, count), number)
     return _decode(take(words, number.bits, index), number)
@@ -147,11 +147,6 @@ def _join(stored: Tensor) -> Tensor:
     highs = [torch.bitwise_right_shift(high, shift) & 3 for shift in (6, 4, 2, 0)]
     lows = [torch.bitwise_right_shift(byte, shift) & 0xF for byte in low for shift in (4, 0)]
     return torch.stack([16 * first | second for first, second in zip(highs, lows, strict=True)], -1).flatten(-2)
-
-
-def _places(index: Tensor, order: tuple[int, ...]) -> Tensor:
-    places = torch.tensor(order, device=index.device)
-    return index - index % len(order) + places[index % len(order)]
 
 
 def _decode(codes: Tensor, number: Number) -> Tensor:
