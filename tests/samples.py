@@ -20,15 +20,8 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 
 DEMO = DATA / "ct-w4a16-g128-asym"
 
-NOT_SUPPORTED = (
-    "autoround-mxfp4",
-    "hf-fp8-block-qwen3moe",
-)
-"""Checkpoints of formats that are not there yet, which must be refused, by the beginning of their names."""
-
-
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
-"""Those of formats that are there, and broken, with what is found: here, scales of blocks that have one dimension."""
+"""Broken checkpoints, with what is found: here, scales of blocks that have one dimension."""
 
 ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}
 """The methods that load what is written under another name."""
@@ -58,12 +51,12 @@ def samples() -> list[Path]:
 
 
 def is_supported(path: Path) -> bool:
-    return not path.name.startswith(NOT_SUPPORTED)
+    return path.name not in BROKEN
 
 
 def refusals(path: Path) -> set[str]:
-    """The codes that may be found in a checkpoint that is not supported."""
-    return BROKEN.get(path.name, {"QL011", "QL101", "QL104", "QL105"})
+    """The codes that are found in a checkpoint that is not supported."""
+    return BROKEN[path.name]
 
 
 def supported() -> list[Path]:
