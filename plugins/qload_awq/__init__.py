@@ -39,10 +39,10 @@ class AwqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="AWQ, versions gemm, gemv and gemv_fast; 4 bits",
+        summary="4 bits by group; gemm, gemv and gemv_fast",
         config=AwqConfig,
         capabilities=Capabilities(
-            embedding=True, tensor_parallel="gemm: whole groups, and eight rows; the others: no inputs"
+            embedding=True, tensor_parallel="whole groups and 8 rows; gemv: rows alone; gemv_fast: 4 rows alone"
         ),
         runtime="qload_awq.runtime",
     )

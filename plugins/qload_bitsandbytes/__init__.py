@@ -34,10 +34,10 @@ FORMATS = ("row", "col32", "col_turing", "col_ampere")
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="bitsandbytes: NF4 and FP4, also doubly quantized, and LLM.int8()",
+        summary="NF4 and FP4, doubly quantized or not; LLM.int8()",
         config=BitsAndBytesConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="whole blocks, and blocks of blocks; int8: any"
+            embedding=True, activations=True, tensor_parallel="whole blocks, and blocks of blocks; int8: any unit"
         ),
         runtime="qload_bitsandbytes.runtime",
     )

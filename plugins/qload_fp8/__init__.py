@@ -40,7 +40,7 @@ class Fp8Scheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="fp8 weights with block or tensor scales, multiplied or divided by",
+        summary="fp8 by block or tensor, with scales that multiply or divide; fp8 inputs",
         config=Fp8Config,
         capabilities=Capabilities(embedding=True, activations=True, quantize=True, tensor_parallel="whole blocks"),
         runtime="qload_fp8.runtime",

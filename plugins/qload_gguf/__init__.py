@@ -36,9 +36,9 @@ class GgufScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="ggml's block types, from Q1_0 to Q8_0, K, IQ, TQ, MXFP4 and NVFP4",
+        summary="ggml's blocks: Q1_0 to Q8_0, K, IQ, TQ, MXFP4 and NVFP4; GGUF files and safetensors",
         config=GgufConfig,
-        capabilities=Capabilities(embedding=True, tensor_parallel="whole blocks: 32 to 256 input features"),
+        capabilities=Capabilities(embedding=True, tensor_parallel="whole blocks of 32 to 256 columns"),
         runtime="qload_gguf.runtime",
     )
 

@@ -40,7 +40,7 @@ class GptqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="GPTQ, v1 and v2; 2, 3, 4 and 8 bits",
+        summary="2, 3, 4 and 8 bits by group, v1 and v2; activation order",
         config=GptqConfig,
         capabilities=Capabilities(
             embedding=True, tensor_parallel="whole groups and words; act-order keeps scales whole"

@@ -56,9 +56,11 @@ class HqqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="HQQ; 1, 2, 3, 4, 5, 6 and 8 bits, groups along either axis",
+        summary="1 to 8 bits by group, along either axis",
         config=HqqConfig,
-        capabilities=Capabilities(embedding=True, tensor_parallel="whole groups of inputs; outputs at 8 bits, axis 1"),
+        capabilities=Capabilities(
+            embedding=True, tensor_parallel="whole groups of columns; 8 bits on axis 1: rows too"
+        ),
         runtime="qload_hqq.runtime",
     )
 

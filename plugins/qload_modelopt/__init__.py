@@ -38,10 +38,10 @@ SCALE_DTYPES = ("F32", "BF16", "F16")
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="ModelOpt: fp8, nvfp4, mxfp4, mxfp8, int4 AWQ and int8 SmoothQuant, quantized activations",
+        summary="fp8, nvfp4, mxfp4, mxfp8, int4 AWQ and int8 SmoothQuant; quantized inputs",
         config=ModelOptConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, kv_cache=True, tensor_parallel="whole groups and blocks; int4: two rows"
+            embedding=True, activations=True, kv_cache=True, tensor_parallel="whole groups and blocks; int4: 2 rows"
         ),
         runtime="qload_modelopt.runtime",
     )

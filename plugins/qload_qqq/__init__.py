@@ -33,10 +33,10 @@ class QqqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="QQQ: 4 bits, for int8 activations",
+        summary="4 bits by group or row; int8 inputs",
         config=QqqConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel=f"whole groups and tiles of {TILE}; {ROWS} rows"
+            embedding=True, activations=True, tensor_parallel=f"whole groups and tiles of {TILE} columns; {ROWS} rows"
         ),
         runtime="qload_qqq.runtime",
     )

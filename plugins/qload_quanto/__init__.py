@@ -67,10 +67,12 @@ class QuantoScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="quanto; qint8, qint4, qint2 and qfloat8, activations in 8 bits",
+        summary="qint8, qint4, qint2 and qfloat8; quantized inputs and outputs",
         config=QuantoConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="8 bits: any; else whole groups of inputs"
+            embedding=True,
+            activations=True,
+            tensor_parallel="8 bits: any unit, but whole rows where outputs are rounded; else whole groups of columns",
         ),
         runtime="qload_quanto.runtime",
     )

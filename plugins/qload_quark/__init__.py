@@ -30,10 +30,10 @@ SCALE_DTYPES = ("F32", "BF16", "F16")
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="AMD Quark: int and fp of 2 to 8 bits, mxfp4, mxfp6, nvfp4; quantized activations, cache scales",
+        summary="int and fp of 2 to 8 bits, mxfp4, mxfp6 and nvfp4; quantized inputs",
         config=QuarkConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="whole groups and blocks; 4-bit ints by group, 8 rows"
+            embedding=True, activations=True, tensor_parallel="whole groups and blocks; 4-bit ints by group: 8 rows"
         ),
         runtime="qload_quark.runtime",
     )

@@ -22,12 +22,12 @@ OLD_LEAF = re.compile(r"\w+:\w+")
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="torchao: int, fp8, mx and nvfp4 tensor classes saved as safetensors, quantized activations",
+        summary="int, fp8, mx and nvfp4 tensor classes, saved as safetensors; quantized inputs",
         config=TorchaoConfig,
         capabilities=Capabilities(
             embedding=True,
             activations=True,
-            tensor_parallel="whole groups and blocks; swizzled scales: whole tiles of 128 rows and 4 groups",
+            tensor_parallel="whole groups and blocks; swizzled scales: 128 rows and 4 groups",
         ),
         runtime="qload_torchao.runtime",
     )
