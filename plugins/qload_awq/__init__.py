@@ -82,6 +82,11 @@ def qload_create_weights(scheme: AwqScheme, geometry: Geometry) -> tuple[Paramet
     )
 
 
+def _is_quantized(module: ModuleInfo) -> bool:
+    """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
+    return module.stores(LEAVES, otherwise=module.kind is Kind.LINEAR)
+
+
 def _create_padded(scheme: AwqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     """Groups are padded to whole words, so that all inputs are one unit: no rank can hold some of them."""
     words = count_words(geometry.in_features, scheme.group_size or geometry.in_features)
@@ -104,8 +109,3 @@ def count_words(columns: int, group: int) -> int:
     multiple = max(1, 128 // group)
     words = -(-columns // (8 * group))
     return -(-words // multiple) * multiple
-
-
-def _is_quantized(module: ModuleInfo) -> bool:
-    """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    return module.stores(LEAVES, otherwise=module.kind is Kind.LINEAR)

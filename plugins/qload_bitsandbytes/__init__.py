@@ -90,22 +90,6 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
     return tuple(specs)
 
 
-def _axes(scheme: FourBitScheme, columns: int, elements: int) -> tuple[Axis, Axis]:
-    """The axes of a tensor with an entry for so many elements: rows and columns where every row begins a block.
-
-    Elsewhere only as many rows as make whole blocks can stay together, and no columns can be taken from them.
-    """
-    if scheme.is_aligned(columns):
-        return out(), in_(elements)
-    return _flat_axis(columns, elements, scheme.block_size), in_(columns)
-
-
-def _flat_axis(columns: int, elements: int, block: int) -> Axis:
-    """Rows in flat entries of so many elements, of which those stay together that make whole blocks."""
-    rows = block // gcd(columns, block)
-    return out(rows, rows * columns // elements)
-
-
 def _is_quantized(config: BitsAndBytesConfig, module: ModuleInfo) -> bool:
     """The checkpoint itself says which modules are quantized, where it stores them.
 
@@ -121,3 +105,19 @@ def _is_quantized(config: BitsAndBytesConfig, module: ModuleInfo) -> bool:
 def _refuse(module: ModuleInfo, leaf: str, reason: str) -> None:
     if leaf in module.stored:
         raise ValueError(reason)
+
+
+def _axes(scheme: FourBitScheme, columns: int, elements: int) -> tuple[Axis, Axis]:
+    """The axes of a tensor with an entry for so many elements: rows and columns where every row begins a block.
+
+    Elsewhere only as many rows as make whole blocks can stay together, and no columns can be taken from them.
+    """
+    if scheme.is_aligned(columns):
+        return out(), in_(elements)
+    return _flat_axis(columns, elements, scheme.block_size), in_(columns)
+
+
+def _flat_axis(columns: int, elements: int, block: int) -> Axis:
+    """Rows in flat entries of so many elements, of which those stay together that make whole blocks."""
+    rows = block // gcd(columns, block)
+    return out(rows, rows * columns // elements)

@@ -13,11 +13,10 @@ from qload.declare import ParameterSpec, block_scale, packed, tensor_scale
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import in_, out
+from qload_fp8.auto_round import claim_auto_round
 from qload_fp8.config import Fp8Config
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
-AUTO_ROUND = "auto-round"
-"""The quant_method that AutoRound writes."""
 SCALES = frozenset({"weight_scale_inv", "weight_scale"})
 
 
@@ -49,28 +48,9 @@ def qload_method_info() -> MethodInfo:
 
 
 def qload_claim(config: Mapping[str, Any]) -> Claim | None:
-    """AutoRound stores fp8 by blocks as this format does, under its own name.
-
-    Source: `FP8BlockQLinear` of its `export_to_fp8.py`.
-    """
+    """AutoRound stores fp8 by blocks as this format does, under its own name."""
     section = config.get("quantization_config")
-    if not isinstance(section, Mapping) or not _is_auto_round(section):
-        return None
-    inputs = {"activation_scheme": "dynamic"} if section.get("act_bits") == 8 else {}
-    extra = section.get("extra_config")
-    left_out = [name for name, entry in extra.items() if _is_left_out(entry)] if isinstance(extra, Mapping) else []
-    settings = {"weight_block_size": section["group_size"], "modules_to_not_convert": left_out}
-    return Claim(20, {**settings, **inputs}, alias=AUTO_ROUND)
-
-
-def _is_auto_round(section: Mapping[str, Any]) -> bool:
-    by_block = isinstance(section.get("group_size"), list) and section.get("bits") == 8
-    is_e4m3 = str(section.get("data_type")).startswith("fp") and section.get("fmt", "e4m3") == "e4m3"
-    return section.get("quant_method") == AUTO_ROUND and by_block and is_e4m3
-
-
-def _is_left_out(entry: object) -> bool:
-    return isinstance(entry, Mapping) and entry.get("bits") in (16, 32)
+    return claim_auto_round(section) if isinstance(section, Mapping) else None
 
 
 def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | None:

@@ -55,7 +55,7 @@ def qload_scheme_for(config: GgufConfig, module: ModuleInfo) -> GgufScheme | Non
         raise ValueError(f"the weight is stored twice: {' and '.join(typed)}")
     if typed:
         return GgufScheme(_TYPED[typed[0]], typed[0])
-    if not _is_packed(config, module):
+    if not _is_quantized(config, module):
         return None
     name = config.type_for(module.names)
     return GgufScheme(name, PACKED) if name is not None else None
@@ -71,7 +71,7 @@ def qload_create_weights(scheme: GgufScheme, geometry: Geometry) -> tuple[Parame
     return blocks, scale, metadata("input_scale", fixed(1), dtypes=("F32",))
 
 
-def _is_packed(config: GgufConfig, module: ModuleInfo) -> bool:
+def _is_quantized(config: GgufConfig, module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
     is_named = module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
     return module.stores({PACKED}, otherwise=config.bits is not None and is_named)

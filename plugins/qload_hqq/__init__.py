@@ -103,6 +103,11 @@ def qload_check(scheme: HqqScheme, tensors: Mapping[str, TensorEntry]) -> Iterat
             )
 
 
+def _is_quantized(module: ModuleInfo) -> bool:
+    """The config names no modules but those that it skips: of the rest the checkpoint itself says it."""
+    return module.stores({"W_q"}, otherwise=module.kind is Kind.LINEAR)
+
+
 def _lies_across(shape: tuple[int, ...], axis: int) -> bool:
     """Whether scales [rows, columns] have their one row or column along the axis of the groups' order."""
     return len(shape) == 2 and shape[axis] != 1 and shape[1 - axis] == 1
@@ -171,8 +176,3 @@ def _create_settings(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSp
         *(metadata(name, dtypes=("U8",), view=View.ANY) for name in TEXTS),
         *(metadata(name, dtypes=("U8",)) for name in FLAGS),
     )
-
-
-def _is_quantized(module: ModuleInfo) -> bool:
-    """The config names no modules but those that it skips: of the rest the checkpoint itself says it."""
-    return module.stores({"W_q"}, otherwise=module.kind is Kind.LINEAR)

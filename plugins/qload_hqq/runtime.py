@@ -11,12 +11,6 @@ _WIDTHS = {1: 8, 2: 4, 4: 2, 8: 1, 10: 3}
 """The bits that a value takes in a word, by the values in it."""
 
 
-def qload_process_weights_after_loading(layer: Layer) -> None:
-    """The settings have been checked by now, and are not needed."""
-    for name in SETTINGS & layer.declared.keys():
-        layer.set_tensor(name, None)
-
-
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     scale, zero = _read_scales(layer)
     bits, shifts = _read_places(layer)
@@ -36,6 +30,12 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     group = layer.scheme.group_size or layer.in_features
     places = index // group if layer.scheme.axis == 1 else index % len(scale)
     return scale_groups(values, scale[places], zero[places], 1)
+
+
+def qload_process_weights_after_loading(layer: Layer) -> None:
+    """The settings have been checked by now, and are not needed."""
+    for name in SETTINGS & layer.declared.keys():
+        layer.set_tensor(name, None)
 
 
 def _read_places(layer: LayerPiece) -> tuple[int, list[int]]:

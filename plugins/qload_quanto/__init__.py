@@ -102,6 +102,11 @@ def qload_create_weights(scheme: QuantoScheme, geometry: Geometry) -> tuple[Para
     return *_create_weight(scheme, geometry), *_create_input_scales(scheme)
 
 
+def _is_quantized(config: QuantoConfig, module: ModuleInfo) -> bool:
+    """Whatever the map names is; without one the checkpoint itself says it, where it stores the module."""
+    return config.modules is not None or module.stores((WHOLE, PACKED), otherwise=module.kind is Kind.LINEAR)
+
+
 def _create_weight(scheme: QuantoScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     """The weight. Its inputs are one unit where a rank could not do with some: to round outputs, or whole rows."""
     columns = geometry.in_features
@@ -139,8 +144,3 @@ def choose_group(columns: int) -> int | None:
     while columns % group and group > LEAST:
         group -= STEP
     return None if columns % group else group
-
-
-def _is_quantized(config: QuantoConfig, module: ModuleInfo) -> bool:
-    """Whatever the map names is; without one the checkpoint itself says it, where it stores the module."""
-    return config.modules is not None or module.stores((WHOLE, PACKED), otherwise=module.kind is Kind.LINEAR)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from qload.declare import ParameterSpec
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload_torchao.config import TorchaoConfig
-from qload_torchao.layouts import create_weights
+from qload_torchao.declarations import create_weights
 from qload_torchao.metadata import PREFIX, QDATA, find_whole, read_scheme
 from qload_torchao.recipes import make_scheme
 from qload_torchao.schemes import TorchaoScheme

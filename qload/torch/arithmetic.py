@@ -59,6 +59,11 @@ def find_rows(rows: Tensor, columns: int) -> Tensor:
     return rows.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)
 
 
+def pick(stored: Tensor, rows: Tensor | None) -> Tensor:
+    """Some rows, or all of them."""
+    return stored if rows is None else stored[rows]
+
+
 def extend_sign(values: Tensor, bits: int) -> Tensor:
     """Unsigned values of `bits` bits (1 to 8), uint8, read as two's complement: int8."""
     unused = 8 - bits
@@ -105,13 +110,23 @@ def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Ten
 
 
 def scale_blocks(
-    values: Tensor, scale: Tensor, block: tuple[int, int], *, zero: Tensor | int = 0, divide: bool = False
+    values: Tensor,
+    scale: Tensor,
+    block: tuple[int, int],
+    *,
+    zero: Tensor | int = 0,
+    divide: bool = False,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """(values - zero) * scale, computed in the scale's dtype, with a scale for every block of rows and columns.
 
     values [rows, columns], scale and zero [ceil(rows / block[0]), ceil(columns / block[1])]. With `divide`, divided
-    by the scale.
+    by the scale. With `rows`, the values are those of these rows alone.
     """
+    if rows is not None:
+        places = rows // block[0]
+        zero = zero[places] if isinstance(zero, Tensor) else zero
+        return scale_groups(values, scale[places], zero, block[1], divide=divide)
     zero = _spread_blocks(zero, block, values) if isinstance(zero, Tensor) else zero
     return _scale(values, _spread_blocks(scale, block, values), zero, divide)
 

@@ -9,13 +9,6 @@ from qload_bitsandbytes.runtime import four_bits, int8, loading
 from qload_bitsandbytes.schemes import Int8Scheme
 
 
-def qload_process_weights_after_loading(layer: Layer) -> None:
-    if isinstance(layer.scheme, Int8Scheme):
-        loading.check_format(layer)
-    else:
-        loading.settle_states(layer)
-
-
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     if isinstance(layer.scheme, Int8Scheme):
         return int8.dequantize(layer.weight_quantized, layer.row_scale)
@@ -32,3 +25,10 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer.scheme, Int8Scheme) and layer.quantize_activations:
         return int8.multiply(x, layer.weight_quantized, layer.row_scale, bias, layer.scheme.threshold)
     return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+
+
+def qload_process_weights_after_loading(layer: Layer) -> None:
+    if isinstance(layer.scheme, Int8Scheme):
+        loading.check_format(layer)
+    else:
+        loading.settle_states(layer)

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import extend_sign, scale_groups, unpack
+from qload.torch.arithmetic import extend_sign, pick, scale_groups, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
-from qload_torchao.layouts import TILE_GROUPS, TILE_ROWS
+from qload_torchao.declarations import TILE_GROUPS, TILE_ROWS
 from qload_torchao.runtime.activations import fake_quantize_int8, round_float8, round_int8, round_mx, round_nvfp4
 from qload_torchao.schemes import FP4, FP6_BITS, Storage, TorchaoScheme
 
@@ -83,7 +83,7 @@ def _columns(layer: LayerPiece) -> int:
 
 
 def _rows(layer: LayerPiece, ids: Tensor | None) -> Tensor:
-    return layer.weight_quantized if ids is None else layer.weight_quantized[ids]
+    return pick(layer.weight_quantized, ids)
 
 
 def _extend(layer: LayerPiece, tensor: Tensor, ids: Tensor | None) -> Tensor:
