@@ -10,6 +10,7 @@ from math import gcd
 from typing import Any
 
 from qload.declare import ParameterSpec, View, channel_scale, document, group_scale, index, packed, table
+from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
@@ -72,7 +73,7 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
     columns = geometry.in_features
     values = _axes(scheme, columns, scheme.packing)
     blocks = _axes(scheme, columns, scheme.block_size)
-    dtypes = ("F32", "BF16", "F16") if scheme.nested is None else ("U8",)
+    dtypes = SCALE_DTYPES if scheme.nested is None else ("U8",)
     sample = write_sample(scheme, geometry)
     specs = [
         packed("weight_quantized", *values, dtypes=(scheme.storage,), stored_as=WEIGHT, view=View.FLAT),

@@ -12,6 +12,7 @@ from math import gcd
 
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View, group_scale, metadata, packed, setting, striped, zero_point
+from qload.dtypes import FLOATS
 from qload.findings import Finding
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
@@ -20,7 +21,6 @@ from qload_hqq.config import HqqConfig
 
 COUNTS = {8: 1, 6: 1, 5: 1, 4: 2, 3: 10, 2: 4, 1.58: 4, 1: 8}
 """The values in a word, by bits."""
-FLOATS = ("F32", "BF16", "F16", "F64")
 QUANTIZED_SCALES = ("scale_q", "zero_q")
 SETTINGS = frozenset(
     {"nbits", "axis", "group_size", "quant_scale", "quant_zero", "view_as_float", "offload_meta", "channel_wise"}

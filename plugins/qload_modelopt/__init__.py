@@ -33,7 +33,6 @@ LEAVES = frozenset({"weight_scale", "weight_scale_2", "input_scale", "pre_quant_
 CACHE_LEAVES = frozenset({"k_scale", "v_scale"})
 PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj"})
 """Those that may have scales of a cache, and the one that is fused with them and has to be treated alike."""
-SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
 def qload_method_info() -> MethodInfo:

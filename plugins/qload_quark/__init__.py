@@ -17,7 +17,7 @@ from qload.declare import (
     weight,
     zero_point,
 )
-from qload.dtypes import FLOATS
+from qload.dtypes import FLOATS, SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
@@ -25,7 +25,6 @@ from qload_quark.config import LayerConfig, QuarkConfig
 from qload_quark.schemes import Extent, Quantizer, QuarkScheme, make_scheme
 
 SCALES = frozenset({"weight_scale", "output_scale", "input_scale"})
-SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
 def qload_method_info() -> MethodInfo:
