@@ -41,6 +41,9 @@ CONFIG_NAMES: dict[str, str] = {
 FLOATS = ("F32", "BF16", "F16", "F64")
 """Dtypes that hold a value as it is, so that one converts into another by value."""
 
+SCALE_DTYPES = FLOATS[:3]
+"""Those that scales are stored in, where a format does not say otherwise."""
+
 
 def storage_bytes(dtype: str, count: int) -> int:
     """Bytes of `count` packed values of the dtype with that code, rounded up to whole bytes."""

@@ -8,7 +8,7 @@ the module that `MethodInfo.runtime` names.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -94,6 +94,10 @@ class ModuleInfo:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    def stores(self, leaves: Collection[str], *, otherwise: bool) -> bool:
+        """Whether the checkpoint stores any of these tensors below it; `otherwise` where it stores none at all."""
+        return not self.stored.isdisjoint(leaves) if self.stored else otherwise
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,37 @@
 """One matcher of module names for all the dialects in which configs write their lists."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 REGEX_PREFIX = "re:"
+POSITIVE, NEGATIVE = "+:", "-:"
+"""What stands before regexes of modules that are quantized otherwise, and of those that are left alone."""
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 """A number in a module's name: of a layer, of an expert."""
+
+
+_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+"""Where a name's part ends."""
 
 
 def generalise(name: str) -> str:
     """A name with a star for each number: what modules of the same place in other layers share."""
     return NUMBER.sub("*", name)
+
+
+def and_above(names: Iterable[str]) -> Iterator[str]:
+    """Each name, and those of the modules above it."""
+    for name in names:
+        while name:
+            yield name
+            name = name.rpartition(".")[0]
 
 
 class Dialect(StrEnum):
@@ -26,6 +43,11 @@ class Dialect(StrEnum):
     WILDCARD = "wildcard"
     """`*`, `?` and `[...]` as in a shell, for the whole name; a star goes over dots."""
     REGEX = "regex"
+    EDGE = "edge"
+    """A regex for the name or that of a module above it, or else, letter by letter, any end of the name.
+
+    Source: transformers' `should_convert_module`.
+    """
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,9 @@ class Patterns:
             case Dialect.WILDCARD:
                 whole = re.compile("|".join(map(translate, self._plain)) or "(?!)")
                 return lambda name: whole.match(name) is not None
+            case Dialect.EDGE:
+                ends = tuple(self._plain)
+                return lambda name: name.endswith(ends)
             case Dialect.REGEX:
                 return lambda name: False
 
@@ -69,6 +94,8 @@ class Patterns:
     def _regexes(self) -> tuple[re.Pattern[str], ...]:
         if self.dialect is Dialect.REGEX:
             return tuple(map(_compile, self.entries))
+        if self.dialect is Dialect.EDGE:
+            return tuple(_compile(f"(?:{_compile(entry).pattern}){_BOUNDARY}") for entry in self.entries)
         if not self.prefixed:
             return ()
         return tuple(_compile(entry.removeprefix(REGEX_PREFIX)) for entry in self.entries if _is_regex(entry))
@@ -76,6 +103,36 @@ class Patterns:
     @cached_property
     def _plain(self) -> frozenset[str]:
         return frozenset(entry for entry in self.entries if not (self.prefixed and _is_regex(entry)))
+
+
+class Overrides(Generic[T]):
+    """What a config says of modules that differ, by regexes that match from the start of a name.
+
+    Those that `-:` stands before leave modules alone, whatever the others say; of these the first that matches
+    counts. Raises ValueError for a regex that does not compile.
+    """
+
+    def __init__(self, entries: Mapping[str, T]) -> None:
+        negative = (pattern for pattern in entries if pattern.startswith(NEGATIVE))
+        self._left_out = Patterns(tuple(map(_strip, negative)), Dialect.REGEX)
+        self._others = tuple(
+            (Patterns((_strip(pattern),), Dialect.REGEX), value)
+            for pattern, value in entries.items()
+            if not pattern.startswith(NEGATIVE)
+        )
+
+    def leave_out(self, names: Iterable[str]) -> bool:
+        """Whether a module is left alone."""
+        return self._left_out.match(names)
+
+    def find(self, names: Iterable[str]) -> T | None:
+        """What differs for a module; None where nothing does."""
+        names = tuple(names)
+        return next((value for patterns, value in self._others if patterns.match(names)), None)
+
+
+def _strip(pattern: str) -> str:
+    return pattern.removeprefix(POSITIVE).removeprefix(NEGATIVE)
 
 
 def _is_regex(entry: str) -> bool:

@@ -18,33 +18,33 @@ ROUNDED = ("ct-w4a16-24-marlin", "ct-w4a16-g32-asym-actorder-group", "gptqmodel-
 saved, or of those stored in float32 after. Each weight is within one step of bfloat16, 2**-7 of its value."""
 
 LOGITS_TOLERANCE = {
+    "awq": 2e-3,
     "bitnet": 1e-6,
     "bitsandbytes": 1e-6,
     "compressed-tensors": 1e-6,
+    "fp8": 2e-3,
     "gguf": 1e-6,
+    "gptq": 2e-3,
     "hqq": 1e-6,
     "modelopt": 1e-6,
     "mxfp4": 1e-6,
     "quanto": 1e-6,
     "quark": 1e-6,
-    "unquantized": 1e-6,
-    "gptq": 2e-3,
-    "awq": 2e-3,
-    "fp8": 2e-3,
     "torchao": 2e-3,
+    "unquantized": 1e-6,
 }
-"""Of the logits' norm, all in float32. The references of the first ten hold the weights that we compute with, so that
-only the order of summation differs. Those of the others hold weights that their runtime computed in bfloat16 from
-scales rounded to it, by up to 2**-9; we compute them in the scales' own dtype."""
+"""Of the logits' norm, all in float32. Where it is 1e-6, the references hold the weights that we compute with, so that
+only the order of summation differs. The others hold weights that their runtime computed in bfloat16 from scales rounded
+to it, by up to 2**-9; we compute them in the scales' own dtype."""
 
 OTHER_TOLERANCE = {
-    "quark-int8": 2e-3,
     "autoround-llmc-w4a16": 2e-3,
-    "ct-w4a16-24-marlin": 2e-3,
-    "ct-w4a16-g32-asym-actorder-group": 2e-3,
     "ct-nvfp4": 2e-3,
     "ct-qwen3moe-nvfp4": 2e-2,
+    "ct-w4a16-24-marlin": 2e-3,
+    "ct-w4a16-g32-asym-actorder-group": 2e-3,
     "modelopt-fp8-block": 2e-3,
+    "quark-int8": 2e-3,
 }
 """Checkpoints whose references were computed in bfloat16: most, their weights alone, from scales of another
 dtype; ct-qwen3moe-nvfp4's, the whole model. That of modelopt-fp8-block is of ModelOpt's simulation in bfloat16 from

@@ -21,7 +21,7 @@ WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 DEMO = DATA / "ct-w4a16-g128-asym"
 
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
-"""Those that are broken, with what is found: here, scales of blocks that have one dimension."""
+"""Broken checkpoints, with what is found: here, scales of blocks that have one dimension."""
 
 ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}
 """The methods that load what is written under another name."""

@@ -22,6 +22,7 @@ FLOORS = (
     "declare",
     "sharding",
     "patterns",
+    "fields",
     "findings",
     "checkpoint",
     "hookspecs",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, Overrides, Patterns, and_above
 
 NAME = "model.layers.1.mlp.gate"
 
@@ -21,6 +21,12 @@ NAME = "model.layers.1.mlp.gate"
         (Dialect.WILDCARD, "model.layers.[01].*", NAME, "model.layers.10.mlp.gate"),
         (Dialect.WILDCARD, "mlp.gate", "mlp.gate", NAME),
         (Dialect.REGEX, r"model\.layers\.1\.", NAME, "x.model.layers.1.mlp"),
+        (Dialect.EDGE, r"model\.layers\.\d\.mlp", NAME, "model.layers.10.mlp.gate"),
+        (Dialect.EDGE, "model.layers.1", NAME, "model.layers.10.mlp.gate"),
+        (Dialect.EDGE, "model.layers.", NAME, "model.layers"),
+        (Dialect.EDGE, "ate", NAME, "model.layers.1.mlp.gate_proj"),
+        (Dialect.EDGE, "[ab].c", "a.c", "x.[ab].d"),
+        (Dialect.EDGE, "[ab].c", "x.[ab].c", "x.a.c"),
     ],
 )
 def test_each_dialect_means_what_it_says(dialect: Dialect, entry: str, matches: str, misses: str) -> None:
@@ -43,7 +49,28 @@ def test_any_of_several_names_matches() -> None:
     assert not Patterns((), Dialect.WILDCARD).match(["a", ""])
 
 
-@pytest.mark.parametrize("patterns", [(("re:(",), Dialect.EXACT, True), (("(",), Dialect.REGEX, False)])
+def test_overrides_leave_out_before_the_first_that_matches() -> None:
+    overrides = Overrides({"+:.*mlp": 1, r"model\.layers": 2, "-:.*gate_proj$": 3})
+    assert overrides.find([NAME]) == 1
+    assert overrides.find(["model.layers.0.attn"]) == 2
+    assert overrides.find(["x.model.layers.0.attn"]) is None
+    assert overrides.leave_out(["x", "model.layers.0.mlp.gate_proj"])
+    assert not overrides.leave_out([NAME])
+
+
+def test_the_names_above_begin_with_the_name_itself() -> None:
+    assert list(and_above(["a.b.c", "d"])) == ["a.b.c", "a.b", "a", "d"]
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        (("re:(",), Dialect.EXACT, True),
+        (("(",), Dialect.REGEX, False),
+        (("a)|(?:b",), Dialect.EDGE, False),
+        (("(?i)a",), Dialect.EDGE, False),
+    ],
+)
 def test_a_bad_regex_is_refused_when_it_is_read(patterns: tuple[tuple[str, ...], Dialect, bool]) -> None:
     with pytest.raises(ValueError, match="not a regular expression"):
         Patterns(*patterns)

@@ -39,10 +39,10 @@ class AwqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="AWQ, versions gemm, gemv and gemv_fast; 4 bits",
+        summary="4 bits by group; gemm, gemv and gemv_fast",
         config=AwqConfig,
         capabilities=Capabilities(
-            embedding=True, tensor_parallel="gemm: whole groups, and eight rows; the others: no inputs"
+            embedding=True, tensor_parallel="whole groups and 8 rows; gemv: rows alone; gemv_fast: 4 rows alone"
         ),
         runtime="qload_awq.runtime",
     )
@@ -83,6 +83,11 @@ def qload_create_weights(scheme: AwqScheme, geometry: Geometry) -> tuple[Paramet
     )
 
 
+def _is_quantized(module: ModuleInfo) -> bool:
+    """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
+    return module.stores(LEAVES, otherwise=module.kind is Kind.LINEAR)
+
+
 def _create_padded(scheme: AwqScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     """Groups are padded to whole words, so that all inputs are one unit: no rank can hold some of them."""
     words = count_words(geometry.in_features, scheme.group_size or geometry.in_features)
@@ -115,10 +120,3 @@ def count_words(columns: int, group: int) -> int:
     multiple = max(1, 128 // group)
     words = -(-columns // (8 * group))
     return -(-words // multiple) * multiple
-
-
-def _is_quantized(module: ModuleInfo) -> bool:
-    """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    return module.kind is Kind.LINEAR

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
+from qload.fields import GroupSize
 from qload.patterns import Dialect, Patterns
 
 
@@ -19,7 +20,7 @@ class AwqConfig(BaseModel):
 
     quant_method: Literal["awq"] = "awq"
     bits: int = Field(4, validation_alias=AliasChoices("bits", "w_bit"))
-    group_size: int = Field(128, validation_alias=AliasChoices("group_size", "q_group_size"))
+    group_size: GroupSize = Field(128, validation_alias=AliasChoices("group_size", "q_group_size"))
     zero_point: bool = True
     version: str = "gemm"
     modules_to_not_convert: list[str] | None = None
@@ -30,13 +31,6 @@ class AwqConfig(BaseModel):
     @classmethod
     def _lower(cls, value: str) -> str:
         return value.lower()
-
-    @field_validator("group_size")
-    @classmethod
-    def _check_group_size(cls, value: int) -> int:
-        if value != -1 and value <= 0:
-            raise ValueError("group_size is -1 or positive")
-        return value
 
     @field_validator("extra_config")
     @classmethod

@@ -7,7 +7,7 @@ from qload.errors import CheckpointError
 from qload.findings import Finding
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
-from qload.torch.arithmetic import scale_groups, take, unpack
+from qload.torch.arithmetic import find_places, scale_groups, take, unpack
 from qload_awq import BITS, GEMM, GEMV, STRIDE
 
 PADDED_SCALES = "AWQ001"
@@ -17,9 +17,9 @@ _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     if layer.scheme.version == GEMM:
-        columns = torch.arange(layer.out_features, device=layer.qweight.device)
-        values = unpack(layer.qweight, BITS, layer.out_features)[:, _places(columns)]
-        zeros = unpack(layer.qzeros, BITS, layer.out_features)[:, _places(columns)]
+        places = find_places(torch.arange(layer.out_features, device=layer.qweight.device), _ORDER)
+        values = unpack(layer.qweight, BITS, layer.out_features)[:, places]
+        zeros = unpack(layer.qzeros, BITS, layer.out_features)[:, places]
         return _scale(layer, values.T, layer.scales.T, zeros.T)
     if layer.scheme.version == GEMV:
         return _scale_rows(layer, layer.qweight, layer.scales, layer.qzeros)
@@ -49,7 +49,7 @@ def qload_process_weights_after_loading(layer: Layer) -> None:
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     if layer.scheme.version == GEMM:
-        places = _places(ids)
+        places = find_places(ids, _ORDER)
         values, zeros = take(layer.qweight, BITS, places), take(layer.qzeros, BITS, places)
         return _scale(layer, values.T, layer.scales[:, ids].T, zeros.T)
     if layer.scheme.version == GEMV:
@@ -57,11 +57,6 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     blocks = _separate(layer.qweight[ids // 4])
     values = blocks[torch.arange(len(ids), device=ids.device), ids % 4]
     return _scale_products(layer, values, layer.scales[:, ids].T, layer.qzeros[:, ids].T)
-
-
-def _places(columns: Tensor) -> Tensor:
-    order = torch.tensor(_ORDER, device=columns.device)
-    return columns - columns % 8 + order[columns % 8]
 
 
 def _scale_rows(layer: LayerPiece, words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:

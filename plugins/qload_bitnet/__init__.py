@@ -14,7 +14,8 @@ from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import in_, out, part
 from qload_bitnet.config import BitNetConfig
 
-VALUES = 4
+BITS = 2
+VALUES = 8 // BITS
 """To a byte."""
 
 
@@ -39,10 +40,10 @@ class BitNetScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="BitNet: ternary weights, four to a byte or made while computing; int8 activations",
+        summary="ternary weights, packed or made so while computing; int8 inputs",
         config=BitNetConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="inputs, where they are not normed; no outputs"
+            embedding=True, activations=True, tensor_parallel="columns alone, where inputs are not normed"
         ),
         runtime="qload_bitnet.runtime",
     )

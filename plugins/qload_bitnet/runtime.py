@@ -5,8 +5,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload_bitnet import VALUES, BitNetScheme, Sense
+from qload.torch.arithmetic import find_rows, take_striped, unpack_striped
+from qload_bitnet import BITS, BitNetScheme, Sense
 
+_PLACES = range(0, 8, BITS)
+"""Of the quarters of the rows in a byte."""
 _LEAST = 1e-5
 """The least size of values that a scale is made for."""
 
@@ -14,15 +17,13 @@ _LEAST = 1e-5
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     if layer.scheme.sense is Sense.ONLINE:
         return _make_ternary(layer.weight_latent)
-    return _scale(layer, _unpack(layer.weight_packed, layer.out_features))
+    return _scale(layer, _unpack(layer))
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     if layer.scheme.sense is Sense.ONLINE:
         return qload_dequantize(layer)[ids]
-    quarter = len(layer.weight_packed)
-    shifts = (2 * (ids // quarter)).to(torch.uint8)[:, None]
-    return _scale(layer, torch.bitwise_right_shift(layer.weight_packed[ids % quarter], shifts) & 3)
+    return _scale(layer, take_striped(layer.weight_packed, BITS, _PLACES, find_rows(ids, layer.in_features)))
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,7 +51,7 @@ def _divide_product(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor
 
 def _multiply(layer: LayerPiece, x: Tensor) -> Tensor:
     """x and the weights of -1, 0 and 1: the scale is left to the product, which rounds once."""
-    return F.linear(x, _unpack(layer.weight_packed, layer.out_features).to(x.dtype) - 1)
+    return F.linear(x, _unpack(layer).to(x.dtype) - 1)
 
 
 def _add(y: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,10 +67,10 @@ def _round(x: Tensor, scale: Tensor) -> Tensor:
     return (x * scale).round().clamp(-128, 127)
 
 
-def _unpack(stored: Tensor, rows: int) -> Tensor:
+def _unpack(layer: LayerPiece) -> Tensor:
     """Values with 1 added, uint8 [rows, columns]: a quarter of the rows from each pair of bits."""
-    quarters = [torch.bitwise_right_shift(stored, 2 * place) & 3 for place in range(VALUES)]
-    return torch.cat(quarters)[:rows]
+    rows, columns = layer.out_features, layer.in_features
+    return unpack_striped(layer.weight_packed, BITS, _PLACES, rows * columns).view(rows, columns)
 
 
 def _scale(layer: LayerPiece, values: Tensor) -> Tensor:

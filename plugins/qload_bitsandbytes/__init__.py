@@ -10,6 +10,7 @@ from math import gcd
 from typing import Any
 
 from qload.declare import ParameterSpec, View, channel_scale, document, group_scale, index, packed, table
+from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
@@ -35,13 +36,13 @@ FORMATS = ("row", "col32", "col_turing", "col_ampere")
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="bitsandbytes: NF4 and FP4, also doubly quantized, and LLM.int8()",
+        summary="NF4 and FP4, doubly quantized or not; LLM.int8()",
         config=BitsAndBytesConfig,
         capabilities=Capabilities(
             embedding=True,
             activations=True,
             quantize=True,
-            tensor_parallel="whole blocks, and blocks of blocks; int8: any",
+            tensor_parallel="whole blocks, and blocks of blocks; int8: any unit",
         ),
         runtime="qload_bitsandbytes.runtime",
         presets=PRESETS,
@@ -77,7 +78,7 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
     columns = geometry.in_features
     values = _axes(scheme, columns, scheme.packing)
     blocks = _axes(scheme, columns, scheme.block_size)
-    dtypes = ("F32", "BF16", "F16") if scheme.nested is None else ("U8",)
+    dtypes = SCALE_DTYPES if scheme.nested is None else ("U8",)
     sample = write_state(scheme, (geometry.out_features, columns), "float32", 0.125)
     specs = [
         packed("weight_quantized", *values, dtypes=(scheme.storage,), stored_as=WEIGHT, view=View.FLAT),
@@ -95,22 +96,6 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
     return tuple(specs)
 
 
-def _axes(scheme: FourBitScheme, columns: int, elements: int) -> tuple[Axis, Axis]:
-    """The axes of a tensor with an entry for so many elements: rows and columns where every row begins a block.
-
-    Elsewhere only as many rows as make whole blocks can stay together, and no columns can be taken from them.
-    """
-    if scheme.is_aligned(columns):
-        return out(), in_(elements)
-    return _flat_axis(columns, elements, scheme.block_size), in_(columns)
-
-
-def _flat_axis(columns: int, elements: int, block: int) -> Axis:
-    """Rows in flat entries of so many elements, of which those stay together that make whole blocks."""
-    rows = block // gcd(columns, block)
-    return out(rows, rows * columns // elements)
-
-
 def _is_quantized(config: BitsAndBytesConfig, module: ModuleInfo) -> bool:
     """The checkpoint itself says which modules are quantized, where it stores them.
 
@@ -126,3 +111,19 @@ def _is_quantized(config: BitsAndBytesConfig, module: ModuleInfo) -> bool:
 def _refuse(module: ModuleInfo, leaf: str, reason: str) -> None:
     if leaf in module.stored:
         raise ValueError(reason)
+
+
+def _axes(scheme: FourBitScheme, columns: int, elements: int) -> tuple[Axis, Axis]:
+    """The axes of a tensor with an entry for so many elements: rows and columns where every row begins a block.
+
+    Elsewhere only as many rows as make whole blocks can stay together, and no columns can be taken from them.
+    """
+    if scheme.is_aligned(columns):
+        return out(), in_(elements)
+    return _flat_axis(columns, elements, scheme.block_size), in_(columns)
+
+
+def _flat_axis(columns: int, elements: int, block: int) -> Axis:
+    """Rows in flat entries of so many elements, of which those stay together that make whole blocks."""
+    rows = block // gcd(columns, block)
+    return out(rows, rows * columns // elements)

@@ -5,11 +5,11 @@ Source of the fields: transformers' `BitsAndBytesConfig`, which writes the two f
 
 from collections.abc import Iterable
 from functools import cached_property
-from re import escape
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from qload.fields import Edges
 from qload.patterns import Dialect, Patterns
 
 STORAGE = {
@@ -22,8 +22,6 @@ STORAGE = {
 }
 """The names of the dtypes that packed weights may be stored as, with their codes."""
 
-_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
-
 
 class BitsAndBytesConfig(BaseModel):
     """`quantization_config` of a bitsandbytes checkpoint."""
@@ -34,7 +32,7 @@ class BitsAndBytesConfig(BaseModel):
     load_in_4bit: bool = Field(False, validation_alias=AliasChoices("load_in_4bit", "_load_in_4bit"))
     load_in_8bit: bool = Field(False, validation_alias=AliasChoices("load_in_8bit", "_load_in_8bit"))
     llm_int8_threshold: float = Field(6.0, ge=0)
-    llm_int8_skip_modules: list[str] | None = None
+    llm_int8_skip_modules: Edges = None
     llm_int8_has_fp16_weight: bool = False
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "fp4"
     bnb_4bit_use_double_quant: bool = False
@@ -45,7 +43,6 @@ class BitsAndBytesConfig(BaseModel):
         if self.load_in_4bit == self.load_in_8bit:
             which = "both" if self.load_in_4bit else "neither"
             raise ValueError(f"one of load_in_4bit and load_in_8bit is true, and here {which}")
-        _ = self.excluded  # an entry that is no regular expression is a fault of the config
         return self
 
     @property
@@ -54,16 +51,10 @@ class BitsAndBytesConfig(BaseModel):
         return STORAGE[self.bnb_4bit_quant_storage or "uint8"]
 
     def excludes(self, names: Iterable[str]) -> bool:
-        """Whether a module is left alone: an entry is a regex for the beginning of its name, or any end of it.
-
-        Source: transformers' `should_convert_module`.
-        """
+        """Whether a module is left alone."""
         return self.excluded.match(names)
 
     @cached_property
     def excluded(self) -> Patterns:
         """The entries of `llm_int8_skip_modules`, ready to match."""
-        entries = self.llm_int8_skip_modules or ()
-        beginnings = (f"(?:{entry}){_BOUNDARY}" for entry in entries)
-        ends = (f".*{escape(entry)}$" for entry in entries)
-        return Patterns((*beginnings, *ends), Dialect.REGEX)
+        return Patterns(tuple(self.llm_int8_skip_modules or ()), Dialect.EDGE)

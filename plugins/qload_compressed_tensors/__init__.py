@@ -27,14 +27,14 @@ from qload_compressed_tensors.schemes import (
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="compressed-tensors: packed int, int8, fp8, nvfp4, mxfp4, mxfp6, mxfp8, sparse, activations",
+        summary="int, fp8, nvfp4, mxfp4, mxfp6 and mxfp8; sparse and marlin-24; quantized inputs, outputs and caches",
         config=CompressedTensorsConfig,
         capabilities=Capabilities(
             embedding=True,
             activations=True,
             kv_cache=True,
             quantize=True,
-            tensor_parallel="whole groups, blocks and words; act-order keeps scales whole; sparse-bitmask is not cut",
+            tensor_parallel="whole groups, blocks and words; sparse-bitmask: nowhere; act-order keeps scales whole",
         ),
         runtime="qload_compressed_tensors.runtime",
         presets=PRESETS,

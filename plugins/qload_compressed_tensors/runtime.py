@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
-from qload.torch.arithmetic import scale_blocks, scale_by_index, scale_groups, take, unpack
+from qload.torch.arithmetic import pick, scale_blocks, scale_by_index, scale_groups, take, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
 from qload.torch.ordering import settle_group_index
 from qload_compressed_tensors import marlin, masks
@@ -21,29 +21,11 @@ from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Sche
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
-    if isinstance(layer.scheme, SparseScheme):
-        return _expand(layer, layer.scheme.sparsity)
-    weights: Quantizer = layer.scheme.weights
-    if layer.scheme.format in SMALL_FLOATS:
-        return scale_groups(_small_floats(layer), _small_scale(layer), 0, weights.group or layer.in_features)
-    if weights.block is not None:
-        return scale_blocks(_values(layer), layer.weight_scale, weights.block, zero=_zeros(layer))
-    return _scale(layer, _values(layer), layer.weight_scale, _zeros(layer))
+    return _dequantize(layer, None)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
-    if isinstance(layer.scheme, SparseScheme):
-        return _expand(layer, layer.scheme.sparsity, ids)
-    weights: Quantizer = layer.scheme.weights
-    if layer.scheme.format in SMALL_FLOATS:
-        scale = _small_scale(layer, ids)
-        return scale_groups(_small_floats(layer, ids), scale, 0, weights.group or layer.in_features)
-    if weights.block is not None:
-        height, width = weights.block
-        zeros = _zeros(layer, ids // height)
-        return scale_groups(_values(layer, ids), layer.weight_scale[ids // height], zeros, width)
-    scale = layer.weight_scale if weights.strategy is Strategy.TENSOR else layer.weight_scale[ids]
-    return _scale(layer, _values(layer, ids), scale, _zeros(layer, ids))
+    return _dequantize(layer, ids)
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,6 +53,10 @@ def qload_process_weights_after_loading(layer: Layer) -> None:
         _settle_mask(layer, scheme.sparsity)
 
 
+def qload_quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
+    return quantize(weight, scheme)
+
+
 def _settle_mask(layer: Layer, sparsity: str) -> None:
     bits = layer.get_parameter("bitmask")
     if sparsity == SPARSE:
@@ -80,22 +66,32 @@ def _settle_mask(layer: Layer, sparsity: str) -> None:
         masks.check_halves(layer, bits)
 
 
-def qload_quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
-    return quantize(weight, scheme)
+def _dequantize(layer: LayerPiece, ids: Tensor | None) -> Tensor:
+    """The rows `ids` of the weight, or all of them."""
+    if isinstance(layer.scheme, SparseScheme):
+        return _expand(layer, layer.scheme.sparsity, ids)
+    weights: Quantizer = layer.scheme.weights
+    if layer.scheme.format in SMALL_FLOATS:
+        scale = _small_scale(layer, ids)
+        return scale_groups(_small_floats(layer, ids), scale, 0, weights.group or layer.in_features)
+    if weights.block is not None:
+        zeros = _zeros(layer, None)
+        return scale_blocks(_values(layer, ids), layer.weight_scale, weights.block, zero=zeros, rows=ids)
+    scale = layer.weight_scale if weights.strategy is Strategy.TENSOR else pick(layer.weight_scale, ids)
+    return _scale(layer, _values(layer, ids), scale, _zeros(layer, ids))
 
 
-def _small_floats(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
+def _small_floats(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     if layer.scheme.format == MXFP8:
-        return layer.weight_quantized if ids is None else layer.weight_quantized[ids]
-    stored = layer.weight_packed if ids is None else layer.weight_packed[ids]
+        return pick(layer.weight_quantized, ids)
     bits = layer.scheme.weights.bits
-    codes = unpack(stored, bits, layer.in_features)
+    codes = unpack(pick(layer.weight_packed, ids), bits, layer.in_features)
     return decode_e2m1(codes, torch.bfloat16) if bits == 4 else decode_float(codes, 2, 3, torch.bfloat16)
 
 
-def _small_scale(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
+def _small_scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     """The scales [rows, groups]: powers of two, which bfloat16 holds; or fp8, over the scale of scales in float32."""
-    stored = layer.weight_scale if ids is None else layer.weight_scale[ids]
+    stored = pick(layer.weight_scale, ids)
     if layer.scheme.format != NVFP4:
         return decode_e8m0(stored, torch.bfloat16)
     if not layer.scheme.weights.has_global_scale:
@@ -103,27 +99,24 @@ def _small_scale(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
     return stored.to(torch.float32) / layer.weight_global_scale
 
 
-def _values(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
+def _values(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     """The values [rows, columns] as they are stored, those that are left out included."""
     scheme: CompressedScheme = layer.scheme
     if scheme.sparsity is not None:
         return _expand(layer, scheme.sparsity, ids)
     if scheme.format == MARLIN_24:
-        bits, kept = (each if ids is None else each[ids] for each in (layer.bitmask, layer.kept))
-        values = unpack(kept, scheme.weights.bits, layer.in_features // 2)
-        return masks.expand(values, bits, layer.in_features, fill=_half(scheme.weights))
-    stored = layer.weight_packed if scheme.format == PACKED else layer.weight_quantized
-    rows = stored if ids is None else stored[ids]
-    return unpack(rows, scheme.weights.bits, layer.in_features) if scheme.format == PACKED else rows
+        values = unpack(pick(layer.kept, ids), scheme.weights.bits, layer.in_features // 2)
+        return masks.expand(values, pick(layer.bitmask, ids), layer.in_features, fill=_half(scheme.weights))
+    if scheme.format == PACKED:
+        return unpack(pick(layer.weight_packed, ids), scheme.weights.bits, layer.in_features)
+    return pick(layer.weight_quantized, ids)
 
 
-def _expand(layer: LayerPiece, sparsity: str, ids: Tensor | None = None) -> Tensor:
+def _expand(layer: LayerPiece, sparsity: str, ids: Tensor | None) -> Tensor:
     """Rows of a weight of which the zeros are left out."""
-    if ids is None:
-        return masks.expand(layer.compressed, layer.bitmask, layer.in_features)
-    if sparsity == SPARSE:
+    if sparsity == SPARSE and ids is not None:
         return masks.expand_rows(layer.compressed, layer.bitmask[ids], layer.row_starts[ids], layer.in_features)
-    return masks.expand(layer.compressed[ids], layer.bitmask[ids], layer.in_features)
+    return masks.expand(pick(layer.compressed, ids), pick(layer.bitmask, ids), layer.in_features)
 
 
 def _half(weights: Quantizer) -> int:
@@ -131,7 +124,7 @@ def _half(weights: Quantizer) -> int:
     return 1 << (weights.bits - 1)
 
 
-def _zeros(layer: LayerPiece, ids: Tensor | None = None) -> Tensor | int:
+def _zeros(layer: LayerPiece, ids: Tensor | None) -> Tensor | int:
     """Zero-points [rows, groups] of the values as they are stored."""
     weights: Quantizer = layer.scheme.weights
     half = _half(weights) if layer.scheme.format in (PACKED, MARLIN_24) else 0

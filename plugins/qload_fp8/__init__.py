@@ -13,11 +13,10 @@ from qload.declare import ParameterSpec, block_scale, packed, tensor_scale
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import in_, out
+from qload_fp8.auto_round import claim_auto_round
 from qload_fp8.config import Fp8Config
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
-AUTO_ROUND = "auto-round"
-"""The quant_method that AutoRound writes."""
 SCALE_INV = "weight_scale_inv"
 SCALES = frozenset({SCALE_INV, "weight_scale"})
 
@@ -42,7 +41,7 @@ class Fp8Scheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="fp8 weights with block or tensor scales, multiplied or divided by",
+        summary="fp8 by block or tensor, with scales that multiply or divide; fp8 inputs",
         config=Fp8Config,
         capabilities=Capabilities(embedding=True, activations=True, quantize=True, tensor_parallel="whole blocks"),
         runtime="qload_fp8.runtime",
@@ -51,30 +50,9 @@ def qload_method_info() -> MethodInfo:
 
 
 def qload_claim(config: Mapping[str, Any]) -> Claim | None:
-    """AutoRound stores fp8 by blocks as this format does, under its own name.
-
-    Source: `FP8BlockQLinear` of its `export_to_fp8.py`.
-    """
+    """AutoRound stores fp8 by blocks as this format does, under its own name."""
     section = config.get("quantization_config")
-    if not isinstance(section, Mapping) or not _is_auto_round(section):
-        return None
-    bits = section.get("act_bits")
-    # What is not of 8 bits is left for the config to refuse.
-    inputs = {} if bits in (None, 16, 32) else {"activation_scheme": "dynamic" if bits == 8 else f"of {bits} bits"}
-    extra = section.get("extra_config")
-    left_out = [name for name, entry in extra.items() if _is_left_out(entry)] if isinstance(extra, Mapping) else []
-    settings = {"weight_block_size": section["group_size"], "modules_to_not_convert": left_out}
-    return Claim(20, {**settings, **inputs}, alias=AUTO_ROUND)
-
-
-def _is_auto_round(section: Mapping[str, Any]) -> bool:
-    by_block = isinstance(section.get("group_size"), list) and section.get("bits") == 8
-    is_e4m3 = str(section.get("data_type")).startswith("fp") and section.get("fmt", "e4m3") == "e4m3"
-    return section.get("quant_method") == AUTO_ROUND and by_block and is_e4m3
-
-
-def _is_left_out(entry: object) -> bool:
-    return isinstance(entry, Mapping) and entry.get("bits") in (16, 32)
+    return claim_auto_round(section) if isinstance(section, Mapping) else None
 
 
 def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | None:
@@ -104,6 +82,4 @@ def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[Paramet
 
 def _is_quantized(module: ModuleInfo) -> bool:
     """The config names what is left alone: of the rest the checkpoint itself says which is quantized."""
-    if module.stored:
-        return bool(module.stored & SCALES)
-    return module.kind is Kind.LINEAR
+    return module.stores(SCALES, otherwise=module.kind is Kind.LINEAR)

@@ -3,13 +3,13 @@
 Source of the fields: transformers' `FineGrainedFP8Config`, vLLM's `Fp8Config`, and GPTQModel's quantize_config.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, Patterns, and_above
 
 
 class Fp8Config(BaseModel):
@@ -37,15 +37,9 @@ class Fp8Config(BaseModel):
 
     def excludes(self, names: Iterable[str]) -> bool:
         """Whether a module is left alone: an entry is the end of its name, or of that of a module above it."""
-        return self.excluded.match(above for name in names for above in _and_above(name))
+        return self.excluded.match(and_above(names))
 
     @cached_property
     def excluded(self) -> Patterns:
         """The entries that leave modules alone, ready to match."""
         return Patterns((*(self.modules_to_not_convert or ()), *(self.ignored_layers or ())), Dialect.SUFFIX)
-
-
-def _and_above(name: str) -> Iterator[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]

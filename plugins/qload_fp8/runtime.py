@@ -5,24 +5,17 @@ from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
-from qload.torch.arithmetic import scale_blocks, scale_groups
+from qload.torch.arithmetic import pick, scale_blocks
 from qload_fp8 import Fp8Scheme
 from qload_fp8.quantizing import quantize
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
-    block = layer.scheme.block
-    if block is None:
-        return _scale_all(layer, layer.weight_quantized)
-    return scale_blocks(layer.weight_quantized, _scales(layer), block, divide=layer.scheme.divides)
+    return _dequantize(layer, None)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
-    block, rows = layer.scheme.block, layer.weight_quantized[ids]
-    if block is None:
-        return _scale_all(layer, rows)
-    height, width = block
-    return scale_groups(rows, _scales(layer)[ids // height], 0, width, divide=layer.scheme.divides)
+    return _dequantize(layer, ids)
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,9 +28,14 @@ def qload_quantize(weight: Tensor, scheme: Fp8Scheme) -> dict[str, Tensor]:
     return quantize(weight, scheme)
 
 
-def _scale_all(layer: LayerPiece, values: Tensor) -> Tensor:
+def _dequantize(layer: LayerPiece, ids: Tensor | None) -> Tensor:
+    """The rows `ids` of the weight, or all of them."""
+    scheme: Fp8Scheme = layer.scheme
+    values = pick(layer.weight_quantized, ids)
+    if scheme.block is not None:
+        return scale_blocks(values, _scales(layer), scheme.block, divide=scheme.divides, rows=ids)
     scale = layer.weight_scale
-    return values.to(scale.dtype) / scale if layer.scheme.divides else values.to(scale.dtype) * scale
+    return values.to(scale.dtype) / scale if scheme.divides else values.to(scale.dtype) * scale
 
 
 def _scales(layer: LayerPiece) -> Tensor:

@@ -38,11 +38,9 @@ class GgufScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="ggml's block types, from Q1_0 to Q8_0, K, IQ, TQ, MXFP4 and NVFP4",
+        summary="ggml's blocks: Q1_0 to Q8_0, K, IQ, TQ, MXFP4 and NVFP4; GGUF files and safetensors",
         config=GgufConfig,
-        capabilities=Capabilities(
-            embedding=True, quantize=True, tensor_parallel="whole blocks: 32 to 256 input features"
-        ),
+        capabilities=Capabilities(embedding=True, quantize=True, tensor_parallel="whole blocks of 32 to 256 columns"),
         runtime="qload_gguf.runtime",
         presets={name: {"bits": name, "dynamic": _SKIPPED} for name in ("q4_0", "q8_0")},
     )
@@ -60,7 +58,7 @@ def qload_scheme_for(config: GgufConfig, module: ModuleInfo) -> GgufScheme | Non
         raise ValueError(f"the weight is stored twice: {' and '.join(typed)}")
     if typed:
         return GgufScheme(_TYPED[typed[0]], typed[0])
-    if not _is_packed(config, module):
+    if not _is_quantized(config, module):
         return None
     name = config.type_for(module.names)
     return GgufScheme(name, PACKED) if name is not None else None
@@ -76,10 +74,7 @@ def qload_create_weights(scheme: GgufScheme, geometry: Geometry) -> tuple[Parame
     return blocks, scale, metadata("input_scale", fixed(1), dtypes=("F32",))
 
 
-def _is_packed(config: GgufConfig, module: ModuleInfo) -> bool:
+def _is_quantized(config: GgufConfig, module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return PACKED in module.stored
-    if config.bits is None or module.kind is Kind.LM_HEAD:
-        return config.bits is not None and config.lm_head
-    return module.kind is Kind.LINEAR
+    is_named = module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
+    return module.stores({PACKED}, otherwise=config.bits is not None and is_named)

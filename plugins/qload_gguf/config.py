@@ -3,14 +3,14 @@
 Source of the fields: GPTQModel's `GGUFConfig`, which joins `bits` and `format` to the name of a type.
 """
 
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-NEGATIVE, POSITIVE = "-:", "+:"
+from qload.fields import OverridesByName
+from qload.patterns import Overrides
 
 _TYPES = {
     "q1_0": "Q1_0_g32",
@@ -62,30 +62,15 @@ class GgufConfig(BaseModel):
     bits: int | str | None = None
     format: str = Field(_ANY, validation_alias=AliasChoices("checkpoint_format", "format"))
     lm_head: bool = False
-    dynamic: dict[str, Override] | None = None
-
-    @field_validator("dynamic")
-    @classmethod
-    def _check_patterns(cls, value: dict[str, Override] | None) -> dict[str, Override] | None:
-        for pattern in value or {}:
-            try:
-                re.compile(_strip(pattern))
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return value
+    dynamic: OverridesByName[Override] | None = None
 
     def type_for(self, names: Iterable[str]) -> str | None:
-        """The type of a module's blocks; None where `dynamic` leaves it out.
-
-        The first pattern that matches decides, negative ones before the others. Raises ValueError for an unknown one.
-        """
+        """The type of a module's blocks; None where `dynamic` leaves it out. Raises ValueError for an unknown one."""
         names = tuple(names)
-        for pattern, override in self.overrides:
-            if any(pattern.match(name) for name in names):
-                if override is None:
-                    return None
-                return self._name(override.bits or self.bits, override.format or self._own_format(override))
-        return self._name(self.bits, self.format)
+        if self.overrides.leave_out(names):
+            return None
+        override = self.overrides.find(names) or Override()
+        return self._name(override.bits or self.bits, override.format or self._own_format(override))
 
     def _own_format(self, override: Override) -> str:
         """An override of the bits alone takes the format that goes with them."""
@@ -97,12 +82,6 @@ class GgufConfig(BaseModel):
         return name_type(bits, form)
 
     @cached_property
-    def overrides(self) -> tuple[tuple[re.Pattern[str], Override | None], ...]:
-        """The entries of `dynamic` in the order in which they are tried; None for those that leave modules out."""
-        entries = [(pattern, pattern.startswith(NEGATIVE), entry) for pattern, entry in (self.dynamic or {}).items()]
-        entries.sort(key=lambda entry: not entry[1])
-        return tuple((re.compile(_strip(pattern)), None if out else entry) for pattern, out, entry in entries)
-
-
-def _strip(pattern: str) -> str:
-    return pattern.removeprefix(POSITIVE).removeprefix(NEGATIVE)
+    def overrides(self) -> Overrides[Override]:
+        """The entries of `dynamic`, ready to match."""
+        return Overrides(self.dynamic or {})

@@ -40,7 +40,7 @@ class GptqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="GPTQ, v1 and v2; 2, 3, 4 and 8 bits",
+        summary="2, 3, 4 and 8 bits by group, v1 and v2; activation order",
         config=GptqConfig,
         capabilities=Capabilities(
             embedding=True, tensor_parallel="whole groups and words; act-order keeps scales whole"
@@ -91,11 +91,9 @@ def qload_create_weights(scheme: GptqScheme, geometry: Geometry) -> tuple[Parame
 
 def _is_quantized(config: GptqConfig, module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    if module.kind is Kind.LM_HEAD:
-        return config.lm_head
-    return module.kind is Kind.LINEAR and config.is_in_block(module.names)
+    is_head = module.kind is Kind.LM_HEAD
+    is_named = config.lm_head if is_head else module.kind is Kind.LINEAR and config.is_in_block(module.names)
+    return module.stores(LEAVES, otherwise=is_named)
 
 
 def _check(config: GptqConfig, bits: int) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qload_gptq.config import NEGATIVE, POSITIVE
+from qload.patterns import NEGATIVE, POSITIVE
 
 AUTO_ROUND = "auto-round"
 """The quant_method that AutoRound writes."""

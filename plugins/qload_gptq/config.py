@@ -3,16 +3,15 @@
 Source of the fields: GPTQModel's QuantizeConfig; AutoGPTQ and optimum write subsets of it.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-POSITIVE = "+:"
-NEGATIVE = "-:"
+from qload.fields import GroupSize, OverridesByName
+from qload.patterns import Overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Override(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     bits: int | None = None
-    group_size: int | None = None
+    group_size: GroupSize | None = None
     desc_act: bool | None = None
     sym: bool | None = None
 
@@ -50,44 +49,21 @@ class GptqConfig(BaseModel):
 
     quant_method: Literal["gptq"] = "gptq"
     bits: int
-    group_size: int = 128
+    group_size: GroupSize = 128
     desc_act: bool = False
     sym: bool = True
     lm_head: bool = False
     checkpoint_format: str = Field("gptq", validation_alias=AliasChoices("checkpoint_format", "format"))
     pack_dtype: str = "int32"
-    dynamic: dict[str, Override] | None = None
+    dynamic: OverridesByName[Override] | None = None
     modules_in_block_to_quantize: Annotated[list[str] | None, BeforeValidator(_flatten)] = None
 
-    @field_validator("group_size")
-    @classmethod
-    def _check_group_size(cls, value: int) -> int:
-        if value != -1 and value <= 0:
-            raise ValueError("group_size is -1 or positive")
-        return value
-
-    @field_validator("dynamic")
-    @classmethod
-    def _check_patterns(cls, value: dict[str, Override] | None) -> dict[str, Override] | None:
-        for pattern in value or {}:
-            try:
-                re.compile(_strip(pattern))
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return value
-
     def settings_for(self, names: Iterable[str]) -> ModuleSettings | None:
-        """The settings of a module, or None where `dynamic` leaves it out.
-
-        The first pattern that matches from the start of the name decides, negative ones before the others.
-        """
-        override = Override()
-        for pattern, candidate in self.overrides:
-            if any(pattern.match(name) for name in names):
-                if candidate is None:
-                    return None
-                override = candidate
-                break
+        """The settings of a module, or None where `dynamic` leaves it out."""
+        names = tuple(names)
+        if self.overrides.leave_out(names):
+            return None
+        override = self.overrides.find(names) or Override()
         return ModuleSettings(
             bits=self.bits if override.bits is None else override.bits,
             group_size=self.group_size if override.group_size is None else override.group_size,
@@ -101,12 +77,6 @@ class GptqConfig(BaseModel):
         return listed is None or any(name.endswith(f".{entry}") for name in names for entry in listed)
 
     @cached_property
-    def overrides(self) -> tuple[tuple[re.Pattern[str], Override | None], ...]:
-        """The entries of `dynamic` in the order in which they are tried; None for those that leave modules out."""
-        entries = [(pattern, pattern.startswith(NEGATIVE), entry) for pattern, entry in (self.dynamic or {}).items()]
-        entries.sort(key=lambda entry: not entry[1])
-        return tuple((re.compile(_strip(pattern)), None if out else entry) for pattern, out, entry in entries)
-
-
-def _strip(pattern: str) -> str:
-    return pattern.removeprefix(POSITIVE).removeprefix(NEGATIVE)
+    def overrides(self) -> Overrides[Override]:
+        """The entries of `dynamic`, ready to match."""
+        return Overrides(self.dynamic or {})

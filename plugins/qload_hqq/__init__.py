@@ -12,6 +12,7 @@ from math import gcd
 
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View, group_scale, metadata, packed, setting, striped, zero_point
+from qload.dtypes import FLOATS
 from qload.findings import Finding
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
@@ -21,7 +22,6 @@ from qload_hqq.presets import PRESETS
 
 COUNTS = {8: 1, 6: 1, 5: 1, 4: 2, 3: 10, 2: 4, 1.58: 4, 1: 8}
 """The values in a word, by bits."""
-FLOATS = ("F32", "BF16", "F16", "F64")
 QUANTIZED_SCALES = ("scale_q", "zero_q")
 SETTINGS = frozenset(
     {"nbits", "axis", "group_size", "quant_scale", "quant_zero", "view_as_float", "offload_meta", "channel_wise"}
@@ -66,10 +66,10 @@ class HqqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="HQQ; 1, 2, 3, 4, 5, 6 and 8 bits, groups along either axis",
+        summary="1 to 8 bits by group, along either axis",
         config=HqqConfig,
         capabilities=Capabilities(
-            embedding=True, quantize=True, tensor_parallel="whole groups of inputs; outputs at 8 bits, axis 1"
+            embedding=True, quantize=True, tensor_parallel="whole groups of columns; 8 bits on axis 1: rows too"
         ),
         runtime="qload_hqq.runtime",
         presets=PRESETS,
@@ -120,6 +120,11 @@ def qload_check(scheme: HqqScheme, tensors: Mapping[str, TensorEntry]) -> Iterat
                 str(list(entry.shape)),
                 "correct the axis in quant_config",
             )
+
+
+def _is_quantized(module: ModuleInfo) -> bool:
+    """The config names no modules but those that it skips: of the rest the checkpoint itself says it."""
+    return module.stores({"W_q"}, otherwise=module.kind is Kind.LINEAR)
 
 
 def _lies_across(shape: tuple[int, ...], axis: int) -> bool:
@@ -190,10 +195,3 @@ def _create_settings(scheme: HqqScheme, geometry: Geometry) -> tuple[ParameterSp
         *(metadata(name, dtypes=("U8",), view=View.ANY) for name in TEXTS),
         *(metadata(name, dtypes=("U8",)) for name in FLAGS),
     )
-
-
-def _is_quantized(module: ModuleInfo) -> bool:
-    """The config names no modules but those that it skips: of the rest the checkpoint itself says it."""
-    if module.stored:
-        return "W_q" in module.stored
-    return module.kind is Kind.LINEAR

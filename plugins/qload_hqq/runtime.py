@@ -1,19 +1,12 @@
 """Computes with HQQ's tensors."""
 
-import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
-from qload.torch.layers import Layer
+from qload.torch import Layer
+from qload.torch.arithmetic import find_rows, scale_groups, take_striped, unpack_striped
 from qload_hqq import SETTINGS, WIDTHS, HqqScheme
 from qload_hqq.quantizing import quantize
-
-
-def qload_process_weights_after_loading(layer: Layer) -> None:
-    """The settings have been checked by now, and are not needed."""
-    for name in SETTINGS & layer.declared.keys():
-        layer.set_tensor(name, None)
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -30,8 +23,7 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     scale, zero = _read_scales(layer)
-    columns = torch.arange(layer.in_features, device=ids.device)
-    index = ids.unsqueeze(1) * layer.in_features + columns
+    index = find_rows(ids, layer.in_features)
     values = take_striped(layer.W_q, *_read_places(layer), index)
     group = layer.scheme.group_size or layer.in_features
     places = index // group if layer.scheme.axis == 1 else index % len(scale)
@@ -40,6 +32,12 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 def qload_quantize(weight: Tensor, scheme: HqqScheme) -> dict[str, Tensor]:
     return quantize(weight, scheme)
+
+
+def qload_process_weights_after_loading(layer: Layer) -> None:
+    """The settings have been checked by now, and are not needed."""
+    for name in SETTINGS & layer.declared.keys():
+        layer.set_tensor(name, None)
 
 
 def _read_places(layer: LayerPiece) -> tuple[int, list[int]]:

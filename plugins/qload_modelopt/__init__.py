@@ -33,15 +33,14 @@ LEAVES = frozenset({"weight_scale", "weight_scale_2", "input_scale", "pre_quant_
 CACHE_LEAVES = frozenset({"k_scale", "v_scale"})
 PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj"})
 """Those that may have scales of a cache, and the one that is fused with them and has to be treated alike."""
-SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="ModelOpt: fp8, nvfp4, mxfp4, mxfp8, int4 AWQ and int8 SmoothQuant, quantized activations",
+        summary="fp8, nvfp4, mxfp4, mxfp8, int4 AWQ and int8 SmoothQuant; quantized inputs",
         config=ModelOptConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, kv_cache=True, tensor_parallel="whole groups and blocks; int4: two rows"
+            embedding=True, activations=True, kv_cache=True, tensor_parallel="whole groups and blocks; int4: 2 rows"
         ),
         runtime="qload_modelopt.runtime",
     )

@@ -4,13 +4,13 @@ Source of the fields: ModelOpt's `get_quant_config`, which writes hf_quant_confi
 `convert_hf_quant_config_format`, which renames them for config.json and drops some.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, Patterns, and_above
 from qload_modelopt.schemes import MIXED
 
 SIDE_FILE = "hf_quant_config.json"
@@ -82,7 +82,7 @@ class ModelOptConfig(BaseModel):
 
     def excludes(self, names: Iterable[str]) -> bool:
         """Whether an entry, which may have wildcards, is a module's name or that of a module above it."""
-        return self.excluded.match(above for name in names for above in _and_above(name))
+        return self.excluded.match(and_above(names))
 
     @cached_property
     def excluded(self) -> Patterns:
@@ -97,8 +97,7 @@ class ModelOptConfig(BaseModel):
             return LayerConfig(
                 quant_algo=self.quant_algo, group_size=self.group_size, has_zero_point=self.has_zero_point
             )
-        above = (above for name in names for above in _and_above(name))
-        return next((self.quantized_layers[name] for name in above if name in self.quantized_layers), None)
+        return next((self.quantized_layers[name] for name in and_above(names) if name in self.quantized_layers), None)
 
 
 def flatten(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,9 +133,3 @@ def _find_group_size(groups: object) -> object:
         return None
     weights = (group.get("weights") for group in groups.values() if isinstance(group, Mapping))
     return next((each["group_size"] for each in weights if isinstance(each, Mapping) and each.get("group_size")), None)
-
-
-def _and_above(name: str) -> Iterator[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]

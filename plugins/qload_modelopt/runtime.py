@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.activations import E4M3_MAX, fake_quantize, fake_quantize_dynamic
-from qload.torch.arithmetic import scale_blocks, scale_groups, unpack
-from qload.torch.floats import E2M1, decode_e2m1, decode_e8m0
+from qload.torch.activations import by_groups, fake_quantize, fake_quantize_dynamic
+from qload.torch.arithmetic import pick, scale_blocks, scale_groups, unpack
+from qload.torch.floats import Float, decode_e2m1, decode_e8m0
 from qload_modelopt.schemes import Form, Inputs
 
 MX_GROUP = 32
@@ -43,14 +43,12 @@ def _weight(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
     """All rows, or those of `ids`, as they were before the inputs' scale was taken out of them."""
     form, size = layer.scheme.form, layer.scheme.size or layer.in_features
     if form is Form.PLAIN:
-        return layer.weight if ids is None else layer.weight[ids]
+        return pick(layer.weight, ids)
     values = _values(layer, ids)
     if form is Form.FP8_TENSOR:
         return values.to(layer.weight_scale.dtype) * layer.weight_scale
     if form is Form.FP8_BLOCK:
-        if ids is None:
-            return scale_blocks(values, layer.weight_scale, (size, size))
-        return scale_groups(values, layer.weight_scale[ids // size], 0, size)
+        return scale_blocks(values, layer.weight_scale, (size, size), rows=ids)
     return scale_groups(values, _scale(layer, ids), 8 if form is Form.INT4 else 0, size)
 
 
@@ -58,7 +56,7 @@ def _values(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     stored = layer.weight_quantized
     if layer.scheme.form is Form.INT4:
         return _unpack_rows(stored, ids)
-    rows = stored if ids is None else stored[ids]
+    rows = pick(stored, ids)
     if layer.scheme.form in (Form.NVFP4, Form.MXFP4):
         return decode_e2m1(unpack(rows, 4, layer.in_features), torch.bfloat16)
     return rows
@@ -75,7 +73,7 @@ def _unpack_rows(pairs: Tensor, ids: Tensor | None) -> Tensor:
 
 def _scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     """The scales [rows, groups]: those of mx formats are powers of two, which bfloat16 holds."""
-    stored = layer.weight_scale if ids is None else layer.weight_scale[ids]
+    stored = pick(layer.weight_scale, ids)
     match layer.scheme.form:
         case Form.NVFP4:
             return stored.to(torch.float32) * layer.weight_scale_2
@@ -98,9 +96,9 @@ def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
         case Inputs.FP8_GROUP:
             return fake_quantize_dynamic(x, 8, is_float=True, group=layer.scheme.size)
         case Inputs.MXFP4:
-            return _quantize_by_powers(x, 4, E2M1[-1])
+            return _quantize_by_powers(x, Float(2, 1))
         case _:
-            return _quantize_by_powers(x, 8, E4M3_MAX)
+            return _quantize_by_powers(x, Float(4, 3))
 
 
 def _quantize_by_scale(layer: LayerPiece, x: Tensor, scale: Tensor) -> Tensor:
@@ -114,10 +112,12 @@ def _quantize_without_scale(inputs: Inputs, x: Tensor) -> Tensor:
     return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True) if inputs is Inputs.FP8_TENSOR else x
 
 
-def _quantize_by_powers(x: Tensor, bits: int, greatest: float) -> Tensor:
+def _quantize_by_powers(x: Tensor, number: Float) -> Tensor:
     """x rounded with the least power of two for each group that holds it: ModelOpt's rule for mx scales."""
-    columns = x.shape[-1]
-    values = F.pad(x.float(), (0, -columns % MX_GROUP)).unflatten(-1, (-1, MX_GROUP))
-    size = values.abs().amax(-1, keepdim=True) / greatest
-    scale = torch.exp2(size.log2().ceil().clamp(-127, 127))
-    return fake_quantize(values, scale, None, bits, is_float=True).flatten(-2)[..., :columns].to(x.dtype)
+
+    def quantize(values: Tensor) -> Tensor:
+        size = values.abs().amax(-1, keepdim=True) / number.greatest
+        scale = torch.exp2(size.log2().ceil().clamp(-127, 127))
+        return number.round(values / scale) * scale
+
+    return by_groups(x.float(), MX_GROUP, quantize).to(x.dtype)

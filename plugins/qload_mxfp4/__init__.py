@@ -29,9 +29,9 @@ class Mxfp4Scheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="mxfp4: stacks of experts in 4-bit floats, in blocks of 32",
+        summary="stacks of experts in 4-bit floats, by blocks of 32",
         config=Mxfp4Config,
-        capabilities=Capabilities(embedding=True, tensor_parallel="whole blocks of inputs"),
+        capabilities=Capabilities(embedding=True, tensor_parallel="whole blocks"),
         runtime="qload_mxfp4.runtime",
     )
 
@@ -49,6 +49,4 @@ def qload_create_weights(scheme: Mxfp4Scheme) -> tuple[ParameterSpec, ...]:
 
 def _is_quantized(module: ModuleInfo) -> bool:
     """The config names what is left alone: of the rest the checkpoint itself says which is quantized."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    return module.kind is Kind.LINEAR
+    return module.stores(LEAVES, otherwise=module.kind is Kind.LINEAR)

@@ -33,10 +33,10 @@ class QqqScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="QQQ: 4 bits, for int8 activations",
+        summary="4 bits by group or row; int8 inputs",
         config=QqqConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel=f"whole groups and tiles of {TILE}; {ROWS} rows"
+            embedding=True, activations=True, tensor_parallel=f"whole groups and tiles of {TILE} columns; {ROWS} rows"
         ),
         runtime="qload_qqq.runtime",
     )
@@ -60,6 +60,5 @@ def qload_create_weights(scheme: QqqScheme, geometry: Geometry) -> tuple[Paramet
 
 def _is_quantized(config: QqqConfig, module: ModuleInfo) -> bool:
     """The config names no modules: the checkpoint itself says which are quantized, where it stores them."""
-    if module.stored:
-        return bool(module.stored & LEAVES)
-    return module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
+    is_named = module.kind is Kind.LINEAR or (module.kind is Kind.LM_HEAD and config.lm_head)
+    return module.stores(LEAVES, otherwise=is_named)

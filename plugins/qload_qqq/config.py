@@ -5,7 +5,9 @@ Source of the fields: GPTQModel's QQQConfig, and the QQQ project's own, which sa
 
 from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from qload.fields import GroupSize
 
 
 class QqqConfig(BaseModel):
@@ -15,12 +17,5 @@ class QqqConfig(BaseModel):
 
     quant_method: Literal["qqq"] = "qqq"
     bits: int = Field(4, validation_alias=AliasChoices("bits", "wbits"))
-    group_size: int = 128
+    group_size: GroupSize = 128
     lm_head: bool = False
-
-    @field_validator("group_size")
-    @classmethod
-    def _check_group_size(cls, value: int) -> int:
-        if value != -1 and value <= 0:
-            raise ValueError("group_size is -1 or positive")
-        return value

@@ -16,6 +16,22 @@ _HALF = 1 << (BITS - 1)
 _INT8 = (-128, 127)
 
 
+def qload_dequantize(layer: LayerPiece) -> Tensor:
+    return _scale(layer, layer.values, layer.row_scale, getattr(layer, "row_group_scale", None))
+
+
+def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
+    groups = getattr(layer, "row_group_scale", None)
+    return _scale(layer, layer.values[ids], layer.row_scale[ids], None if groups is None else groups[ids])
+
+
+def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
+    if layer.quantize_activations:
+        scale = x.abs().amax(-1, keepdim=True).float() / _INT8[1]
+        x = fake_quantize(x, scale.clamp_min(torch.finfo(torch.float32).tiny), None, 8, is_float=False)
+    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+
+
 def qload_process_weights_after_loading(layer: Layer) -> None:
     """Store values and scales by rows: the same bytes in the plain order."""
     if getattr(layer, "B", None) is None:
@@ -32,22 +48,6 @@ def qload_process_weights_after_loading(layer: Layer) -> None:
         layer.set_tensor("s_group", None)
     layer.set_tensor("B", None)
     layer.set_tensor("s_channel", None)
-
-
-def qload_dequantize(layer: LayerPiece) -> Tensor:
-    return _scale(layer, layer.values, layer.row_scale, getattr(layer, "row_group_scale", None))
-
-
-def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
-    groups = getattr(layer, "row_group_scale", None)
-    return _scale(layer, layer.values[ids], layer.row_scale[ids], None if groups is None else groups[ids])
-
-
-def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    if layer.quantize_activations:
-        scale = x.abs().amax(-1, keepdim=True).float() / _INT8[1]
-        x = fake_quantize(x, scale.clamp_min(torch.finfo(torch.float32).tiny), None, 8, is_float=False)
-    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
 
 
 def _scale(layer: LayerPiece, words: Tensor, rows: Tensor, groups: Tensor | None) -> Tensor:

@@ -68,13 +68,13 @@ class QuantoScheme:
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="quanto; qint8, qint4, qint2 and qfloat8, activations in 8 bits",
+        summary="qint8, qint4, qint2 and qfloat8; quantized inputs and outputs",
         config=QuantoConfig,
         capabilities=Capabilities(
             embedding=True,
             activations=True,
             quantize=True,
-            tensor_parallel="8 bits: any; else whole groups of inputs",
+            tensor_parallel="8 bits: any unit, but whole rows where outputs are rounded; else whole groups of columns",
         ),
         runtime="qload_quanto.runtime",
         presets=PRESETS,
@@ -103,6 +103,11 @@ def qload_scheme_for(config: QuantoConfig, module: ModuleInfo) -> QuantoScheme |
 
 def qload_create_weights(scheme: QuantoScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     return *_create_weight(scheme, geometry), *_create_input_scales(scheme)
+
+
+def _is_quantized(config: QuantoConfig, module: ModuleInfo) -> bool:
+    """Whatever the map names is; without one the checkpoint itself says it, where it stores the module."""
+    return config.modules is not None or module.stores((WHOLE, PACKED), otherwise=module.kind is Kind.LINEAR)
 
 
 def _create_weight(scheme: QuantoScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
@@ -142,12 +147,3 @@ def choose_group(columns: int) -> int | None:
     while columns % group and group > LEAST:
         group -= STEP
     return None if columns % group else group
-
-
-def _is_quantized(config: QuantoConfig, module: ModuleInfo) -> bool:
-    """Whatever the map names is; without one the checkpoint itself says it, where it stores the module."""
-    if config.modules is not None:
-        return True
-    if module.stored:
-        return not module.stored.isdisjoint((WHOLE, PACKED))
-    return module.kind is Kind.LINEAR

@@ -3,12 +3,14 @@
 Source of the fields: optimum-quanto's `quantization_map`, and the `QuantoConfig` of transformers and of diffusers.
 """
 
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+
+from qload.fields import Edges
+from qload.patterns import Dialect, Patterns
 
 NONE = "none"
 KINDS = {
@@ -52,35 +54,20 @@ class QuantoConfig(BaseModel):
         "int8", validation_alias=AliasChoices("weights", "weights_dtype")
     )
     activations: Literal["int8", "float8"] | None = None
-    modules_to_not_convert: list[str] | None = None
-
-    @field_validator("modules_to_not_convert")
-    @classmethod
-    def _compile(cls, value: list[str] | None) -> list[str] | None:
-        for entry in value or ():
-            try:
-                re.compile(entry)
-            except re.error as error:
-                raise ValueError(f"{entry!r} is not a regular expression: {error}") from error
-        return value
+    modules_to_not_convert: Edges = None
 
     def kinds(self, names: Iterable[str]) -> ModuleKinds | None:
         """What is done to the module with those names; None where it is left alone."""
         if self.modules is not None:
             return next((self.modules[name] for name in names if name in self.modules), None)
-        if any(self._is_excluded(name) for name in names):
-            return None
-        return self._all
+        return None if self.excluded.match(names) else self._all
+
+    @cached_property
+    def excluded(self) -> Patterns:
+        """The entries of `modules_to_not_convert`, ready to match."""
+        return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.EDGE)
 
     @cached_property
     def _all(self) -> ModuleKinds:
         activations = NONE if self.activations is None else f"q{self.activations}"
         return ModuleKinds(weights=f"q{self.weights}", activations=activations)
-
-    def _is_excluded(self, name: str) -> bool:
-        """Whether an entry is the name, a module above it, a regex for either, or the name's end.
-
-        As transformers' `should_convert_module` has it.
-        """
-        entries = self.modules_to_not_convert or ()
-        return any(name.endswith(entry) or re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) for entry in entries)

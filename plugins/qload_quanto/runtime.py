@@ -1,11 +1,10 @@
 """Computes with quanto's tensors."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import scale_groups, take_striped, unpack_striped
+from qload.torch.arithmetic import find_rows, scale_groups, take_striped, unpack_striped
 from qload.torch.dtypes import torch_dtype
 from qload_quanto import BITS, DTYPES, QuantoScheme, choose_group
 from qload_quanto.quantizing import quantize, read_limits
@@ -28,9 +27,7 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
         return _round_weight(layer, layer.weight[ids])
     if bits is None:
         return _scale(layer.weight_data[ids], layer.weight_scale[ids])
-    columns = torch.arange(layer.in_features, device=ids.device)
-    index = ids.unsqueeze(1) * layer.in_features + columns
-    values = take_striped(layer.weight_data, bits, range(0, 8, bits), index)
+    values = take_striped(layer.weight_data, bits, range(0, 8, bits), find_rows(ids, layer.in_features))
     return _scale(values, layer.weight_scale[ids], layer.weight_shift[ids])
 
 

@@ -17,7 +17,7 @@ from qload.declare import (
     weight,
     zero_point,
 )
-from qload.dtypes import FLOATS
+from qload.dtypes import FLOATS, SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
@@ -25,15 +25,14 @@ from qload_quark.config import LayerConfig, QuarkConfig
 from qload_quark.schemes import Extent, Quantizer, QuarkScheme, make_scheme
 
 SCALES = frozenset({"weight_scale", "output_scale", "input_scale"})
-SCALE_DTYPES = ("F32", "BF16", "F16")
 
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="AMD Quark: int and fp of 2 to 8 bits, mxfp4, mxfp6, nvfp4; quantized activations, cache scales",
+        summary="int and fp of 2 to 8 bits, mxfp4, mxfp6 and nvfp4; quantized inputs",
         config=QuarkConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="whole groups and blocks; 4-bit ints by group, 8 rows"
+            embedding=True, activations=True, tensor_parallel="whole groups and blocks; 4-bit ints by group: 8 rows"
         ),
         runtime="qload_quark.runtime",
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from qload.declare import ParameterSpec
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload_torchao.config import TorchaoConfig
-from qload_torchao.layouts import create_weights
+from qload_torchao.declarations import create_weights
 from qload_torchao.metadata import PREFIX, QDATA, find_whole, read_scheme
 from qload_torchao.presets import PRESETS
 from qload_torchao.recipes import make_scheme
@@ -23,13 +23,13 @@ OLD_LEAF = re.compile(r"\w+:\w+")
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="torchao: int, fp8, mx and nvfp4 tensor classes saved as safetensors, quantized activations",
+        summary="int, fp8, mx and nvfp4 tensor classes, saved as safetensors; quantized inputs",
         config=TorchaoConfig,
         capabilities=Capabilities(
             embedding=True,
             activations=True,
             quantize=True,
-            tensor_parallel="whole groups and blocks; swizzled scales: whole tiles of 128 rows and 4 groups",
+            tensor_parallel="whole groups and blocks; swizzled scales: 128 rows and 4 groups",
         ),
         runtime="qload_torchao.runtime",
         presets=PRESETS,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qload.fields import Edges
 from qload.geometry import Kind
 from qload.patterns import REGEX_PREFIX, Dialect, Patterns
 from qload_torchao.values import untag
@@ -29,7 +30,7 @@ class TorchaoConfig(BaseModel):
     quant_method: Literal["torchao"] = "torchao"
     quant_type: str | dict[str, Any] | None = None
     quant_type_kwargs: dict[str, Any] = Field(default_factory=dict)
-    modules_to_not_convert: list[str] | None = None
+    modules_to_not_convert: Edges = None
     include_input_output_embeddings: bool = False
     untie_embedding_weights: bool = False
 
@@ -42,12 +43,6 @@ class TorchaoConfig(BaseModel):
             _list_named(untag(value["default"]))
         return value
 
-    @field_validator("modules_to_not_convert")
-    @classmethod
-    def _check_excluded(cls, value: list[str] | None) -> list[str] | None:
-        _exclusions(value or ())
-        return value
-
     def settings_for(self, names: Iterable[str], kind: Kind, is_stored: bool) -> Settings | None:
         """What the config does to a module's weight: None for nothing.
 
@@ -55,7 +50,7 @@ class TorchaoConfig(BaseModel):
         Raises ValueError for a config that says too little.
         """
         names = tuple(names)
-        if not is_stored and (self._excludes(names) or not self._reaches(kind)):
+        if not is_stored and (self.excluded.match(names) or not self._reaches(kind)):
             return None
         if not isinstance(self.quant_type, dict):
             raise ValueError(
@@ -63,10 +58,6 @@ class TorchaoConfig(BaseModel):
                 "metadata says nothing"
             )
         return self._choose(names)
-
-    def _excludes(self, names: tuple[str, ...]) -> bool:
-        ends = tuple(self.modules_to_not_convert or ())
-        return self.excluded.match(names) or any(name.endswith(ends) for name in names)
 
     def _reaches(self, kind: Kind) -> bool:
         return kind is Kind.LINEAR or self.include_input_output_embeddings
@@ -84,8 +75,8 @@ class TorchaoConfig(BaseModel):
 
     @cached_property
     def excluded(self) -> Patterns:
-        """The entries that leave modules alone, ready to match."""
-        return _exclusions(self.modules_to_not_convert or ())
+        """The entries of `modules_to_not_convert`, ready to match."""
+        return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.EDGE)
 
     @cached_property
     def matched(self) -> tuple[tuple[Patterns, Settings | None], ...]:
@@ -110,11 +101,3 @@ def _list_named(settings: Settings) -> list[tuple[str, Settings | None]]:
 
 def _whole(key: str) -> Patterns:
     return Patterns((rf"(?:{key.removeprefix(REGEX_PREFIX)})\Z",), Dialect.REGEX)
-
-
-def _exclusions(entries: Iterable[str]) -> Patterns:
-    """Each entry is a regex that matches from a name's start to a dot or the end.
-
-    Source: transformers' `should_convert_module`, by which an entry is also the end of a name.
-    """
-    return Patterns(tuple(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))" for entry in entries), Dialect.REGEX)

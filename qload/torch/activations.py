@@ -1,23 +1,23 @@
 """Activations rounded to what a quantized kernel would see: quantized, and turned back at once."""
 
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qload.torch.floats import E2M1, round_e2m1, round_float
+from qload.torch.floats import Float
 
 E4M3_MAX = 448.0
 """The greatest value of E4M3 without infinities."""
-_GREATEST = {4: E2M1[-1], 6: 7.5, 8: E4M3_MAX}
-"""The greatest value of each float by its bits: E2M1, E2M3, E4M3."""
+_FLOATS = {4: Float(2, 1), 6: Float(2, 3), 8: Float(4, 3)}
+"""The floats by their bits."""
 
 
 def value_range(bits: int, is_float: bool) -> tuple[float, float]:
     """The least and greatest value of signed integers of `bits` bits, or of floats: E2M1, E2M3, E4M3."""
     if is_float:
-        return -_GREATEST[bits], _GREATEST[bits]
+        return -_FLOATS[bits].greatest, _FLOATS[bits].greatest
     return -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
 
 
@@ -33,18 +33,10 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_f
     if zero is not None:
         scaled = scaled + zero.to(dtype)
     clamped = scaled.clamp(low, high)
-    rounded = _round(clamped, bits, is_float).to(scale.dtype)
+    rounded = (_FLOATS[bits].round(clamped) if is_float else clamped.round()).to(scale.dtype)
     if zero is not None:
         rounded = rounded - zero.to(scale.dtype)
     return (rounded * scale).to(x.dtype)
-
-
-def _round(x: Tensor, bits: int, is_float: bool) -> Tensor:
-    if not is_float:
-        return x.round()
-    if bits == 8:
-        return x.to(torch.float8_e4m3fn)
-    return round_e2m1(x) if bits == 4 else round_float(x, 2, 3)
 
 
 def fake_quantize_dynamic(
@@ -65,19 +57,27 @@ def fake_quantize_dynamic(
     the scales are rounded to E4M3 once they are multiplied by it. Without, they are rounded to `scale_dtype`; those
     of E8M0 are powers of two, as `choose_power` has them.
     """
+
+    def quantize(values: Tensor) -> Tensor:
+        low = values.amin() if by_tensor else values.amin(-1, keepdim=True)
+        high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
+        scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
+        if global_scale is not None:
+            scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
+        elif scale_dtype is torch.float8_e8m0fnu:
+            scale = choose_power(torch.maximum(-low, high), bits, rounds_up=rounds_up)
+        elif scale_dtype is not None:
+            scale = round_scale(scale, scale_dtype)
+        return fake_quantize(values, scale, zero, bits, is_float)
+
+    return quantize(x) if group is None else by_groups(x, group, quantize)
+
+
+def by_groups(x: Tensor, group: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `function` makes of x [..., features] in groups of features, [..., groups, group]; zeros fill the last."""
     columns = x.shape[-1]
-    values = x if group is None else F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
-    low = values.amin() if by_tensor else values.amin(-1, keepdim=True)
-    high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
-    scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
-    if global_scale is not None:
-        scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
-    elif scale_dtype is torch.float8_e8m0fnu:
-        scale = choose_power(torch.maximum(-low, high), bits, rounds_up=rounds_up)
-    elif scale_dtype is not None:
-        scale = round_scale(scale, scale_dtype)
-    rounded = fake_quantize(values, scale, zero, bits, is_float)
-    return rounded if group is None else rounded.flatten(-2)[..., :columns]
+    grouped = F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
+    return function(grouped).flatten(-2)[..., :columns]
 
 
 def round_scale(scale: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
@@ -96,7 +96,7 @@ def choose_power(greatest: Tensor, bits: int, *, rounds_up: bool = False) -> Ten
     """
     mantissa, exponent = torch.frexp(greatest.to(torch.float32))
     edge = 2 - 2.0 ** (-4 if bits == 6 else -2) if rounds_up else 2
-    power = exponent - 1 + (mantissa * 2 >= edge) - math.floor(math.log2(_GREATEST[bits]))
+    power = exponent - 1 + (mantissa * 2 >= edge) - _FLOATS[bits].greatest_power
     power = torch.where(greatest == 0, -127, power.clamp(-127, 128))
     scale = torch.exp2(power.to(torch.float32)).to(greatest.dtype)
     return torch.where(scale == 0, 1, scale)

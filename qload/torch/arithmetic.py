@@ -48,6 +48,22 @@ def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
     return (shifted & _mask(bits)).to(torch.uint8)
 
 
+def find_places(index: Tensor, order: Sequence[int]) -> Tensor:
+    """Where the values at positions `index` lie, each run of them shuffled: the first of a run is at `order[0]`."""
+    places = torch.tensor(order, device=index.device)
+    return index - index % len(order) + places[index % len(order)]
+
+
+def find_rows(rows: Tensor, columns: int) -> Tensor:
+    """The positions of the values of some rows in a matrix made flat: int64 [len(rows), columns]."""
+    return rows.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)
+
+
+def pick(stored: Tensor, rows: Tensor | None) -> Tensor:
+    """Some rows, or all of them."""
+    return stored if rows is None else stored[rows]
+
+
 def extend_sign(values: Tensor, bits: int) -> Tensor:
     """Unsigned values of `bits` bits (1 to 8), uint8, read as two's complement: int8."""
     unused = 8 - bits
@@ -107,13 +123,23 @@ def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Ten
 
 
 def scale_blocks(
-    values: Tensor, scale: Tensor, block: tuple[int, int], *, zero: Tensor | int = 0, divide: bool = False
+    values: Tensor,
+    scale: Tensor,
+    block: tuple[int, int],
+    *,
+    zero: Tensor | int = 0,
+    divide: bool = False,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """(values - zero) * scale, computed in the scale's dtype, with a scale for every block of rows and columns.
 
     values [rows, columns], scale and zero [ceil(rows / block[0]), ceil(columns / block[1])]. With `divide`, divided
-    by the scale.
+    by the scale. With `rows`, the values are those of these rows alone.
     """
+    if rows is not None:
+        places = rows // block[0]
+        zero = zero[places] if isinstance(zero, Tensor) else zero
+        return scale_groups(values, scale[places], zero, block[1], divide=divide)
     zero = _spread_blocks(zero, block, values) if isinstance(zero, Tensor) else zero
     return _scale(values, _spread_blocks(scale, block, values), zero, divide)
 

@@ -1,10 +1,15 @@
-"""Small floating-point formats that torch computes nothing in: E2M1, E2M3 and E3M2 values, and E8M0 scales.
+"""Small floating-point formats: E2M1, E2M3 and E3M2, which torch has not, E4M3 and E5M2, and E8M0 scales.
 
 Source: the OCP Microscaling Formats specification, 5.3.2, 5.3.3 and 5.4.1.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+_DTYPES = {(4, 3): torch.float8_e4m3fn, (5, 2): torch.float8_e5m2}
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of E2M1 by their three bits; the fourth is the sign."""
@@ -12,16 +17,12 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 def decode_e2m1(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Codes of 0 to 15, uint8, as values of `dtype`; any float holds them exactly."""
-    table = torch.tensor((*E2M1, *(-value for value in E2M1)), dtype=dtype, device=codes.device)
-    return table[codes.int()]
+    return decode_float(codes, 2, 1, dtype)
 
 
 def round_e2m1(x: Tensor) -> Tensor:
     """x rounded to the nearest value of E2M1, ties to even, in its own dtype; beyond 6 it is 6."""
-    size = x.abs()
-    fine, middle, coarse = (size * 2).round() / 2, size.round(), (size / 2).round() * 2
-    rounded = torch.where(size < 2, fine, torch.where(size < 4, middle, coarse))
-    return rounded.clamp_max(E2M1[-1]).copysign(x)
+    return round_float(x, 2, 1)
 
 
 def encode_e2m1(x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def round_float(x: Tensor, exponent: int, mantissa: int) -> Tensor:
     Beyond the greatest it is the greatest.
     """
     bias = (1 << (exponent - 1)) - 1
-    greatest = (2 - 2.0**-mantissa) * 2.0 ** ((1 << exponent) - 1 - bias)
+    greatest = _find_greatest(exponent, mantissa)
     step = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent.sub(1).clamp_min(1 - bias) - mantissa)
     return ((x / step).round() * step).clamp(-greatest, greatest)
 
@@ -56,3 +57,44 @@ def round_float(x: Tensor, exponent: int, mantissa: int) -> Tensor:
 def decode_e8m0(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Exponents of two, uint8 with 127 added, as values of `dtype`; 255 is NaN."""
     return codes.view(torch.float8_e8m0fnu).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """A format by its bits of exponent and mantissa; torch's own are E4M3 without infinities, and E5M2."""
+
+    exponent: int
+    mantissa: int
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Torch's own, if it has one."""
+        return _DTYPES.get((self.exponent, self.mantissa))
+
+    @property
+    def greatest(self) -> float:
+        if self.dtype is not None:
+            return torch.finfo(self.dtype).max
+        return _find_greatest(self.exponent, self.mantissa)
+
+    @property
+    def greatest_power(self) -> int:
+        """The exponent of the greatest value."""
+        return math.floor(math.log2(self.greatest))
+
+    def round(self, x: Tensor) -> Tensor:
+        """x rounded to the nearest value, ties to even, in its own dtype; beyond the greatest it is the greatest."""
+        if self.dtype is None:
+            return round_float(x, self.exponent, self.mantissa)
+        return x.clamp(-self.greatest, self.greatest).to(self.dtype).to(x.dtype)
+
+    def round_exponent(self, size: Tensor) -> Tensor:
+        """The exponent of sizes, float32, once their mantissas are rounded to so many bits; ties go up."""
+        bits = size.contiguous().view(torch.int32) + (1 << (22 - self.mantissa))
+        return torch.bitwise_right_shift(bits, 23) - 127
+
+
+def _find_greatest(exponent: int, mantissa: int) -> float:
+    """Where no code is given away to infinity or NaN."""
+    bias = (1 << (exponent - 1)) - 1
+    return float((2 - 2.0**-mantissa) * 2.0 ** ((1 << exponent) - 1 - bias))

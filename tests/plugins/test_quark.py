@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from qload_quark.numbers import NUMBERS
-from qload_quark.runtime_inputs import choose_power
+from qload_quark.runtime.activations import choose_power
 from safetensors import safe_open
 from samples import make_quantization
 from torch import Tensor

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from qload.torch.arithmetic import extend_sign
-from qload.torch.floats import decode_e2m1, decode_float, round_e2m1, round_float
+from qload.torch.floats import E2M1, Float, decode_e2m1, decode_float, round_float
 
 FORMATS = [(2, 1), (2, 3), (3, 2)]
 
@@ -45,9 +45,25 @@ def test_values_go_to_the_nearest_float_and_ties_to_an_even_code(exponent: int, 
     assert round_float(torch.tensor([1e4, -1e4]), exponent, mantissa).tolist() == [sizes[-1], -sizes[-1]]
 
 
-def test_e2m1_is_rounded_alike_both_ways() -> None:
-    x = torch.linspace(-8, 8, 3201)
-    assert torch.equal(round_float(x, 2, 1), round_e2m1(x))
+@pytest.mark.parametrize(
+    ("number", "greatest", "power"),
+    [
+        (Float(2, 1), E2M1[-1], 2),
+        (Float(2, 3), 7.5, 2),
+        (Float(3, 2), 28.0, 4),
+        (Float(4, 3), 448.0, 8),
+        (Float(5, 2), 57344.0, 15),
+    ],
+)
+def test_a_float_ends_at_its_greatest_value(number: Float, greatest: float, power: int) -> None:
+    assert (number.greatest, number.greatest_power) == (greatest, power)
+    x = torch.tensor([1e9, -1e9, greatest, 0.0])
+    assert number.round(x).tolist() == [greatest, -greatest, greatest, 0.0]
+
+
+def test_the_exponent_is_that_of_the_rounded_mantissa() -> None:
+    sizes = torch.tensor([1.0, 1.74, 1.75, 2.0, 3.4, 3.5])
+    assert Float(2, 1).round_exponent(sizes).tolist() == [0, 0, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

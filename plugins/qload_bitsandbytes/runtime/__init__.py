@@ -10,13 +10,6 @@ from qload_bitsandbytes.runtime import four_bits, int8, loading
 from qload_bitsandbytes.schemes import FourBitScheme, Int8Scheme
 
 
-def qload_process_weights_after_loading(layer: Layer) -> None:
-    if isinstance(layer.scheme, Int8Scheme):
-        loading.check_format(layer)
-    else:
-        loading.settle_states(layer)
-
-
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     if isinstance(layer.scheme, Int8Scheme):
         return int8.dequantize(layer.weight_quantized, layer.row_scale)
@@ -37,3 +30,10 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
 
 def qload_quantize(weight: Tensor, scheme: FourBitScheme | Int8Scheme) -> dict[str, Tensor]:
     return quantize(weight, scheme)
+
+
+def qload_process_weights_after_loading(layer: Layer) -> None:
+    if isinstance(layer.scheme, Int8Scheme):
+        loading.check_format(layer)
+    else:
+        loading.settle_states(layer)

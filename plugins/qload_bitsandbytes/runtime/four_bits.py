@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import scale_groups
+from qload.torch.arithmetic import find_rows, scale_groups
 
 
 def dequantize(layer: LayerPiece) -> Tensor:
@@ -52,7 +52,7 @@ def _scales(layer: LayerPiece, rows: Tensor | None = None) -> Tensor:
 
 def _look_up_flat(layer: LayerPiece, ids: Tensor) -> Tensor:
     """Rows that begin anywhere in a byte and in a block."""
-    places = ids[:, None] * layer.in_features + torch.arange(layer.in_features, device=ids.device)
+    places = find_rows(ids, layer.in_features)
     pairs = layer.weight_quantized.flatten().view(torch.uint8)[places // 2]
     codes = torch.where(places % 2 == 0, pairs >> 4, pairs & 15)
     scale = _scales(layer, (places // layer.scheme.block_size).flatten()).view_as(places)

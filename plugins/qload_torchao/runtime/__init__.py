@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import scale_groups, unpack
-from qload.torch.floats import decode_e2m1, decode_e8m0
-from qload_torchao.layouts import TILE_GROUPS, TILE_ROWS
+from qload.torch.arithmetic import extend_sign, pick, scale_groups, unpack
+from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
+from qload_torchao.declarations import TILE_GROUPS, TILE_ROWS
 from qload_torchao.quantizing import quantize
 from qload_torchao.runtime.activations import fake_quantize_int8, round_float8, round_int8, round_mx, round_nvfp4
-from qload_torchao.runtime.floats import decode_fp6
 from qload_torchao.schemes import FP4, FP6_BITS, Storage, TorchaoScheme
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,8 +69,7 @@ def _scale_packed(layer: LayerPiece, ids: Tensor | None) -> Tensor:
 
     Source: `pack_int4` and `int4_row_quantize_zp` of FBGEMM's `gen_ai` and MSLK, which pack for torchao.
     """
-    nibbles = unpack(_rows(layer, ids), 4, layer.in_features).to(torch.int8)
-    values = (nibbles ^ 8) - 8
+    values = extend_sign(unpack(_rows(layer, ids), 4, layer.in_features), 4)
     scale, zero = (
         tensor if ids is None else tensor[:, ids] for tensor in (layer.weight_scale, layer.weight_zero_point)
     )
@@ -90,7 +88,7 @@ def _columns(layer: LayerPiece) -> int:
 
 
 def _rows(layer: LayerPiece, ids: Tensor | None) -> Tensor:
-    return layer.weight_quantized if ids is None else layer.weight_quantized[ids]
+    return pick(layer.weight_quantized, ids)
 
 
 def _extend(layer: LayerPiece, tensor: Tensor, ids: Tensor | None) -> Tensor:
@@ -108,7 +106,8 @@ def _small_floats(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     dtype = torch.float32 if layer.scheme.storage is Storage.NVFP4 else torch.bfloat16
     if element == FP4:
         return decode_e2m1(unpack(rows, 4, layer.in_features), dtype)
-    return decode_fp6(rows, *FP6_BITS[element], dtype) if element in FP6_BITS else rows.to(dtype)
+    # A byte holds six bits, of which the others may be anything.
+    return decode_float(rows & 63, *FP6_BITS[element], dtype) if element in FP6_BITS else rows.to(dtype)
 
 
 def _small_scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:

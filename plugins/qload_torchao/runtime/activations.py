@@ -8,16 +8,18 @@ its, step by step. Source: `choose_qparams_affine`, `quantize_affine`, `_choose_
 import torch
 from torch import Tensor
 
-from qload.torch.floats import E2M1, decode_e8m0, round_e2m1
-from qload_torchao.runtime.floats import round_float
+from qload.torch.activations import E4M3_MAX, by_groups
+from qload.torch.floats import Float, decode_e8m0
 from qload_torchao.schemes import FP4, FP6_BITS, Inputs
 from qload_torchao.values import TENSOR
 
-E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
-_DTYPES = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-_LARGEST_POWER = {"float8_e4m3fn": 8, "float8_e5m2": 15, "fp6_e2m3": 2, "fp6_e3m2": 4, FP4: 2}
-_MANTISSA = {"float8_e4m3fn": 3, "float8_e5m2": 2, "fp6_e2m3": 3, "fp6_e3m2": 2, FP4: 1}
-_GREATEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "fp6_e2m3": 7.5, "fp6_e3m2": 28.0, FP4: 6.0}
+_E2M1 = Float(2, 1)
+_FLOATS = {
+    "float8_e4m3fn": Float(4, 3),
+    "float8_e5m2": Float(5, 2),
+    **{name: Float(*bits) for name, bits in FP6_BITS.items()},
+    FP4: _E2M1,
+}
 
 
 def round_int8(x: Tensor, inputs: Inputs, scale_dtype: torch.dtype, least_scale: float) -> Tensor:
@@ -46,46 +48,48 @@ def fake_quantize_int8(x: Tensor, inputs: Inputs, scale: Tensor, zero: Tensor | 
 
 def round_float8(x: Tensor, inputs: Inputs) -> Tensor:
     """x rounded to eight-bit floats with scales of its own, for each token, group of features, or the whole."""
-    dtype, columns = _DTYPES[inputs.element], inputs.block[1]
-    grouped = x if columns is None else x.unflatten(-1, (-1, columns))
-    size = _reduce(grouped.abs(), inputs, torch.amax)
-    if inputs.bounds != (None, None):
-        size = size.clamp(*inputs.bounds)
-    limit = torch.finfo(dtype).max
-    scale = (size / limit).float()
-    scale = torch.where(scale == 0, 1.0, scale)
-    rounded: Tensor = (grouped.float() / scale).clamp(-limit, limit).to(dtype).float() * scale
-    return (rounded if columns is None else rounded.flatten(-2)).to(x.dtype)
+    number = _FLOATS[inputs.element]
+
+    def quantize(values: Tensor) -> Tensor:
+        size = _reduce(values.abs(), inputs, torch.amax)
+        if inputs.bounds != (None, None):
+            size = size.clamp(*inputs.bounds)
+        scale = (size / number.greatest).float()
+        scale = torch.where(scale == 0, 1.0, scale)
+        return number.round(values.float() / scale) * scale
+
+    return by_groups(x, inputs.block[1] or x.shape[-1], quantize).to(x.dtype)
 
 
 def round_mx(x: Tensor, inputs: Inputs) -> Tensor:
     """x rounded to microscaled floats: for each block of features a scale that is a power of two."""
-    blocks = x.float().unflatten(-1, (-1, inputs.block[1] or x.shape[-1]))
-    size = blocks.abs().amax(-1, keepdim=True)
-    power = _choose_power(size, inputs).clamp(-127, 127)
-    scale = torch.exp2(power)
-    # The least scale is no normal float; values are divided by the least that is.
-    divisor = torch.where(power == -127, 1.0, scale) if inputs.rounding == "RCEIL" else scale.clamp_min(2.0**-126)
-    limit = _GREATEST[inputs.element]
-    rounded = _round_element((blocks / divisor).clamp(-limit, limit), inputs.element)
-    powers = decode_e8m0((power + 127).to(torch.uint8), torch.float32)
-    return (rounded * powers).flatten(-2).to(x.dtype)
+    number = _FLOATS[inputs.element]
+
+    def quantize(blocks: Tensor) -> Tensor:
+        power = _choose_power(blocks.abs().amax(-1, keepdim=True), number, inputs.rounding).clamp(-127, 127)
+        scale = torch.exp2(power)
+        # The least scale is no normal float; values are divided by the least that is.
+        divisor = torch.where(power == -127, 1.0, scale) if inputs.rounding == "RCEIL" else scale.clamp_min(2.0**-126)
+        powers = decode_e8m0((power + 127).to(torch.uint8), torch.float32)
+        return number.round(blocks / divisor) * powers
+
+    return by_groups(x.float(), inputs.block[1] or x.shape[-1], quantize).to(x.dtype)
 
 
 def round_nvfp4(x: Tensor, inputs: Inputs, stored: Tensor | None) -> Tensor:
     """x rounded to four-bit floats with E4M3 scales for each block, over one for the whole or the stored one."""
-    whole = x.abs().amax().float() / (E4M3_MAX * E2M1[-1]) if inputs.scaled_by_tensor else stored
-    blocks = x.float().unflatten(-1, (-1, inputs.block[1] or x.shape[-1]))
-    scale = blocks.abs().amax(-1, keepdim=True) / E2M1[-1]
-    if whole is not None:
-        whole = torch.where(whole == 0, 1.0, whole)
-        scale = scale / whole
-    tiny = torch.finfo(torch.float8_e4m3fn).tiny
-    rounded = scale.clamp(tiny, E4M3_MAX).to(torch.float8_e4m3fn).float()
-    inverse = (1.0 if whole is None else 1.0 / whole) / rounded
-    values = round_e2m1((blocks * inverse).clamp(-E2M1[-1], E2M1[-1]))
-    dense: Tensor = values * (rounded if whole is None else whole * rounded)
-    return dense.flatten(-2).to(x.dtype)
+    whole = x.abs().amax().float() / (E4M3_MAX * _E2M1.greatest) if inputs.scaled_by_tensor else stored
+    whole = None if whole is None else torch.where(whole == 0, 1.0, whole)
+
+    def quantize(blocks: Tensor) -> Tensor:
+        scale = blocks.abs().amax(-1, keepdim=True) / _E2M1.greatest
+        scale = scale if whole is None else scale / whole
+        tiny = torch.finfo(torch.float8_e4m3fn).tiny
+        rounded = scale.clamp(tiny, E4M3_MAX).to(torch.float8_e4m3fn).float()
+        inverse = (1.0 if whole is None else 1.0 / whole) / rounded
+        return _E2M1.round(blocks * inverse) * (rounded if whole is None else whole * rounded)
+
+    return by_groups(x.float(), inputs.block[1] or x.shape[-1], quantize).to(x.dtype)
 
 
 def _int8_range(inputs: Inputs) -> tuple[int, int]:
@@ -97,23 +101,15 @@ def _reduce(x: Tensor, inputs: Inputs, function: object) -> Tensor:
     return values
 
 
-def _choose_power(size: Tensor, inputs: Inputs) -> Tensor:
+def _choose_power(size: Tensor, number: Float, rounding: str) -> Tensor:
     """The exponent of each block's scale, float32."""
-    if inputs.rounding == "RCEIL":
-        return (size / _GREATEST[inputs.element]).log2().ceil().nan_to_num(neginf=-127.0)
-    bits = size.view(torch.int32)
-    if inputs.rounding == "EVEN":
-        # As if the block's largest value were already rounded to the values' own mantissa.
-        bits = (bits + (1 << (22 - _MANTISSA[inputs.element]))) & 0x7F800000
-    exponent = (bits >> 23) - 127
-    if inputs.rounding == "CEIL":
-        exponent = exponent + ((bits & 0x7FFFFF) > 0)
-    return (exponent - _LARGEST_POWER[inputs.element]).float()
-
-
-def _round_element(x: Tensor, element: str) -> Tensor:
-    if element == FP4:
-        return round_e2m1(x)
-    if element in FP6_BITS:
-        return round_float(x, *FP6_BITS[element])
-    return x.to(_DTYPES[element]).float()
+    if rounding == "RCEIL":
+        return (size / number.greatest).log2().ceil().nan_to_num(neginf=-127.0)
+    if rounding == "EVEN":
+        exponent = number.round_exponent(size)
+    else:
+        bits = size.view(torch.int32)
+        exponent = (bits >> 23) - 127
+        if rounding == "CEIL":
+            exponent = exponent + ((bits & 0x7FFFFF) > 0)
+    return (exponent - number.greatest_power).float()

@@ -6,11 +6,10 @@ A dynamic scale for each channel of the inputs is one for each token, as vLLM re
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.activations import fake_quantize, fake_quantize_dynamic
-from qload.torch.floats import round_float
+from qload.torch.activations import by_groups, fake_quantize, fake_quantize_dynamic
+from qload.torch.floats import Float
 from qload_quark.numbers import Number
 from qload_quark.schemes import Extent, Quantizer
 
@@ -43,7 +42,7 @@ def _quantize_static(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
     if number.is_float:
         if inputs.dtype in _KNOWN_FLOATS:
             return fake_quantize(x, scale, None, number.bits, is_float=True)
-        return (_round(x.float() / scale.float(), number) * scale.float()).to(x.dtype)
+        return (_float(number).round(x.float() / scale.float()) * scale.float()).to(x.dtype)
     zero = layer.input_zero_point
     if zero is not None:
         # Unsigned values are signed ones half their range higher.
@@ -53,11 +52,12 @@ def _quantize_static(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
 
 def _quantize_microscaled(inputs: Quantizer, x: Tensor) -> Tensor:
     """With powers of two for scales, one for each group of columns."""
-    grouped, group = x.float(), inputs.group or 1
-    grouped = F.pad(grouped, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
-    scale = choose_power(grouped.abs().amax(-1, keepdim=True), inputs.number, inputs.mode)
-    rounded = _round(grouped / scale, inputs.number) * scale
-    return rounded.flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+    def quantize(values: Tensor) -> Tensor:
+        scale = choose_power(values.abs().amax(-1, keepdim=True), inputs.number, inputs.mode)
+        return _float(inputs.number).round(values / scale) * scale
+
+    return by_groups(x.float(), inputs.group or 1, quantize).to(x.dtype)
 
 
 def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:
@@ -66,43 +66,26 @@ def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:
     `even` rounds `greatest` to the mantissa's bits before it takes its exponent, `floor` and `ceil` its logarithm.
     """
     if mode == "even":
-        bits = greatest.contiguous().view(torch.int32) + (1 << (22 - number.mantissa))
-        exponent = (torch.bitwise_right_shift(bits, 23) - 127).float()
+        exponent = _float(number).round_exponent(greatest).float()
     else:
         logarithm = greatest.clamp_min(torch.finfo(torch.float32).tiny).log2()
         exponent = logarithm.floor() if mode == "floor" else logarithm.ceil()
-    return torch.exp2((exponent - _greatest_exponent(number)).clamp(-127, 127))
-
-
-def _greatest_exponent(number: Number) -> int:
-    """Of the greatest value: E4M3 gives one code of its greatest exponent away to NaN, E5M2 all of them."""
-    bias = (1 << (number.exponent - 1)) - 1
-    return (1 << number.exponent) - 1 - bias - (number.exponent == 5)
+    return torch.exp2((exponent - _float(number).greatest_power).clamp(-127, 127))
 
 
 def _quantize_float(inputs: Quantizer, x: Tensor) -> Tensor:
     """With a scale for each group, token or tensor that takes the greatest value to the greatest float."""
-    group = inputs.group or x.shape[-1]
-    grouped = F.pad(x.float(), (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
-    sizes = grouped.abs()
-    size = sizes.amax() if inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
-    scale = size / _greatest(inputs.number)
-    scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
-    return (_round(grouped / scale, inputs.number) * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+    number = _float(inputs.number)
+
+    def quantize(values: Tensor) -> Tensor:
+        sizes = values.abs()
+        size = sizes.amax() if inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
+        scale = size / number.greatest
+        scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+        return number.round(values / scale) * scale
+
+    return by_groups(x.float(), inputs.group or x.shape[-1], quantize).to(x.dtype)
 
 
-def _round(x: Tensor, number: Number) -> Tensor:
-    if number.bits < 8:
-        return round_float(x, number.exponent, number.mantissa)
-    dtype, greatest = _stored_dtype(number), _greatest(number)
-    return x.clamp(-greatest, greatest).to(dtype).to(x.dtype)
-
-
-def _stored_dtype(number: Number) -> torch.dtype:
-    return torch.float8_e4m3fn if number.exponent == 4 else torch.float8_e5m2
-
-
-def _greatest(number: Number) -> float:
-    if number.bits == 8:
-        return torch.finfo(_stored_dtype(number)).max
-    return (2 - 2.0**-number.mantissa) * 2.0 ** _greatest_exponent(number)
+def _float(number: Number) -> Float:
+    return Float(number.exponent, number.mantissa)

@@ -14,7 +14,7 @@ from qload.declare import (
     tensor_scale,
     zero_point,
 )
-from qload.dtypes import FLOATS
+from qload.dtypes import FLOATS, SCALE_DTYPES
 from qload.layout import Axis, fixed, in_, out, part
 from qload_torchao.schemes import (
     FLOAT8,
@@ -62,7 +62,7 @@ def _values(scheme: TorchaoScheme) -> ParameterSpec:
 
 def _scale(scheme: TorchaoScheme) -> ParameterSpec:
     name, stored_as = "weight_scale", "_weight_scale"
-    dtypes = _SCALES.get(scheme.storage, ("F32", "BF16", "F16"))
+    dtypes = _SCALES.get(scheme.storage, SCALE_DTYPES)
     axes = _scale_axes(scheme)
     if scheme.swizzled:
         spec = group_scale(name, *axes, dtypes=dtypes, stored_as=stored_as)

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import extend_sign, scale_blocks, scale_groups, take, unpack
+from qload.torch.arithmetic import extend_sign, find_places, pick, scale_blocks, scale_groups, take, unpack
 from qload.torch.floats import decode_e8m0, decode_float
 from qload_quark import is_transposed
 from qload_quark.numbers import Number
-from qload_quark.runtime_inputs import quantize_input
+from qload_quark.runtime.activations import quantize_input
 from qload_quark.schemes import EXPONENT, Extent, Quantizer
 
 _REORDERED = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -38,7 +38,7 @@ def _dequantize(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     """The rows `ids` of the weight, or all of them."""
     weights: Quantizer | None = layer.scheme.weights
     if weights is None:
-        return layer.weight if ids is None else layer.weight[ids]
+        return pick(layer.weight, ids)
     values, scale, zeros = _values(layer, weights, ids), _scales(layer, weights, ids), _zeros(layer, weights, ids)
     if weights.has_float_zero and isinstance(zeros, Tensor):
         # Differences from a zero-point that is no integer would be rounded in a narrow dtype.
@@ -52,10 +52,7 @@ def _scale(weights: Quantizer, values: Tensor, scale: Tensor, zeros: Tensor | in
         case Extent.GROUP:
             return scale_groups(values, scale, zeros, weights.group or 1)
         case Extent.BLOCK:
-            height, width = weights.block or (1, 1)
-            if ids is None:
-                return scale_blocks(values, scale, (height, width))
-            return scale_groups(values, scale[ids // height], 0, width)
+            return scale_blocks(values, scale, weights.block or (1, 1), rows=ids)
         case _:
             return (values.to(scale.dtype) - zeros) * scale
 
@@ -65,7 +62,7 @@ def _values(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor
     number, stored, reorder = weights.number, layer.weight_quantized, layer.scheme.reorder
     if is_transposed(weights):
         return _read(stored, number, reorder, layer.out_features, ids).T
-    return _read(stored if ids is None else stored[ids], number, reorder, layer.in_features, None)
+    return _read(pick(stored, ids), number, reorder, layer.in_features, None)
 
 
 def _zeros(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor | int:
@@ -80,13 +77,13 @@ def _zeros(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor 
     if weights.extent is Extent.CHANNEL:
         count = layer.in_features if weights.by_columns else layer.out_features
         whole = stored if weights.has_float_zero else _read(stored, number, reorder, count, None)
-        return whole if weights.by_columns else _pick(whole, ids)[:, None]
+        return whole if weights.by_columns else pick(whole, ids)[:, None]
     if weights.has_float_zero:
-        return _pick(stored.T, ids)
+        return pick(stored.T, ids)
     if is_transposed(weights):
         return _read(stored, number, reorder, layer.out_features, ids).T
     groups = -(-layer.in_features // (weights.group or 1))
-    return _read(_pick(stored, ids), number, reorder, groups, None)
+    return _read(pick(stored, ids), number, reorder, groups, None)
 
 
 def _scales(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor:
@@ -95,10 +92,10 @@ def _scales(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor
     if weights.extent in (Extent.TENSOR, Extent.BLOCK):
         return _widen(layer, stored)
     if weights.extent is Extent.CHANNEL:
-        return _widen(layer, stored if weights.by_columns else _pick(stored, ids)[:, None])
+        return _widen(layer, stored if weights.by_columns else pick(stored, ids)[:, None])
     if weights.number.is_float:
-        return _decode_scales(layer, weights, _pick(stored, ids))
-    return _widen(layer, _pick(stored.T, ids))
+        return _decode_scales(layer, weights, pick(stored, ids))
+    return _widen(layer, pick(stored.T, ids))
 
 
 def _decode_scales(layer: LayerPiece, weights: Quantizer, stored: Tensor) -> Tensor:
@@ -123,10 +120,6 @@ def _named(layer: LayerPiece, name: str) -> Tensor:
     return cast("Tensor", getattr(layer, f"{name}_2" if layer.scheme.progressive else name))
 
 
-def _pick(stored: Tensor, ids: Tensor | None) -> Tensor:
-    return stored if ids is None else stored[ids]
-
-
 def _read(words: Tensor, number: Number, reorder: bool, count: int, index: Tensor | None) -> Tensor:
     """The first `count` values along the last axis, or those at `index`, as numbers."""
     if number.unit == (1, 1):
@@ -135,7 +128,7 @@ def _read(words: Tensor, number: Number, reorder: bool, count: int, index: Tenso
         return _decode(_join(words)[..., :count], number)
     order = _REORDERED if reorder and number.stored == "I32" else _HIGH_FIRST if number.bits == 2 else None
     if order is not None:
-        index = _places(torch.arange(count, device=words.device) if index is None else index, order)
+        index = find_places(torch.arange(count, device=words.device) if index is None else index, order)
     if index is None:
         return _decode(unpack(words, number.bits, count), number)
     return _decode(take(words, number.bits, index), number)
@@ -147,11 +140,6 @@ def _join(stored: Tensor) -> Tensor:
     highs = [torch.bitwise_right_shift(high, shift) & 3 for shift in (6, 4, 2, 0)]
     lows = [torch.bitwise_right_shift(byte, shift) & 0xF for byte in low for shift in (4, 0)]
     return torch.stack([16 * first | second for first, second in zip(highs, lows, strict=True)], -1).flatten(-2)
-
-
-def _places(index: Tensor, order: tuple[int, ...]) -> Tensor:
-    places = torch.tensor(order, device=index.device)
-    return index - index % len(order) + places[index % len(order)]
 
 
 def _decode(codes: Tensor, number: Number) -> Tensor:
