@@ -29,7 +29,7 @@ def read_goldens() -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {
         variant: (json.loads(text), {n.split(".")[1]: t for n, t in tensors.items() if n.split(".")[0] == variant})
-        for variant, text in settings.items()
+        for variant, text in sorted(settings.items())
     }
 
 
