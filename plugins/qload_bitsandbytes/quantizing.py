@@ -70,7 +70,8 @@ def _quantize_rows(weight: Tensor) -> dict[str, Tensor]:
 def _make_table(quant_type: str, device: torch.device) -> Tensor:
     if quant_type == "nf4":
         return torch.tensor(_NF4, device=device)
-    return torch.tensor((*_FP4, *(-size for size in _FP4)), device=device) / max(_FP4)
+    codes = torch.tensor((*_FP4, *(0.0 - size for size in _FP4)), device=device)
+    return codes / codes.max()
 
 
 def _quantize_flat(values: Tensor, size: int, encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def quantize(weight: Tensor, scheme: HqqScheme) -> dict[str, Tensor]:
     values = torch.empty(groups.shape, dtype=torch.uint8, device=weight.device)
     for strip, *made in _split((groups, scale, zero, values), scheme.axis):
         made[2].copy_(_round(strip.float(), made[0], made[1], greatest))
-    return {"W_q": _pack(values, weight.dtype, scheme), **_store(1 / scale, zero, scheme)}
+    return {"W_q": _pack(values, scheme), **_store(1 / scale, zero, scheme)}
 
 
 def _group(weight: Tensor, scheme: HqqScheme) -> Tensor:
@@ -80,16 +80,11 @@ def _split(tensors: tuple[Tensor, ...], axis: int) -> list[tuple[Tensor, ...]]:
     return list(zip(*(each.split(count, 1 - axis) for each in tensors), strict=True))
 
 
-def _pack(values: Tensor, dtype: torch.dtype, scheme: HqqScheme) -> Tensor:
+def _pack(values: Tensor, scheme: HqqScheme) -> Tensor:
     """Raises ValueError for groups that do not fill words: hqq has rows to fill up in words of 32 bits alone."""
     if scheme.bits != 3 and len(values) % scheme.count:
         raise ValueError(f"{len(values)} rows of values do not fill words of {scheme.count}")
-    words = pack_striped(values, scheme.places, torch.int32 if scheme.bits == 3 else torch.uint8)
-    if not scheme.as_float:
-        return words
-    if words.shape[1] * words.itemsize % dtype.itemsize:
-        raise ValueError(f"rows of {words.shape[1]} words cannot be stored as floats")
-    return words.view(dtype)
+    return pack_striped(values, scheme.places, torch.int32 if scheme.bits == 3 else torch.uint8)
 
 
 def _store(scale: Tensor, zero: Tensor, scheme: HqqScheme) -> dict[str, Tensor]:

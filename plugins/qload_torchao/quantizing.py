@@ -66,12 +66,12 @@ def _quantize_integers(weight: Tensor, scheme: TorchaoScheme) -> dict[str, Tenso
     least, greatest = (-half // 2, (half - 1) // 2) if making.reduced else (-half, half - 1)
     epsilon = torch.finfo(torch.float32).eps if is_int8 else torch.finfo(weight.dtype).smallest_normal
     scale, zero = _choose_scales(tiles, making.mapping, least, greatest, epsilon)
-    scale = scale.float() if is_int8 else scale
+    wanted = "float32" if is_int8 else making.scale
+    scale = scale if wanted is None else scale.to(_DTYPES[wanted])
     values = (tiles * (1 / scale)).round_().add_(zero).clamp_(least, greatest).to(torch.int8)
-    stored = scale if making.scale is None else scale.to(_DTYPES[making.scale])
     return {
         "weight_quantized": values.view(weight.shape),
-        "weight_scale": stored.amax((1, 3)),
+        "weight_scale": scale.amax((1, 3)),
         "weight_zero_point": zero.amax((1, 3)),
     }
 

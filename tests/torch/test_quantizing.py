@@ -30,9 +30,12 @@ from qload.torch import (
 BASE, MIXTURE = DATA / "base", DATA / "base-qwen3moe"
 
 MADE_WITHOUT_DATA = {
+    "bnb-int8": "base",
     "ct-fp8-block": "base",
     "ct-fp8-dynamic": "base",
     "ct-mixed-fp8-w4": "base",
+    "ct-mxfp4": "base",
+    "ct-mxfp8": "base",
     "ct-qwen2-tied-w8a8": "base-qwen2",
     "ct-qwen3-tied-w4a16": "base-qwen3",
     "ct-qwen3moe-w4a16": "base-qwen3moe",
@@ -42,6 +45,17 @@ MADE_WITHOUT_DATA = {
     "ct-w4a16-lmhead-embed": "base",
     "ct-w8a16-channel": "base",
     "ct-w8a8-int8-dynamic": "base",
+    "hqq-3bit-g64": "base",
+    "hqq-4bit-g64": "base",
+    "hqq-4bit-g64-axis0": "base",
+    "hqq-8bit-g128": "base",
+    "quanto-qfloat8": "base",
+    "quanto-qint4": "base",
+    "quanto-qint8": "base",
+    "torchao-float8wo": "base",
+    "torchao-int8dyn-int8w": "base",
+    "torchao-int8wo": "base",
+    "torchao-intxwo-int4": "base",
 }
 """Real checkpoints whose producer looked at the weights alone, and what it made them of."""
 
@@ -55,12 +69,38 @@ def pairs() -> list[tuple[Path, Path]]:
 @pytest.mark.parametrize(("made", "base"), pairs(), ids=lambda path: path.name)
 def test_the_tensors_are_the_producers(made: Path, base: Path) -> None:
     expected = dict(qload.load(made).named_parameters())
-    model = qload.load(base, quantization=read_config(made)["quantization_config"])
-    found = dict(model.named_parameters())
+    # Those that have no section are made by the preset that they are named after.
+    asked = read_config(made).get("quantization_config", made.name.split("-")[-1])
+    found = dict(qload.load(base, quantization=asked).named_parameters())
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(as_bytes(found[name]), as_bytes(tensor)), name
+
+
+@pytest.mark.parametrize("name", ["gguf-q4_0", "gguf-q8_0"])
+def test_blocks_are_those_of_the_file(name: str) -> None:
+    if not WIDER or not (Path(WIDER) / name).is_dir():
+        pytest.skip("the file is one of the further ones")
+    expected = dict(qload.load(Path(WIDER) / name).named_parameters())
+    model = qload.load(BASE, quantization=name.split("-")[-1])
+    made = [key for key, _ in model.named_parameters() if key.endswith("weight_quantized")]
+    assert len(made) == 14
+    assert all(torch.equal(model.get_parameter(key), expected[key]) for key in made)
+
+
+def test_doubly_quantized_scales_are_a_code_away_at_most() -> None:
+    """bitsandbytes' implementation for processors looks the codes of scales up in a table that is not fine enough."""
+    expected = qload.load(DATA / "bnb-nf4-dq")
+    asked = read_config(DATA / "bnb-nf4-dq")["quantization_config"]
+    found = dict(qload.load(BASE, quantization=asked).named_parameters())
+    for name, tensor in expected.named_parameters():
+        if name.endswith(".absmax"):
+            difference = (found[name].int() - tensor.int()).abs()
+            assert int(difference.max()) <= 1
+            assert float(difference.float().mean()) < 0.005
+        else:
+            assert torch.equal(as_bytes(found[name]), as_bytes(tensor)), name
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
