@@ -22,7 +22,7 @@ class AwqConfig(BaseModel):
     bits: int = Field(4, validation_alias=AliasChoices("bits", "w_bit"))
     group_size: GroupSize = Field(128, validation_alias=AliasChoices("group_size", "q_group_size"))
     zero_point: bool = True
-    version: str = "gemm"
+    version: str = Field("gemm", validation_alias=AliasChoices("version", "checkpoint_format", "format"))
     modules_to_not_convert: list[str] | None = None
     extra_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """AutoRound's settings of modules that differ, by name; here only 16 bits, which leave a module as it is."""

@@ -3,14 +3,10 @@
 import torch
 from torch import Tensor
 
-from qload.errors import CheckpointError
-from qload.findings import Finding
 from qload.hookspecs import LayerPiece
-from qload.torch import Layer
 from qload.torch.arithmetic import find_places, scale_groups, take, unpack
 from qload_awq import BITS, GEMM, GEMV, STRIDE
 
-PADDED_SCALES = "AWQ001"
 # The value of a word that holds each of its eight columns.
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -24,27 +20,6 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     if layer.scheme.version == GEMV:
         return _scale_rows(layer, layer.qweight, layer.scales, layer.qzeros)
     return _scale_products(layer, _separate(layer.qweight).flatten(0, 1), layer.scales.T, layer.qzeros.T)
-
-
-def qload_process_weights_after_loading(layer: Layer) -> None:
-    """Raises CheckpointError where a gemv version stores more groups than the config's size makes.
-
-    Their tensors are padded with zeros to whole words, so that shapes do not tell.
-    """
-    if layer.scheme.version == GEMM:
-        return
-    groups = layer.geometry.in_features // (layer.scheme.group_size or layer.geometry.in_features)
-    scales = layer.get_parameter("scales")
-    padding = scales[..., groups:] if layer.scheme.version == GEMV else scales[..., groups:, :]
-    if bool(padding.any()):
-        finding = Finding(
-            PADDED_SCALES,
-            "there are scales beyond the last group",
-            f"{layer.sources[0].prefix}.scales",
-            expected=f"zeros after {groups} groups",
-            remedy="correct the config's group_size",
-        )
-        raise CheckpointError(layer.name, [finding])
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

@@ -44,8 +44,10 @@ def _divide_product(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor
     """BitLinear's way: both sides are integers, and the product is divided by both scales."""
     if not layer.quantize_activations:
         return _add((_multiply(layer, x) / layer.weight_scale).to(x.dtype), bias)
-    scale = _choose_scale(x)
-    y = _multiply(layer, _round(x, scale)) / (layer.weight_scale * scale)
+    # Scales of small inputs, and sums of integers, are beyond float16.
+    wide = x.float() if x.dtype == torch.float16 else x
+    scale = _choose_scale(wide)
+    y = _multiply(layer, _round(wide, scale)) / (layer.weight_scale * scale)
     return _add(y.to(x.dtype), bias)
 
 

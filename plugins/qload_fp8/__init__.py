@@ -2,7 +2,8 @@
 
 Source of the layout: transformers' fine-grained fp8 (`weight_scale_inv`, by which weights are multiplied, and
 `activation_scale`), vLLM's static and dynamic fp8 (`weight_scale`, `input_scale`), and GPTQModel's fp8, which divides
-by `weight_scale_inv` and says so with `weight_scale_semantics: inverse`.
+by `weight_scale_inv` and says so with `weight_scale_semantics: inverse`. Scales of keys and values below an
+attention: vLLM's `BaseKVCacheMethod` and `maybe_remap_kv_scale_name`.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from qload_fp8.config import Fp8Config
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
 SCALE_INV = "weight_scale_inv"
+CACHE_SCALES = ("kv_scale", "k_scale", "v_scale")
+"""Of keys and values alike, as the first exporters store it, or of each."""
 SCALES = frozenset({SCALE_INV, "weight_scale"})
 
 
@@ -39,11 +42,23 @@ class Fp8Scheme:
         return " ".join(words) + ("" if self.inputs == "none" else f", inputs {self.inputs}")
 
 
+@dataclass(frozen=True, slots=True)
+class CacheScheme:
+    """The names of the scales that are stored below an attention for its keys and values."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "kv cache"
+
+
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
         summary="fp8 by block or tensor, with scales that multiply or divide; fp8 inputs",
         config=Fp8Config,
-        capabilities=Capabilities(embedding=True, activations=True, quantize=True, tensor_parallel="whole blocks"),
+        capabilities=Capabilities(
+            embedding=True, activations=True, kv_cache=True, quantize=True, tensor_parallel="whole blocks"
+        ),
         runtime="qload_fp8.runtime",
         presets={"fp8": {"weight_block_size": [128, 128], "activation_scheme": "dynamic"}},
     )
@@ -55,7 +70,9 @@ def qload_claim(config: Mapping[str, Any]) -> Claim | None:
     return claim_auto_round(section) if isinstance(section, Mapping) else None
 
 
-def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | None:
+def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | CacheScheme | None:
+    if module.kind is Kind.KV_CACHE:
+        return _find_cache(module)
     if config.excludes(module.names) or not _is_quantized(module):
         return None
     by_tensor = config.weight_block_size is None
@@ -67,7 +84,9 @@ def qload_scheme_for(config: Fp8Config, module: ModuleInfo) -> Fp8Scheme | None:
     )
 
 
-def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+def qload_create_weights(scheme: Fp8Scheme | CacheScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+    if isinstance(scheme, CacheScheme):
+        return tuple(tensor_scale(name) for name in scheme.names)
     # Under another name on the layer than on disk: what asks a layer for its weight means the dense one.
     values = packed("weight_quantized", out(), in_(), dtypes=("F8_E4M3",), stored_as="weight")
     if scheme.block is not None:
@@ -78,6 +97,14 @@ def qload_create_weights(scheme: Fp8Scheme, geometry: Geometry) -> tuple[Paramet
     if scheme.inputs == "static" and geometry.kind is not Kind.EMBEDDING:
         scales.append(tensor_scale("input_scale", stored_as=names[1]))
     return values, *scales
+
+
+def _find_cache(module: ModuleInfo) -> CacheScheme | None:
+    """What the checkpoint stores for the attention: both scales, where it stores one of them."""
+    shared, *each = CACHE_SCALES
+    if shared in module.stored:
+        return CacheScheme((shared,))
+    return None if module.stored.isdisjoint(each) else CacheScheme(tuple(each))
 
 
 def _is_quantized(module: ModuleInfo) -> bool:

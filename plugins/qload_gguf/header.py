@@ -56,8 +56,9 @@ def read_header(path: Path, name: str) -> Header:
         with Cursor(path, name) as cursor:
             tensors, pairs = _read_counts(cursor)
             metadata = dict(_read_metadata(cursor, pairs))
-            found = tuple(_read_tensors(cursor, tensors, _alignment(metadata, cursor)))
-            return Header(metadata, found, tuple(_check_ranges(found, cursor)))
+            alignment = _alignment(metadata, cursor)
+            found = tuple(_read_tensors(cursor, tensors, alignment))
+            return Header(metadata, found, tuple(_check_ranges(found, alignment, cursor)))
     except UnreadableError as fault:
         return Header({}, (), (fault.finding,))
 
@@ -135,7 +136,8 @@ def _count_bytes(name: str, kind: int, shape: tuple[int, ...], cursor: Cursor) -
     return entries // block.elements * block.nbytes
 
 
-def _check_ranges(tensors: tuple[Tensor, ...], cursor: Cursor) -> Iterator[Finding]:
+def _check_ranges(tensors: tuple[Tensor, ...], alignment: int, cursor: Cursor) -> Iterator[Finding]:
+    """Tensors lie one after another, but for what aligns the next. Source: ggml's `gguf_init_from_file_impl`."""
     ranges = sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop))
     cut = next((tensor for tensor in ranges if tensor.stop > cursor.size), None)
     if cut is not None:
@@ -148,8 +150,10 @@ def _check_ranges(tensors: tuple[Tensor, ...], cursor: Cursor) -> Iterator[Findi
             found=cursor.size,
             remedy="download it again",
         )
-    end = 0
+    end = cursor.place
     for tensor in ranges:
         if tensor.start < end:
             yield report("QL003", "overlaps the tensor before it", where=tensor.name, file=cursor.name)
+        elif tensor.start - end >= alignment:
+            yield report("QL003", "has a hole before it", where=tensor.name, file=cursor.name)
         end = max(end, tensor.stop)

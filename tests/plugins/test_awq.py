@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import qload
 from qload import Registry
 from qload.checkpoint import Checkpoint, TensorEntry
-from qload.errors import CheckpointError, ShardError
+from qload.errors import ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.quantization import resolve
@@ -114,15 +114,6 @@ def test_rows_of_the_gemv_versions_are_cut_and_inputs_are_not(version: str, regi
     assert caught.value.sizes == (1,)
 
 
-@pytest.mark.parametrize("version", ["gemv", "gemv_fast"])
-def test_a_group_size_that_only_padding_contradicts(version: str, registry: Registry) -> None:
-    values, zeros = torch.randint(0, 16, (8, 256)), torch.randint(0, 16, (8, 2))
-    tensors = store(version, values, zeros, torch.ones(8, 2).half())
-    quantization = make_quantization({"quant_method": "awq", "group_size": 256, "version": version}, registry)
-    with pytest.raises(CheckpointError, match=r"AWQ001 m\.scales: .*expected zeros after 1 group"):
-        qload.load_tensors(ReplicatedLinear(256, 8, Site(quantization, "m")), tensors, quantization)
-
-
 @pytest.mark.parametrize(("version", "shape"), [("gemm", (256, 8)), ("gemv", (64, 32)), ("gemv_fast", (16, 256))])
 def test_a_group_size_that_leaves_a_short_group(version: str, shape: tuple[int, int], registry: Registry) -> None:
     quantization = make_quantization({"quant_method": "awq", "group_size": 129, "version": version}, registry)
@@ -172,6 +163,13 @@ def test_linear_layers_alone_are_quantized_where_nothing_stored_says_more(
     for leaf in ("qweight", "weight"):
         treatment = quantization.treat(ModuleInfo(("a",), kind, stored=frozenset([leaf])))
         assert (treatment.scheme is not None) == (leaf == "qweight")
+
+
+@pytest.mark.parametrize("key", ["version", "checkpoint_format", "format"])
+def test_the_layout_has_several_names(key: str, registry: Registry) -> None:
+    """GPTQModel calls it as it calls those of its other methods."""
+    quantization = make_quantization({"quant_method": "awq", key: "gemv_fast"}, registry)
+    assert quantization.treat(ModuleInfo(("a",))).label == "awq int4 group 128 gemv_fast"
 
 
 @pytest.mark.parametrize("side", [{"w_bit": 4}, {"q_group_size": 128}, {}])

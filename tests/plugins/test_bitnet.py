@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from samples import make_quantization
+from samples import DATA, make_quantization, relative_error
 from torch import Tensor
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -171,3 +171,10 @@ def test_what_is_stored_tells_which_modules_are_packed(registry: Registry) -> No
 def test_configs_that_make_no_sense(more: dict[str, Any], registry: Registry) -> None:
     with pytest.raises(CheckpointError, match="QL105"):
         make_quantization({**DIVIDES, **more}, registry)
+
+
+def test_half_precision_has_room_for_the_scales_of_inputs() -> None:
+    ids = torch.tensor([[1, 5, 9, 33]])
+    expected = qload.load(DATA / "hf-bitnet-packed", dtype=torch.float32)(ids).logits
+    found = qload.load(DATA / "hf-bitnet-packed", dtype=torch.float16)(ids).logits
+    assert relative_error(found, expected) < 0.05

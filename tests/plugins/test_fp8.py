@@ -1,9 +1,12 @@
 """fp8's layouts, against arithmetic that goes block by block, and refusals."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from edits import edit_config, edit_tensors
 from samples import make_quantization
 from torch import Tensor
 
@@ -93,6 +96,41 @@ def test_scales_by_tensor_under_the_names_of_those_by_block(semantics: str | Non
     assert torch.equal(qload.dequantize(layer), dense)
     x = torch.randn(3, 80)
     assert torch.allclose(layer(x), fake_quantize(x, inputs, None, 8, is_float=True) @ dense.T)
+
+
+def as_fp8_with_a_cache(names: tuple[str, ...]) -> Callable[[Path], None]:
+    """Turn a static fp8 checkpoint into what AutoFP8 and Quark write under this method's name."""
+    section = {"quant_method": "fp8", "activation_scheme": "static", "kv_cache_scheme": "static"}
+
+    def change(folder: Path) -> None:
+        edit_config(
+            folder, lambda config: config.update(quantization_config={**section, "ignored_layers": ["lm_head"]})
+        )
+        scales = {f"model.layers.{n}.self_attn.{name}": torch.tensor(0.5) for n in range(2) for name in names}
+        edit_tensors(folder, lambda tensors: tensors.update(scales))
+
+    return change
+
+
+@pytest.mark.parametrize("names", [("kv_scale",), ("k_scale", "v_scale")])
+def test_scales_of_a_cache_are_loaded_and_checked(names: tuple[str, ...], broken: Callable[[str], Path]) -> None:
+    folder = broken("ct-fp8-static")
+    ids = torch.tensor([[1, 2, 3]])
+    expected = qload.load(folder)(ids).logits
+    as_fp8_with_a_cache(names)(folder)
+    assert qload.validate(folder).findings == ()
+    model = qload.load(folder)
+    assert torch.equal(model(ids).logits, expected)
+    assert qload.report(model).layers["fp8 kv cache"] == 2
+    edit_tensors(folder, lambda tensors: tensors.update({f"model.layers.1.self_attn.{names[-1]}": torch.ones(2)}))
+    with pytest.raises(CheckpointError, match=rf"{names[-1]}.*the tensor scale has the wrong shape"):
+        qload.load(folder)
+
+
+def test_half_of_a_caches_scales_is_a_fault(broken: Callable[[str], Path]) -> None:
+    folder = broken("ct-fp8-static")
+    as_fp8_with_a_cache(("k_scale",))(folder)
+    assert {finding.code for finding in qload.validate(folder).findings} == {"QL201"}
 
 
 def test_a_list_of_names_may_be_null(registry: Registry) -> None:

@@ -69,6 +69,7 @@ FAULTS: dict[str, tuple[Edit, str, str]] = {
     "blocks": (put_after("blk.0.attn_q.weight", 20, "<I", 12), "QL003", "whole blocks of Q4_K"),
     "unaligned": (put_after("blk.0.attn_q.weight", 24, "<Q", 33), "QL003", "not aligned"),
     "beyond": (put_after("blk.0.attn_q.weight", 24, "<Q", 2**40), "QL004", "truncated"),
+    "type of fewer bytes": (put_after("blk.0.attn_q.weight", 20, "<I", 19), "QL003", "hole"),
     "overlap": (put_after("blk.0.attn_q.weight", 24, "<Q", 0), "QL003", "overlaps"),
     "tensor twice": (rename("blk.0.attn_q.weight", "blk.0.attn_k.weight"), "QL003", "twice"),
     "truncated": (cut(20_000), "QL004", "truncated"),
