@@ -18,6 +18,7 @@ from qload.declare import (
     global_scale,
     group_scale,
     packed,
+    power_scale,
     tensor_scale,
     weight,
 )
@@ -122,7 +123,7 @@ def _scales(scheme: ModelOptScheme) -> tuple[ParameterSpec, ...]:
         case Form.NVFP4:
             return group_scale("weight_scale", out(), in_(size), dtypes=("F8_E4M3",)), global_scale("weight_scale_2")
         case _:
-            return (group_scale("weight_scale", out(), in_(size), dtypes=("U8",)),)
+            return (power_scale("weight_scale", out(), in_(size)),)
 
 
 def _inputs(scheme: ModelOptScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:

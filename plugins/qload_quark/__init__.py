@@ -13,6 +13,7 @@ from qload.declare import (
     global_scale,
     group_scale,
     packed,
+    power_scale,
     tensor_scale,
     weight,
     zero_point,
@@ -22,7 +23,7 @@ from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, in_, out, part
 from qload_quark.config import LayerConfig, QuarkConfig
-from qload_quark.schemes import Extent, Quantizer, QuarkScheme, make_scheme
+from qload_quark.schemes import E8M0, Extent, Quantizer, QuarkScheme, make_scheme
 
 SCALES = frozenset({"weight_scale", "output_scale", "input_scale"})
 SCALE_DTYPES = ("F32", "BF16", "F16")
@@ -114,6 +115,8 @@ def _scales(scheme: QuarkScheme, weights: Quantizer, name: str) -> tuple[Paramet
             return (channel_scale(name, *_scale_axes(weights)),)
         case Extent.BLOCK:
             return (block_scale(name, *_scale_axes(weights)),)
+        case Extent.GROUP if weights.scales == E8M0:
+            return (power_scale(name, *_scale_axes(weights)),)
         case Extent.GROUP:
             return (group_scale(name, *_scale_axes(weights), dtypes=dtypes),)
 

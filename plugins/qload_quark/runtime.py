@@ -12,7 +12,7 @@ from qload.torch.floats import decode_e8m0, decode_float
 from qload_quark import is_transposed
 from qload_quark.numbers import Number
 from qload_quark.runtime_inputs import quantize_input
-from qload_quark.schemes import EXPONENT, Extent, Quantizer
+from qload_quark.schemes import E8M0, EXPONENT, Extent, Quantizer
 
 _REORDERED = (0, 4, 1, 5, 2, 6, 3, 7)
 """The value of a word that holds each of its eight entries, with the pack_method `reorder`."""
@@ -105,7 +105,7 @@ def _decode_scales(layer: LayerPiece, weights: Quantizer, stored: Tensor) -> Ten
     """The scales of small floats: powers of two and E5M3, which bfloat16 holds; or fp8 times the scale of scales."""
     if layer.scheme.scales_scaled:
         return stored.float() * layer.weight_scale_2.float()
-    if weights.scales == "e8m0":
+    if weights.scales == E8M0:
         return decode_e8m0(stored, torch.bfloat16)
     if weights.scales == EXPONENT:
         return torch.exp2(stored.view(torch.int8).float()).to(torch.bfloat16)

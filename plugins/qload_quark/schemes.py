@@ -10,7 +10,8 @@ MX = "mx"
 MX_ELEMENTS = ("fp4", "fp6_e2m3", "fp6_e3m2")
 EXPONENT = "exponent"
 """How the scales of the dtype `mx` are stored: as e8m0, with nothing added."""
-SCALE_FORMATS = {None: None, "float32": None, "e4m3": None, "e8m0": "e8m0", "e5m3": "e5m3"}
+E8M0 = "e8m0"
+SCALE_FORMATS = {None: None, "float32": None, "e4m3": None, E8M0: E8M0, "e5m3": "e5m3"}
 """How scales are stored that are no plain floats, by scale_format. `e4m3` is a rounding: the scales' own spec says
 whether they are stored so."""
 
