@@ -80,7 +80,8 @@ class ModuleInfo:
 
     `names` are its names: first as the checkpoint has it, then as the model has it where that differs.
     `classes` are the names of its class and of its bases. `stored` are the tensors that the checkpoint
-    stores below it, for methods whose config does not list modules, and `tensors` their entries. `described`
+    stores below it, for methods whose config does not list modules, and `tensors` their entries; for an attention also
+    those of the modules right below it, as `k_proj.k_scale`. `described`
     is what the weight files' own metadata says of names below it, stored or not: each text of each name once,
     so that more than one are files that contradict each other. Anybody may have written it.
     """
