@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -43,8 +43,9 @@ Scheme = Hashable
 class Capabilities:
     """What a method can do, as `qload methods` shows it.
 
-    `kv_cache` is whether it has schemes for the keys and values of attention modules, `quantize` whether it can
-    quantize a plain checkpoint while it is loaded. `tensor_parallel` says in words what limits cutting. A capability
+    `kv_cache` is whether it has schemes for the keys and values of attention modules, and rounds them; "loaded" says
+    that their scales are loaded and not computed with. `quantize` is whether it can quantize a plain checkpoint while
+    it is loaded. `tensor_parallel` says in words what limits cutting. A capability
     that is a hook must agree with the runtime module; the registry checks.
     """
 
@@ -52,7 +53,7 @@ class Capabilities:
     embedding: bool = False
     experts: bool = True
     activations: bool = False
-    kv_cache: bool = False
+    kv_cache: bool | Literal["loaded"] = False
     quantize: bool = False
     tensor_parallel: str = "any unit"
 
