@@ -40,11 +40,14 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _divide_product(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    """BitLinear's way: both sides are integers, and the product is divided by both scales."""
+    """BitLinear's way: both sides are integers, and the product is divided by both scales.
+
+    It is compiled, and so computes in float32 between what it stores, of which the scale is one.
+    """
     if not layer.quantize_activations:
         return _add((_multiply(layer, x) / layer.weight_scale).to(x.dtype), bias)
-    scale = _choose_scale(x)
-    y = _multiply(layer, _round(x, scale)) / (layer.weight_scale * scale)
+    scale = _choose_scale(x.float()).to(x.dtype).float()
+    y = _multiply(layer, _round(x.float(), scale).to(x.dtype)).float() / (layer.weight_scale.float() * scale)
     return _add(y.to(x.dtype), bias)
 
 
