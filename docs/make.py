@@ -1,6 +1,6 @@
 """Writes the parts of the docs that are made from something else: `make docs`.
 
-The table of formats is measured on the checkpoints in tests/data and in the folder that QLOAD_CHECKPOINTS names; the
+The tables of formats are measured on the checkpoints in tests/data and in the folder that QLOAD_CHECKPOINTS names; the
 list of findings is the catalogue. What stands between the markers is replaced.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
-from comparison import Comparison, compare  # noqa: E402
+from comparison import Comparison, RuntimeComparison, compare, compare_runtime  # noqa: E402
 from samples import supported  # noqa: E402
 
 from qload.findings import RULES, Rule  # noqa: E402
@@ -31,6 +31,16 @@ def make_formats(comparisons: Iterable[Comparison]) -> str:
         weights = "0" if each.weight_error == 0 else f"{each.weight_error:.1e}"
         sizes = f"{each.report.bytes_in_memory / 1e6:.2f} MB | {each.report.bytes_dense / 1e6:.2f} MB"
         rows.append(f"| {each.name} | {each.producer} | {labels} | {weights} | {each.logits_error:.0e} | {sizes} |")
+    return "\n".join(rows)
+
+
+def make_activations(comparisons: Iterable[RuntimeComparison | None]) -> str:
+    """A row for each checkpoint whose activations are quantized, and whose producer's runtime is known."""
+    rows = ["| checkpoint | bfloat16, on | off | float32, on | off |", "|---|---|---|---|---|"]
+    for each in sorted((each for each in comparisons if each is not None), key=lambda each: each.name):
+        errors = (each.on, each.off, each.on_wide, each.off_wide)
+        cells = ("0" if error == 0 else f"{error:.1e}" for error in errors)
+        rows.append(f"| {each.name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -53,6 +63,7 @@ def replace_between(text: str, name: str, content: str) -> str:
 def main() -> None:
     for file, name, content in (
         ("formats.md", "formats", make_formats(map(compare, supported()))),
+        ("formats.md", "activations", make_activations(map(compare_runtime, supported()))),
         ("findings.md", "findings", make_findings(RULES.values())),
     ):
         path = DOCS / file

@@ -27,7 +27,11 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = {
     RUNTIME: ("qload_dequantize",),
     PLUGIN: (),
 }
-_CAPABILITY_HOOKS: Mapping[str, str] = {"embedding": "qload_embedding", "quantize": "qload_quantize"}
+_CAPABILITY_HOOKS: Mapping[str, str] = {
+    "embedding": "qload_embedding",
+    "kv_cache": "qload_cache",
+    "quantize": "qload_quantize",
+}
 """The capabilities that are hooks."""
 
 
@@ -81,7 +85,7 @@ def _find_capability_faults(info: MethodInfo, runtime: Container[str]) -> list[s
     return [
         f"its capability {capability!r} is {declared}, and it {'has' if hook in runtime else 'lacks'} {hook}"
         for capability, hook in _CAPABILITY_HOOKS.items()
-        if (declared := getattr(info.capabilities, capability)) != (hook in runtime)
+        if ((declared := getattr(info.capabilities, capability)) is True) != (hook in runtime)
     ]
 
 

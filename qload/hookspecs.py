@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -42,8 +42,9 @@ Scheme = Hashable
 class Capabilities:
     """What a method can do, as `qload methods` shows it.
 
-    `kv_cache` is whether it has schemes for the keys and values of attention modules, `quantize` whether it can
-    quantize a plain checkpoint while it is loaded. `tensor_parallel` says in words what limits cutting. A capability
+    `kv_cache` is whether it has schemes for the keys and values of attention modules, and rounds them; "loaded" says
+    that their scales are loaded and not computed with. `quantize` is whether it can quantize a plain checkpoint while
+    it is loaded. `tensor_parallel` says in words what limits cutting. A capability
     that is a hook must agree with the runtime module; the registry checks.
     """
 
@@ -51,7 +52,7 @@ class Capabilities:
     embedding: bool = False
     experts: bool = True
     activations: bool = False
-    kv_cache: bool = False
+    kv_cache: bool | Literal["loaded"] = False
     quantize: bool = False
     tensor_parallel: str = "any unit"
 
@@ -79,7 +80,8 @@ class ModuleInfo:
 
     `names` are its names: first as the checkpoint has it, then as the model has it where that differs.
     `classes` are the names of its class and of its bases. `stored` are the tensors that the checkpoint
-    stores below it, for methods whose config does not list modules, and `tensors` their entries. `described`
+    stores below it, for methods whose config does not list modules, and `tensors` their entries; for an attention also
+    those of the modules right below it, as `k_proj.k_scale`. `described`
     is what the weight files' own metadata says of names below it, stored or not: each text of each name once,
     so that more than one are files that contradict each other. Anybody may have written it.
     """

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from qload.calls import ask, call
 from qload.checkpoint import Checkpoint, Modules, TensorEntry
+from qload.checkpoint.names import group_below
 from qload.declare import ParameterSpec, complete
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, report
@@ -53,6 +54,7 @@ class Quantization:
     modules: Modules = field(default_factory=dict, repr=False)
     tensors: Mapping[str, TensorEntry] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
+    _below: Modules | None = field(default=None, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
@@ -69,11 +71,23 @@ class Quantization:
         module = self._complete(module)
         return self._treatment(self.method.declaration["qload_scheme_for"](self.config, module, where=module.name))
 
+    def _names(self, module: str, kind: Kind) -> Mapping[str, str]:
+        """The names of the tensors that a module stores; for an attention also those of the modules right below it.
+
+        Its keys and values are those of projections, beside which some tools store what is said of them.
+        """
+        own = self.modules.get(module, {})
+        if kind is not Kind.KV_CACHE:
+            return own
+        if self._below is None:
+            self._below = group_below(self.modules)
+        return {**self._below.get(module, {}), **own}
+
     def _complete(self, module: ModuleInfo) -> ModuleInfo:
         """The module with what the checkpoint says of it, where it has not been said."""
         tensors, stored = module.tensors, module.stored
         if not stored:
-            names = self.modules.get(module.name, {})
+            names = self._names(module.name, module.kind)
             stored = frozenset(names)
             tensors = {leaf: self.tensors[name] for leaf, name in names.items() if name in self.tensors}
         described = next((self.descriptions[name] for name in module.names if name in self.descriptions), {})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from samples import Reference, read_reference, relative_error
+from samples import Reference, read_reference, read_runtime, relative_error
 from torch import Tensor
 
 import qload
@@ -92,6 +92,33 @@ def compare(path: Path) -> Comparison:
         weight_error=compare_weights(model, reference),
         logits_error=relative_error(compute(model, reference.input_ids).float(), reference.logits),
     )
+
+
+@dataclass(frozen=True)
+class RuntimeComparison:
+    """How far a checkpoint's logits are from its producer's own runtime: relative to their norm, by what is computed.
+
+    `on` and `off` are with and without quantized activations in bfloat16, `on_wide` and `off_wide` in float32.
+    """
+
+    name: str
+    on: float
+    off: float
+    on_wide: float
+    off_wide: float
+
+
+def compare_runtime(path: Path) -> RuntimeComparison | None:
+    """None where no activations are quantized, or the producer's runtime left no logits."""
+    runtime = read_runtime(path)
+    if runtime is None:
+        return None
+    ids, expected = runtime
+    settings = [(dtype, quantized) for dtype in (torch.bfloat16, torch.float32) for quantized in (True, False)]
+    found = [compute(load(path, dtype=dtype, quantize_activations=quantized), ids) for dtype, quantized in settings]
+    if torch.equal(found[0], found[1]):
+        return None
+    return RuntimeComparison(path.name, *(relative_error(logits.float(), expected) for logits in found))
 
 
 def compare_weights(model: Any, reference: Reference) -> float:

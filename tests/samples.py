@@ -75,6 +75,12 @@ def read_reference(path: Path) -> Reference:
     return Reference(tensors["input_ids"], tensors[name], weights, name == names[-1])
 
 
+def read_runtime(path: Path) -> tuple[Tensor, Tensor] | None:
+    """The input and logits of the producer's own runtime, in bfloat16 and with quantized activations, if it has any."""
+    tensors = load_file(path / "reference.safetensors")
+    return (tensors["input_ids"], tensors["logits_runtime"]) if "logits_runtime" in tensors else None
+
+
 def make_quantization(section: dict[str, Any], registry: Registry | None = None) -> Quantization:
     """The quantization of a checkpoint that has this section in its config, and no tensors yet."""
     checkpoint = Checkpoint(Path("none"), {"quantization_config": section}, {})

@@ -10,15 +10,21 @@ import torch
 from samples import make_quantization
 from torch import Tensor
 
-from qload import CapabilityError, Registry
+from qload import CapabilityError, CheckpointError, Quantization, Registry
 from qload.calls import PluginWarning
 from qload.declare import ParameterSpec, channel_scale, index, packed, tensor_scale
-from qload.geometry import Kind
+from qload.findings import Finding
+from qload.geometry import Kind, single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import in_, out, part
+from qload.plan import Source
 from qload.registry import UNQUANTIZED, Origin
 from qload.testing import ContractError, check_method
-from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
+from qload.testing.tensors import make_tensors
+from qload.torch import Layer, ParallelLMHead, Site, VocabParallelEmbedding
+from qload.torch.loading.modules import load_tensors
+
+GEOMETRY = single(64, 128)
 
 
 def compressed(form: str, **weights: Any) -> dict[str, Any]:
@@ -200,6 +206,35 @@ SECTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
 def test_every_scheme_keeps_the_contract(section: dict[str, Any], registry: Registry) -> None:
     check_method(make_quantization(section, registry))
+
+
+def find_codes(quantization: Quantization) -> dict[str, int]:
+    """The scales of a linear layer that are stored as codes, and of each the code that is no number."""
+    specs = quantization.declare(quantization.treat(ModuleInfo(("layer",))), GEOMETRY)
+    return {spec.name: spec.bounds[1] for spec in specs if spec.kind.is_scale and spec.bounds is not None}
+
+
+def test_codes_that_are_no_numbers_are_found_in_every_method_that_has_them(registry: Registry) -> None:
+    """As scales are that are not finite, by the declaration alone; a scale that was not written is one of them."""
+    seen = set()
+    for section in SECTIONS:
+        quantization = make_quantization(section, registry)
+        treatment, source = quantization.treat(ModuleInfo(("layer",))), Source("layer")
+        for name, code in find_codes(quantization).items():
+            layer = Layer(GEOMETRY, (source,), Site(quantization, "layer"), treatment)
+            layer.allocate("cpu")
+            assert set(layer.get_parameter(name).flatten().tolist()) == {code}
+            tensors = make_tensors(quantization, treatment, GEOMETRY, (source,))
+            load_tensors(layer, tensors, quantization)
+            stored = f"layer.{layer.declared[name].stored_as}"
+            tensors[stored].view(-1)[-1] = code
+            with pytest.raises(CheckpointError) as caught:
+                load_tensors(layer, tensors, quantization)
+            (finding,) = caught.value.findings
+            assert isinstance(finding, Finding)
+            assert (finding.code, finding.where, finding.file) == ("QL501", stored, "memory")
+            seen.add(quantization.method.name)
+    assert len(seen) > 3
 
 
 def plugin(**changes: Any) -> types.SimpleNamespace:

@@ -30,9 +30,29 @@ def test_the_findings_are_the_catalogue(maker: ModuleType) -> None:
 @pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.name)
 def test_the_formats_are_as_measured(path: Path, maker: ModuleType) -> None:
     """All but the logits' error, of which the last digit depends on the machine."""
-    (row,) = [line for line in (DOCS / "formats.md").read_text().splitlines() if line.startswith(f"| {path.name} ")]
+    text, _, _ = (DOCS / "formats.md").read_text().partition("<!-- activations -->")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {path.name} ")]
     made = maker.make_formats([maker.compare(path)]).splitlines()[-1]
     assert without_logits(row) == without_logits(made)
+
+
+@pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.name)
+def test_the_activations_are_as_measured(path: Path, maker: ModuleType) -> None:
+    """Bit for bit where they are so, else as near: what rounds values turns the order of summation into steps."""
+    _, _, text = (DOCS / "formats.md").read_text().partition("<!-- activations -->")
+    found = [line for line in text.splitlines() if line.startswith(f"| {path.name} ")]
+    made = maker.make_activations([maker.compare_runtime(path)] if has_reference(path) else []).splitlines()[2:]
+    assert len(found) == len(made)
+    for old, new in zip(map(read_errors, found), map(read_errors, made), strict=True):
+        assert new == pytest.approx(old, rel=0.5)
+
+
+def has_reference(path: Path) -> bool:
+    return (path / "reference.safetensors").exists()
+
+
+def read_errors(row: str) -> list[float]:
+    return [float(cell) for cell in row.strip("| ").split(" | ")[1:]]
 
 
 def without_logits(row: str) -> list[str]:

@@ -191,8 +191,8 @@ def test_a_named_method_may_read_its_config_from_elsewhere(alias: str | None) ->
     assert config == Optional(bits=3 if alias == "rows" else 8)
 
 
-@pytest.mark.parametrize(("kv_cache", "scheme"), [(False, None), (True, "by row")])
-def test_a_method_that_has_no_caches_is_not_asked_about_them(kv_cache: bool, scheme: str | None) -> None:
+@pytest.mark.parametrize(("kv_cache", "scheme"), [(False, None), ("loaded", "by row")])
+def test_a_method_that_has_no_caches_is_not_asked_about_them(kv_cache: Any, scheme: str | None) -> None:
     """A simple method would answer with a weight's scheme, for a module that has no weight."""
     attention = ModuleInfo(("model.layers.0.self_attn",), Kind.KV_CACHE, ("LlamaAttention", "Module"))
     info = MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=kv_cache))

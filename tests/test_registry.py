@@ -147,6 +147,8 @@ def test_what_the_code_prefers_comes_before_the_environment() -> None:
     [
         (Capabilities(embedding=True), {}, "lacks qload_embedding"),
         (Capabilities(), {"qload_embedding": lambda layer, ids: None}, "has qload_embedding"),
+        (Capabilities(kv_cache=True), {}, "lacks qload_cache"),
+        (Capabilities(kv_cache="loaded"), {"qload_cache": lambda layer, keys, values: None}, "has qload_cache"),
     ],
 )
 def test_capabilities_and_hooks_must_agree(

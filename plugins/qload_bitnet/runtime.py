@@ -41,13 +41,16 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _divide_product(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    """BitLinear's way: both sides are integers, and the product is divided by both scales."""
+    """BitLinear's way: both sides are integers, and the product is divided by both scales.
+
+    It is compiled, and so computes in float32 between what it stores, of which the scale is one.
+    """
     if not layer.quantize_activations:
         return _add((_multiply(layer, x) / layer.weight_scale).to(x.dtype), bias)
     # Scales of small inputs, and sums of integers, are beyond float16.
-    wide = x.float() if x.dtype == torch.float16 else x
-    scale = _choose_scale(wide)
-    y = _multiply(layer, _round(wide, scale)) / (layer.weight_scale * scale)
+    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    scale = _choose_scale(x.float()).to(dtype).float()
+    y = _multiply(layer, _round(x.float(), scale).to(dtype)).float() / (layer.weight_scale.float() * scale)
     return _add(y.to(x.dtype), bias)
 
 

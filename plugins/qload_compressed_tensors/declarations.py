@@ -14,6 +14,7 @@ from qload.declare import (
     mask,
     metadata,
     packed,
+    power_scale,
     tensor_scale,
     weight,
     zero_point,
@@ -117,8 +118,11 @@ def _scales(scheme: CompressedScheme) -> Iterator[ParameterSpec]:
     if scheme.format not in SMALL_FLOATS:
         yield _scale(weights)
         return
-    dtypes = ("F8_E4M3",) if scheme.format == NVFP4 else ("U8",)
-    yield group_scale("weight_scale", *_scale_axes(weights), dtypes=dtypes)
+    axes = _scale_axes(weights)
+    if scheme.format == NVFP4:
+        yield group_scale("weight_scale", *axes, dtypes=("F8_E4M3",))
+    else:
+        yield power_scale("weight_scale", *axes)
     if weights.has_global_scale:
         yield global_scale("weight_global_scale")
 

@@ -17,20 +17,25 @@ from qload.declare import (
     channel_scale,
     global_scale,
     group_scale,
+    metadata,
     packed,
+    power_scale,
     tensor_scale,
     weight,
 )
+from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
 from qload.layout import in_, out, part
 from qload.quantization import find_section
 from qload_modelopt.config import NESTED, SIDE_FILE, ModelOptConfig, merge
-from qload_modelopt.schemes import MIXED, CacheScheme, Form, Inputs, ModelOptScheme, find_scheme
+from qload_modelopt.schemes import MIXED, CacheScheme, Form, Inputs, ModelOptScheme, find_scheme, find_states
 
 NAME = "modelopt"
 LEAVES = frozenset({"weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"})
-CACHE_LEAVES = frozenset({"k_scale", "v_scale"})
+CACHE_LEAVES = ("k_scale", "v_scale")
+KEYS, VALUES = ("", "k_proj."), ("", "v_proj.")
+"""Below what of an attention the scales of its keys and values lie."""
 PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj"})
 """Those that may have scales of a cache, and the one that is fused with them and has to be treated alike."""
 
@@ -63,7 +68,7 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
 
 def qload_scheme_for(config: ModelOptConfig, module: ModuleInfo) -> ModelOptScheme | CacheScheme | None:
     if module.kind is Kind.KV_CACHE:
-        return CacheScheme() if config.has_cache and module.stored & CACHE_LEAVES else None
+        return _find_cache_scheme(config, module)
     cache = config.has_cache and module.name.rpartition(".")[2] in PROJECTIONS
     settings = None if config.excludes(module.names) else config.settings_for(module.names)
     if settings is None or not _is_quantized(config, module):
@@ -75,10 +80,25 @@ def qload_scheme_for(config: ModelOptConfig, module: ModuleInfo) -> ModelOptSche
 
 def qload_create_weights(scheme: ModelOptScheme | CacheScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     if isinstance(scheme, CacheScheme):
-        return tensor_scale("k_scale"), tensor_scale("v_scale")
+        places = zip(CACHE_LEAVES, (scheme.keys, scheme.values), strict=True)
+        return tuple(tensor_scale(name, stored_as=f"{place}{name}") for name, place in places)
     # Under another name on the layer than on disk: what asks a layer for its weight means the dense one.
     values = _values(scheme.form)
     return (values, *_scales(scheme), *_inputs(scheme, geometry), *_cache(scheme))
+
+
+def _find_cache_scheme(config: ModelOptConfig, module: ModuleInfo) -> CacheScheme | None:
+    """None where no scale is stored."""
+    keys = next((place for place in KEYS if f"{place}k_scale" in module.stored), None)
+    values = next((place for place in VALUES if f"{place}v_scale" in module.stored), None)
+    if not config.kv_cache_quant_algo or (keys is None and values is None):
+        return None
+    if module.stored & {"k_proj.k_bias", "v_proj.v_bias"}:
+        raise ValueError("keys and values are rounded around a bias (k_bias, v_bias), which is not supported")
+    # One of the two is missing: it would lie where the other does.
+    keys = ("k_proj." if values else "") if keys is None else keys
+    values = ("v_proj." if keys else "") if values is None else values
+    return CacheScheme(find_states(config.kv_cache_quant_algo), keys, values)
 
 
 def _is_quantized(config: ModelOptConfig, module: ModuleInfo) -> bool:
@@ -121,7 +141,7 @@ def _scales(scheme: ModelOptScheme) -> tuple[ParameterSpec, ...]:
         case Form.NVFP4:
             return group_scale("weight_scale", out(), in_(size), dtypes=("F8_E4M3",)), global_scale("weight_scale_2")
         case _:
-            return (group_scale("weight_scale", out(), in_(size), dtypes=("U8",)),)
+            return (power_scale("weight_scale", out(), in_(size)),)
 
 
 def _inputs(scheme: ModelOptScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
@@ -134,4 +154,7 @@ def _inputs(scheme: ModelOptScheme, geometry: Geometry) -> tuple[ParameterSpec, 
 
 
 def _cache(scheme: ModelOptScheme) -> tuple[ParameterSpec, ...]:
-    return tuple(tensor_scale(name, partial=True) for name in sorted(CACHE_LEAVES)) if scheme.cache else ()
+    """Scales that lie here, and that the attention reads."""
+    if not scheme.cache:
+        return ()
+    return tuple(metadata(name, part(), dtypes=SCALE_DTYPES, view=View.SQUEEZED, partial=True) for name in CACHE_LEAVES)

@@ -10,9 +10,10 @@ from qload.hookspecs import LayerPiece
 from qload.torch.activations import by_groups, fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import pick, scale_blocks, scale_groups, unpack
 from qload.torch.floats import Float, decode_e2m1, decode_e8m0
-from qload_modelopt.schemes import Form, Inputs
+from qload_modelopt.schemes import Form, Inputs, States
 
 MX_GROUP = 32
+NVFP4_GROUP = 16
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -31,6 +32,18 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if layer.scheme.double:
         weight = fake_quantize(weight, layer.weight_scale_2, None, 8, is_float=True)
     return F.linear(_quantize_input(layer, _smooth(layer, x)), weight.to(x.dtype), bias)
+
+
+def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Source: ModelOpt's `_QuantAttention`, which rounds what its attention multiplies, once positions are in it."""
+    states = layer.scheme.states
+    return _quantize_states(states, keys, layer.k_scale), _quantize_states(states, values, layer.v_scale)
+
+
+def _quantize_states(states: States, x: Tensor, scale: Tensor) -> Tensor:
+    if states is States.NVFP4:
+        return fake_quantize_dynamic(x, 4, is_float=True, group=NVFP4_GROUP, global_scale=1 / scale.float())
+    return fake_quantize(x, scale, None, 8, is_float=states is States.FP8)
 
 
 def _smooth(layer: LayerPiece, x: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ Source: ModelOpt's `process_layer_quant_config`, which names the algorithms (two
 and MXFP4_MXFP8 are those of TensorRT-LLM's `QuantAlgo` for the same layouts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 
 class Form(StrEnum):
@@ -95,12 +97,49 @@ OTHER_NAMES = {
 """ModelOpt's names inside, of formats that its files name otherwise."""
 
 
+class States(StrEnum):
+    """What keys and values are rounded to."""
+
+    FP8 = "fp8"
+    INT8 = "int8"
+    NVFP4 = "nvfp4"
+
+
 @dataclass(frozen=True, slots=True)
 class CacheScheme:
-    """Scales of keys and values that are stored below the attention itself, as Megatron's exporter has them."""
+    """How keys and values are rounded, and below which modules of the attention their scales lie.
+
+    They lie beside the projections, as ModelOpt's own export has them (`postprocess_state_dict`), or, with empty
+    names, below the attention itself, as that for Megatron has.
+    """
+
+    states: States
+    keys: str = ""
+    values: str = ""
 
     def __str__(self) -> str:
-        return "kv cache"
+        return f"kv cache static {self.states}"
+
+
+def find_states(algorithm: str | Mapping[str, Any]) -> States:
+    """What a cache is rounded to, by its algorithm's name or, as in config.json, its numbers.
+
+    Source of the latter: ModelOpt's `convert_hf_quant_config_format`. Raises ValueError for another one.
+    """
+    name: object = algorithm
+    if isinstance(algorithm, Mapping):
+        name = _STATES.get((algorithm.get("type"), algorithm.get("num_bits")), str(dict(algorithm)))
+    try:
+        return States(str(name).lower())
+    except ValueError as error:
+        raise ValueError(f"a cache of {name} is not one of {', '.join(map(str.upper, States))}") from error
+
+
+_STATES: Mapping[tuple[object, object], States] = {
+    ("float", 8): States.FP8,
+    ("int", 8): States.INT8,
+    ("float", 4): States.NVFP4,
+}
 
 
 def find_scheme(algorithm: str, group_size: int | None) -> ModelOptScheme:

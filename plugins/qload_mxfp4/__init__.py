@@ -7,7 +7,7 @@ transformers' `convert_moe_packed_tensors` and `Mxfp4Config`, and the blocks and
 
 from dataclasses import dataclass
 
-from qload.declare import ParameterSpec, group_scale, packed
+from qload.declare import ParameterSpec, packed, power_scale
 from qload.geometry import Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import fixed, in_, out
@@ -43,7 +43,7 @@ def qload_scheme_for(config: Mxfp4Config, module: ModuleInfo) -> Mxfp4Scheme | N
 def qload_create_weights(scheme: Mxfp4Scheme) -> tuple[ParameterSpec, ...]:
     return (
         packed("blocks", out(), in_(scheme.block), fixed(scheme.block // 2), dtypes=("U8",)),
-        group_scale("scales", out(), in_(scheme.block), dtypes=("U8",)),
+        power_scale("scales", out(), in_(scheme.block)),
     )
 
 

@@ -5,7 +5,10 @@ that have scales by group are stored transposed, and packed along the output fea
 input features. Zero-points are packed as the values are, and stored also where all of them are zero.
 """
 
+from dataclasses import replace
+
 from qload.declare import (
+    ParameterKind,
     ParameterSpec,
     View,
     block_scale,
@@ -13,6 +16,7 @@ from qload.declare import (
     global_scale,
     group_scale,
     packed,
+    power_scale,
     tensor_scale,
     weight,
     zero_point,
@@ -20,37 +24,81 @@ from qload.declare import (
 from qload.dtypes import FLOATS, SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
-from qload.layout import Axis, in_, out, part
+from qload.layout import Axis, Dim, in_, out, part
 from qload_quark.config import LayerConfig, QuarkConfig
-from qload_quark.schemes import Extent, Quantizer, QuarkScheme, make_scheme
+from qload_quark.schemes import (
+    E8M0,
+    CacheScheme,
+    Extent,
+    Quantizer,
+    QuarkScheme,
+    Scheme,
+    make_cache_scheme,
+    make_scheme,
+)
 
 SCALES = frozenset({"weight_scale", "output_scale", "input_scale"})
 
 
 def qload_method_info() -> MethodInfo:
     return MethodInfo(
-        summary="int and fp of 2 to 8 bits, mxfp4, mxfp6 and nvfp4; quantized inputs",
+        summary="int and fp of 2 to 8 bits, mxfp4, mxfp6 and nvfp4; quantized inputs, outputs and caches",
         config=QuarkConfig,
         capabilities=Capabilities(
-            embedding=True, activations=True, tensor_parallel="whole groups and blocks; 4-bit ints by group: 8 rows"
+            embedding=True,
+            activations=True,
+            kv_cache=True,
+            tensor_parallel="whole groups and blocks; 4-bit ints by group: 8 rows",
         ),
         runtime="qload_quark.runtime",
     )
 
 
-def qload_scheme_for(config: QuarkConfig, module: ModuleInfo) -> QuarkScheme | None:
+def qload_scheme_for(config: QuarkConfig, module: ModuleInfo) -> Scheme | None:
+    if module.kind is Kind.KV_CACHE:
+        return _find_cache_scheme(config, module)
     layer = _choose(config, module)
     if layer is None:
         return None
     _check(config)
     reorder = config.export.pack_method == "reorder"
     scheme = make_scheme(layer, reorder=reorder, feeds_cache=config.feeds_cache(module.names))
+    if module.kind is Kind.EMBEDDING and scheme is not None and scheme.outputs is not None:
+        raise ValueError("the outputs of an embedding are quantized, which is not supported")
     if module.kind is Kind.EMBEDDING and module.stored and not module.stored & SCALES:
         return None
     return scheme
 
 
-def qload_create_weights(scheme: QuarkScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+def qload_create_weights(scheme: Scheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+    if isinstance(scheme, CacheScheme):
+        return (*_states("k", scheme.keys), *_states("v", scheme.values))
+    solid = _solid_dims(scheme)
+    return tuple(replace(spec, layout=spec.layout.solidify(*solid)) for spec in _declare(scheme, geometry))
+
+
+def _find_cache_scheme(config: QuarkConfig, module: ModuleInfo) -> CacheScheme | None:
+    if not config.kv_cache_post_rope:
+        return None
+    _check(config)
+    layers = (config.cache_config([f"{name}.{last}" for name in module.names]) for last in ("k_proj", "v_proj"))
+    return make_cache_scheme(*layers)
+
+
+def _solid_dims(scheme: QuarkScheme) -> tuple[Dim, ...]:
+    """Where outputs are quantized, they must be whole sums; and all of them there, where their scale is theirs."""
+    if scheme.outputs is None:
+        return ()
+    return (Dim.IN, Dim.OUT) if scheme.outputs.dynamic else (Dim.IN,)
+
+
+def _states(name: str, quantizer: Quantizer | None) -> tuple[ParameterSpec, ...]:
+    """What the projection of keys or values stores for the cache."""
+    specs = () if quantizer is None else _static(quantizer, name)
+    return tuple(replace(spec, stored_as=f"{name}_proj.{spec.name.replace(name, 'output', 1)}") for spec in specs)
+
+
+def _declare(scheme: QuarkScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     outer = (tensor_scale("weight_scale"),) if scheme.progressive else ()
     if scheme.weights is None:
         values: tuple[ParameterSpec, ...] = (weight("weight", out(), in_()),)
@@ -58,7 +106,7 @@ def qload_create_weights(scheme: QuarkScheme, geometry: Geometry) -> tuple[Param
         values = _values(scheme, scheme.weights)
     if geometry.kind is Kind.EMBEDDING:
         return (*values, *outer)
-    return (*values, *outer, *_inputs(scheme), *_cache(scheme))
+    return (*values, *outer, *_inputs(scheme), *_outputs(scheme))
 
 
 def _choose(config: QuarkConfig, module: ModuleInfo) -> LayerConfig | None:
@@ -113,6 +161,8 @@ def _scales(scheme: QuarkScheme, weights: Quantizer, name: str) -> tuple[Paramet
             return (channel_scale(name, *_scale_axes(weights)),)
         case Extent.BLOCK:
             return (block_scale(name, *_scale_axes(weights)),)
+        case Extent.GROUP if weights.scales == E8M0:
+            return (power_scale(name, *_scale_axes(weights)),)
         case Extent.GROUP:
             return (group_scale(name, *_scale_axes(weights), dtypes=dtypes),)
 
@@ -156,8 +206,12 @@ def _inputs(scheme: QuarkScheme) -> tuple[ParameterSpec, ...]:
     return () if scheme.inputs is None else _static(scheme.inputs, "input")
 
 
-def _cache(scheme: QuarkScheme) -> tuple[ParameterSpec, ...]:
-    return () if scheme.cache is None else _static(scheme.cache, "output")
+def _outputs(scheme: QuarkScheme) -> tuple[ParameterSpec, ...]:
+    """What is said of the outputs; where the attention reads it, only that it may lie here."""
+    if scheme.cache is not None:
+        specs = _static(scheme.cache, "output")
+        return tuple(replace(spec, kind=ParameterKind.METADATA, required=False, partial=True) for spec in specs)
+    return () if scheme.outputs is None else _static(scheme.outputs, "output")
 
 
 def _static(quantizer: Quantizer, name: str) -> tuple[ParameterSpec, ...]:

@@ -59,7 +59,6 @@ class Export(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kv_cache_group: list[str] | None = None
     weight_format: str = "real_quantized"
     pack_method: Literal["reorder", "order"] = "reorder"
 
@@ -82,6 +81,8 @@ class QuarkConfig(BaseModel):
     layer_quant_config: Layers = Field(default_factory=dict)
     layer_type_quant_config: Layers = Field(default_factory=dict)
     kv_cache_quant_config: Layers = Field(default_factory=dict)
+    kv_cache_post_rope: bool = False
+    """Whether keys are quantized in the cache, and not yet as outputs, which positions are not in."""
     exclude: list[str] | None = None
     export: Annotated[Export, BeforeValidator(_or_nothing)] = Export()
     algo_config: list[dict[str, Any]] | dict[str, Any] | None = None
@@ -119,9 +120,8 @@ class QuarkConfig(BaseModel):
         return next(found, None)
 
     def feeds_cache(self, names: Iterable[str]) -> bool:
-        """Whether a module's outputs are quantized only where a cache or attention takes them up."""
-        names = tuple(names)
-        return self.cache_outputs.match(names) or self.cache_config(names) is not None
+        """Whether a module's outputs are quantized not as such, but in the cache that takes them up."""
+        return self.kv_cache_post_rope and self.cache_config(names) is not None
 
     @cached_property
     def excluded(self) -> Patterns:
@@ -137,15 +137,6 @@ class QuarkConfig(BaseModel):
     def layered(self) -> tuple[tuple[str, Patterns], ...]:
         """The entries of `layer_quant_config`, ready to match."""
         return _globs(self.layer_quant_config)
-
-    @cached_property
-    def cache_outputs(self) -> Patterns:
-        """The modules whose output scales are those of a cache, or of the queries that meet it."""
-        return Patterns((*(self.export.kv_cache_group or ()), *_ATTENTION_INPUTS), Dialect.WILDCARD)
-
-
-_ATTENTION_INPUTS = ("*q_proj", "*k_proj", "*v_proj")
-"""Source: vLLM's `get_cache_scale`, which takes these modules' output scales for the attention's own."""
 
 
 def _globs(names: Iterable[str]) -> tuple[tuple[str, Patterns], ...]:

@@ -10,7 +10,8 @@ MX = "mx"
 MX_ELEMENTS = ("fp4", "fp6_e2m3", "fp6_e3m2")
 EXPONENT = "exponent"
 """How the scales of the dtype `mx` are stored: as e8m0, with nothing added."""
-SCALE_FORMATS = {None: None, "float32": None, "e4m3": None, "e8m0": "e8m0", "e5m3": "e5m3"}
+E8M0 = "e8m0"
+SCALE_FORMATS = {None: None, "float32": None, "e4m3": None, E8M0: E8M0, "e5m3": "e5m3"}
 """How scales are stored that are no plain floats, by scale_format. `e4m3` is a rounding: the scales' own spec says
 whether they are stored so."""
 
@@ -58,7 +59,7 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class QuarkScheme:
-    """What is done to the weights, inputs and outputs of a module.
+    """What is done to the weights, inputs and outputs of a module; `cache` to outputs once they are in a cache.
 
     With `scales_scaled`, the weights' scales are themselves fp8, with a scale for the tensor. With `progressive`,
     the weights were rounded to fp8 first, by a scale for the tensor. `inputs_scaled` is the first, of inputs.
@@ -67,6 +68,7 @@ class QuarkScheme:
 
     weights: Quantizer | None
     inputs: Quantizer | None = None
+    outputs: Quantizer | None = None
     cache: Quantizer | None = None
     scales_scaled: bool = False
     progressive: bool = False
@@ -76,9 +78,29 @@ class QuarkScheme:
     def __str__(self) -> str:
         words = "16 bits" if self.weights is None else str(self.weights)
         words += ", scaled scales" * self.scales_scaled + " after fp8" * self.progressive
-        if self.inputs is not None:
-            words += f", inputs {'dynamic' if self.inputs.dynamic else 'static'} {self.inputs}"
-        return words + ("" if self.cache is None else f", cache {self.cache}")
+        for what, quantizer in (("inputs", self.inputs), ("outputs", self.outputs), ("cache", self.cache)):
+            if quantizer is not None:
+                words += f", {what} {_describe(quantizer)}"
+        return words
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScheme:
+    """How keys and values are quantized, whose scales lie beside the projections that make them."""
+
+    keys: Quantizer | None
+    values: Quantizer | None
+
+    def __str__(self) -> str:
+        both = {f"kv cache {_describe(each)}" for each in (self.keys, self.values) if each is not None}
+        return ", ".join(sorted(both))
+
+
+def _describe(quantizer: Quantizer) -> str:
+    return f"{'dynamic' if quantizer.dynamic else 'static'} {quantizer}"
+
+
+Scheme = QuarkScheme | CacheScheme
 
 
 def make_scheme(layer: LayerConfig, *, reorder: bool, feeds_cache: bool) -> QuarkScheme | None:
@@ -90,13 +112,17 @@ def make_scheme(layer: LayerConfig, *, reorder: bool, feeds_cache: bool) -> Quar
         return None
     if layer.bias:
         raise ValueError("the bias is quantized, which is not supported")
-    if layer.output_tensors and not feeds_cache:
-        raise ValueError("outputs are quantized that are no keys or values of a cache, which is not supported")
     weights, scales_scaled, progressive = _read_weights(layer.weight)
     inputs, inputs_scaled = _read_inputs(layer.input_tensors)
-    return QuarkScheme(
-        weights, inputs, _read_cache(layer.output_tensors), scales_scaled, progressive, inputs_scaled, reorder
-    )
+    outputs = _read_outputs(layer.output_tensors)
+    outputs, cache = (None, outputs) if feeds_cache else (outputs, None)
+    return QuarkScheme(weights, inputs, outputs, cache, scales_scaled, progressive, inputs_scaled, reorder)
+
+
+def make_cache_scheme(keys: LayerConfig | None, values: LayerConfig | None) -> CacheScheme | None:
+    """The scheme of an attention by the configs of its projections. Raises ValueError for what is not supported."""
+    made = [_read_outputs(layer.output_tensors) if layer is not None else None for layer in (keys, values)]
+    return CacheScheme(*made) if any(made) else None
 
 
 def _read_weights(specs: tuple[TensorSpec, ...]) -> tuple[Quantizer | None, bool, bool]:
@@ -137,12 +163,13 @@ def _read_inputs(specs: tuple[TensorSpec, ...]) -> tuple[Quantizer | None, bool]
     return first, bool(others)
 
 
-def _read_cache(specs: tuple[TensorSpec, ...]) -> Quantizer | None:
+def _read_outputs(specs: tuple[TensorSpec, ...]) -> Quantizer | None:
     if not specs:
         return None
     quantizer = _quantizer(specs[0])
     if len(specs) > 1 or quantizer.extent is not Extent.TENSOR:
-        raise ValueError(f"a cache of {quantizer} is not supported")
+        raise ValueError(f"outputs of {quantizer} are not supported")
+    _check_inputs(quantizer)
     return quantizer
 
 

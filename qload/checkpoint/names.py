@@ -37,6 +37,16 @@ def join_name(module: str, leaf: str, modules: Modules) -> str:
     return module + leaf.removeprefix(_WEIGHT) if leaf.startswith(_WEIGHT) else f"{module}_{leaf}"
 
 
+def group_below(modules: Modules) -> Modules:
+    """The tensors of the modules right below each module, under names such as `k_proj.weight`."""
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for module, stored in modules.items():
+        above, _, last = module.rpartition(".")
+        if above:
+            groups[above].update({f"{last}.{leaf}": name for leaf, name in stored.items()})
+    return dict(groups)
+
+
 def group_tensors(shapes: Mapping[str, tuple[int, ...]]) -> Modules:
     """The tensors below each module that stores some itself, in the order of the names.
 

@@ -76,4 +76,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
 def _cells(capabilities: dict[str, Any] | None, status: str) -> list[str]:
     if capabilities is None:
         return [f"[red]{status}[/red]", *[""] * (len(_HEADINGS) - 1)]
-    return ["yes" if capabilities[name] else "-" for name in _HEADINGS]
+    return [{True: "yes", False: "-"}.get(capabilities[name], capabilities[name]) for name in _HEADINGS]

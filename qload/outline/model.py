@@ -80,8 +80,9 @@ def _is_quantized(module: StoredModule, quantization: Quantization) -> bool:
 
 
 def _own_leaves(treatment: Treatment, quantization: Quantization) -> set[str]:
+    """The names that a quantized module alone has; what some parts may have besides tells nothing."""
     specs = quantization.declare(treatment, PROBE)
-    return {spec.stored_as for spec in specs} - {"weight", "bias"}
+    return {spec.stored_as for spec in specs if not spec.partial} - {"weight", "bias"}
 
 
 def _marks(modules: Iterable[StoredModule], quantization: Quantization) -> set[str]:
@@ -108,6 +109,6 @@ def _is_layer(module: StoredModule, quantized: set[str], marks: set[str], quanti
 
 
 def _plain(name: str, checkpoint: Checkpoint) -> Iterator[PlainTarget]:
-    for stored in checkpoint.modules[name].values():
+    for stored in checkpoint.modules.get(name, {}).values():
         entry = checkpoint.tensors[stored]
         yield PlainTarget(entry.name, entry.name, entry.shape, None)

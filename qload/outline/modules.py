@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qload.checkpoint import Checkpoint, TensorEntry
+from qload.checkpoint import Checkpoint, Modules, TensorEntry
+from qload.checkpoint.names import group_below
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.patterns import generalise
@@ -40,15 +41,36 @@ class StoredModule:
 
 def list_modules(checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]) -> Iterator[StoredModule]:
     """Every module of the headers; why a method refuses one is put into `refused`."""
-    plain = Treatment(quantization.unquantized, None)
-    for name, stored in checkpoint.modules.items():
+    plain, below = Treatment(quantization.unquantized, None), group_below(checkpoint.modules)
+    for name in _names(checkpoint.modules):
+        own = checkpoint.modules.get(name, {})
+        stored = {**below.get(name, {}), **own} if _is_attention(name) else own
         tensors = {leaf: checkpoint.tensors[full] for leaf, full in stored.items()}
         info, pattern = _describe(name, tensors), generalise(name)
         try:
-            yield StoredModule(info, tensors, quantization.treat(info), pattern)
+            treatment = quantization.treat(info)
+            if treatment.scheme is None:
+                # What the modules below an attention store is its own only where the method says so.
+                tensors = {leaf: entry for leaf, entry in tensors.items() if leaf in own}
+            yield StoredModule(info, tensors, treatment, pattern)
         except ValueError as error:
             refused[name] = str(error)
             yield StoredModule(info, tensors, plain, pattern, refused=True)
+
+
+def _names(modules: Modules) -> Iterator[str]:
+    """The modules that store tensors, and the attentions that are right above them."""
+    seen: set[str] = set()
+    for name in modules:
+        above = name.rpartition(".")[0]
+        if _is_attention(above) and above not in modules and above not in seen:
+            seen.add(above)
+            yield above
+        yield name
+
+
+def _is_attention(name: str) -> bool:
+    return name.rpartition(".")[2] in _ATTENTIONS
 
 
 def _is_of_a_stack(leaf: str, entry: TensorEntry) -> bool:
@@ -64,7 +86,7 @@ def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
         kind, classes = Kind.EMBEDDING, ("Embedding",)
     elif last in _HEADS:
         kind = Kind.LM_HEAD
-    elif last in _ATTENTIONS:
+    elif _is_attention(name):
         kind, classes = Kind.KV_CACHE, ()
     elif not any(len(entry.shape) == 2 or _is_of_a_stack(leaf, entry) for leaf, entry in tensors.items()):
         classes = ()

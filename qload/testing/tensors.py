@@ -13,6 +13,8 @@ from qload.torch.dtypes import torch_dtype
 
 _SMALL = 0x48
 """Two bytes below it are a float16 below 8, wherever in a block they lie."""
+_POWERS = (118, 122)
+"""Codes of the powers of two from 1/512 to 1/64."""
 _HALVES = (0b1001, 0b1100)
 """Masks of four elements that keep two, and do so too where they are read as two places of two bits each."""
 
@@ -26,9 +28,10 @@ def make_tensors(
 ) -> dict[str, Tensor]:
     """Every required tensor of a layer's sources, under its name on disk, with random values.
 
-    Scales lie between 1/128 and 1/64; packed values and zero-points take all bit patterns, but for blocks of bytes,
-    which may hold scales; indices assign columns to groups at random, but in equal shares; documents are the
-    declaration's sample. Masks keep two of every four elements, and what has a length of its own holds as many.
+    Scales lie between 1/128 and 1/64, or are powers of two near there; packed values and zero-points take all bit
+    patterns, but for blocks of bytes, which may hold scales; indices assign columns to groups at random, but in equal
+    shares; documents are the declaration's sample. Masks keep two of every four elements, and what has a length of
+    its own holds as many.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
@@ -47,6 +50,8 @@ def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generato
     dtype = torch_dtype(spec.dtypes[0])
     if spec.kind is ParameterKind.DOCUMENT:
         return torch.tensor(list(spec.sample.encode()), dtype=dtype)
+    if spec.kind.is_scale and spec.bounds is not None:
+        return torch.randint(_POWERS[0], _POWERS[1], shape, generator=generator, dtype=torch.int64).to(dtype)
     if spec.kind.is_scale:
         return ((torch.rand(shape, generator=generator) + 1) / 128).to(dtype)
     if spec.kind is ParameterKind.INDEX:

@@ -73,7 +73,9 @@ def is_written(tensor: Tensor) -> bool:
 def make_filled(shape: tuple[int, ...], code: str, fill: float, device: torch.device) -> Tensor:
     """A tensor of `fill`, where NaN stands for whatever cannot pass for data in that dtype."""
     dtype = torch_dtype(code)
-    if not math.isnan(fill) or not dtype.is_floating_point:
+    if not math.isnan(fill):
+        return torch.full(shape, int(fill), dtype=dtype, device=device)
+    if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype, device=device)
     if dtype.itemsize > 1:
         return torch.full(shape, fill, dtype=dtype, device=device)

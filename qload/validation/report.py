@@ -1,5 +1,6 @@
 """The verdict on a checkpoint: its plan's findings, without the copying."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from qload.checkpoint import Checkpoint, open_folder
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, Severity, report
 from qload.outline import Outline, outline
-from qload.plan import find_faults
+from qload.plan import Target, find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
 
@@ -78,15 +79,23 @@ def _plan(checkpoint: Checkpoint, quantization: Quantization) -> tuple[str, tupl
 def _find_faults(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> tuple[Finding, ...]:
     """The plan's findings; layers that headers cannot tell apart are planned one by one only where one has some."""
     if "qload_check" not in quantization.method.declaration:
-        thin = _thin(checkpoint, drawn)
+        thin = _thin(checkpoint, quantization, drawn)
         if not find_faults(thin, quantization, drawn.samples, drawn.plain):
             return ()
     return find_faults(checkpoint, quantization, drawn.targets, drawn.plain)
 
 
-def _thin(checkpoint: Checkpoint, drawn: Outline) -> Checkpoint:
+def _thin(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> Checkpoint:
     """The checkpoint without the layers that are like another one."""
-    layers = [sample.name for sample in drawn.samples]
-    names = [name for layer in layers for name in checkpoint.modules[layer].values()]
+    names = [name for sample in drawn.samples for name in _names(sample, checkpoint, quantization)]
     names += [tensor.stored_as for tensor in drawn.plain]
     return replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
+
+
+def _names(layer: Target, checkpoint: Checkpoint, quantization: Quantization) -> Iterator[str]:
+    """What a layer stores itself, and what it reads of the modules below it."""
+    yield from checkpoint.modules.get(layer.name, {}).values()
+    for spec in quantization.declare(layer.treatment, layer.geometry):
+        name = f"{layer.name}.{spec.stored_as}"
+        if name in checkpoint.tensors:
+            yield name

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from edits import copy_checkpoint, edit_tensors
+from edits import copy_checkpoint, edit_config, edit_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file
 from samples import DATA, make_quantization
@@ -22,6 +22,7 @@ from qload.hookspecs import ModuleInfo
 from qload.quantization import resolve
 from qload.torch import (
     ColumnParallelLinear,
+    Layer,
     ParallelLMHead,
     QKVParallelLinear,
     ReplicatedLinear,
@@ -30,6 +31,7 @@ from qload.torch import (
     VocabParallelEmbedding,
     make_experts,
 )
+from qload.torch.models.caching import RoundingCache
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "modelopt.safetensors"
 SIDE = "hf_quant_config.json"
@@ -252,7 +254,7 @@ def test_scales_of_a_cache_lie_beside_projections(name: str, excluded: bool, reg
 
 
 @pytest.mark.parametrize("excluded", [False, True])
-def test_fused_layers_hold_the_scales_of_a_cache(excluded: bool, registry: Registry) -> None:
+def test_fused_layers_leave_the_scales_of_a_cache_to_the_attention(excluded: bool, registry: Registry) -> None:
     """k_proj has that of keys, v_proj that of values, and q_proj none."""
     quantization = make_quantization({**FP8_CACHE, "ignore": ["a*"] if excluded else []}, registry)
     dense = torch.randn(64, 32)
@@ -264,16 +266,65 @@ def test_fused_layers_hold_the_scales_of_a_cache(excluded: bool, registry: Regis
     tensors |= {"a.k_proj.k_scale": torch.tensor(0.25), "a.v_proj.v_scale": torch.tensor([0.75])}
     layer = QKVParallelLinear(32, 16, 4, 4, Site(quantization, "a.qkv_proj"))
     qload.load_tensors(layer, tensors, quantization)
-    keys, values = layer.get_parameter("k_scale"), layer.get_parameter("v_scale")
-    assert (float(keys[1]), float(values[2])) == (0.25, 0.75)
-    assert keys.isnan().tolist() == [True, False, True]
+    assert not {"k_scale", "v_scale"} & dict(layer.named_parameters()).keys()
     expected = dense if excluded else dense.to(torch.float8_e4m3fn).float() * 0.5
     assert torch.equal(qload.dequantize(layer), expected.repeat(3, 1))
-    with pytest.raises(CheckpointError, match=r"QL501 a\.k_proj\.k_scale"):
-        qload.load_tensors(layer, {**tensors, "a.k_proj.k_scale": torch.tensor(float("inf"))}, quantization)
+    with pytest.raises(CheckpointError, match=r"QL304 a\.k_proj\.k_scale|QL308 a\.k_proj\.k_scale"):
+        qload.load_tensors(layer, {**tensors, "a.k_proj.k_scale": torch.tensor(1)}, quantization)
     del tensors["a.k_proj.k_scale"], tensors["a.v_proj.v_scale"]
     qload.load_tensors(layer, tensors, quantization)
-    assert layer.k_scale is None
+
+
+@pytest.mark.parametrize("below", ["k_proj.", ""])
+def test_keys_and_values_are_rounded_by_scales_beside_the_projections(below: str, tmp_path: Path) -> None:
+    """Of a whole model: each scale is read once, by the attention, wherever it lies."""
+    folder = copy_checkpoint(DATA / "base", tmp_path / "cache")
+    section = {"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    edit_config(folder, lambda config: config.update(quantization_config=section))
+    above = [f"model.layers.{layer}.self_attn" for layer in (0, 1)]
+    names = [f"{name}.{below.replace('k', each)}{each}_scale" for name in above for each in "kv"]
+    edit_tensors(folder, lambda tensors: tensors.update({name: torch.tensor(2.0) for name in names}))
+    assert qload.validate(folder).ok
+    model = qload.load(folder)
+    assert qload.report(model).layers["modelopt kv cache static fp8"] == 2
+    scales = model.get_submodule("model.layers.1.self_attn.kv_scales")
+    assert isinstance(scales, Layer)
+    states = torch.randn(1, 2, 3, 4)
+    rounded = (states / 2).to(torch.float8_e4m3fn).float() * 2
+    assert all(torch.equal(found, rounded) for found in RoundingCache(None, scales).update(states, states))
+    ids = torch.tensor([[3, 14, 15, 92]])
+    with torch.inference_mode():
+        assert not torch.equal(model(ids).logits, qload.load(DATA / "base")(ids).logits)
+    edit_tensors(folder, lambda tensors: tensors.__delitem__(names[3]))
+    assert [(each.code, each.where) for each in qload.validate(folder).errors] == [("QL201", names[3])]
+    with pytest.raises(CheckpointError, match="QL201"):
+        qload.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("FP8", "kv cache static fp8"),
+        ("INT8", "kv cache static int8"),
+        ({"num_bits": 4, "type": "float"}, "kv cache static nvfp4"),
+        ("NVFP4_AFFINE", "NVFP4_AFFINE is not one of FP8, INT8, NVFP4"),
+        ({"num_bits": 2, "type": "int"}, "is not one of"),
+    ],
+)
+def test_what_a_cache_is_rounded_to(written: Any, expected: str, registry: Registry) -> None:
+    quantization = make_quantization({"quant_method": "modelopt", "kv_cache_scheme": written}, registry)
+    attention = ModuleInfo(("a.self_attn",), Kind.KV_CACHE, (), frozenset({"k_proj.k_scale", "v_proj.v_scale"}))
+    if expected.startswith("kv"):
+        assert str(quantization.treat(attention).scheme) == expected
+        return
+    with pytest.raises(ValueError, match=expected):
+        quantization.treat(attention)
+
+
+def test_a_cache_around_a_bias_is_refused(registry: Registry) -> None:
+    stored = frozenset({"k_proj.k_scale", "k_proj.k_bias", "v_proj.v_scale"})
+    with pytest.raises(ValueError, match="around a bias"):
+        make_quantization(FP8_CACHE, registry).treat(ModuleInfo(("a.self_attn",), Kind.KV_CACHE, (), stored))
 
 
 def test_scales_of_a_cache_below_the_attention(registry: Registry) -> None:
@@ -281,7 +332,7 @@ def test_scales_of_a_cache_below_the_attention(registry: Registry) -> None:
     attention = ModuleInfo(("a.self_attn",), Kind.KV_CACHE, (), frozenset({"k_scale", "v_scale"}))
     quantization = make_quantization({"quant_method": "modelopt", "kv_cache_scheme": "NVFP4"}, registry)
     treatment = quantization.treat(attention)
-    assert str(treatment.scheme) == "kv cache"
+    assert str(treatment.scheme) == "kv cache static nvfp4"
     assert quantization.treat(ModuleInfo(("a.self_attn",), Kind.KV_CACHE)).scheme is None
     assert make_quantization(NVFP4, registry).treat(attention).scheme is None
     assert quantization.treat(ModuleInfo(("a.mlp.up_proj",))).scheme is None

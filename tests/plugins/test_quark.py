@@ -15,9 +15,10 @@ from torch import Tensor
 import qload
 from qload import Registry
 from qload.errors import CheckpointError, ShardError
-from qload.geometry import Kind
+from qload.geometry import Kind, single
 from qload.hookspecs import ModuleInfo
-from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
+from qload.plan import Source
+from qload.torch import ColumnParallelLinear, Layer, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "quark.safetensors"
 
@@ -152,7 +153,7 @@ def cache_section(**more: Any) -> dict[str, Any]:
     return section({"weight": FP8}, layer_quant_config=names, export={"kv_cache_group": list(names)}, **more)
 
 
-def test_scales_of_a_cache_are_loaded_and_not_computed_with(registry: Registry) -> None:
+def test_keys_without_positions_are_rounded_as_outputs(registry: Registry) -> None:
     quantization = make_quantization(cache_section(), registry)
     layer = ReplicatedLinear(32, 8, Site(quantization, "k_proj"))
     weight = torch.randn(8, 32).to(torch.float8_e4m3fn)
@@ -160,7 +161,15 @@ def test_scales_of_a_cache_are_loaded_and_not_computed_with(registry: Registry) 
     qload.load_tensors(layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization)
     assert dict(layer.named_parameters())["output_scale"].tolist() == [0.25]
     x = torch.randn(3, 32)
-    assert torch.allclose(layer(x), x @ (weight.float() * 2).T, atol=1e-4)
+    plain = x @ (weight.float() * 2).T
+    steps = (layer(x) / 0.25).to(torch.float8_e4m3fn).float()
+    assert torch.equal(layer(x), steps * 0.25)
+    assert torch.allclose(layer(x), plain, rtol=0.07, atol=0.01)
+    layer.quantize_activations = False
+    assert torch.allclose(layer(x), plain, atol=1e-4)
+    assert not torch.allclose(layer(x), steps * 0.25, atol=1e-4)
+    with pytest.raises(ShardError):
+        RowParallelLinear(32, 8, Site(quantization, "k_proj", 0, 2))
     del stored["output_scale"]
     with pytest.raises(CheckpointError, match=r"k_proj\.output_scale"):
         qload.load_tensors(layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization)
@@ -170,13 +179,39 @@ def test_a_cache_is_quantized_also_where_the_weights_are_left_alone(registry: Re
     cached = {"*k_proj": {"weight": FP8, "input_tensors": FP8, "output_tensors": FP8}}
     config = section({"weight": FP8}, kv_cache_quant_config=cached, exclude=["*k_proj", "*q_proj"])
     assert describe(config, "a.q_proj", registry) == "None"
-    assert describe(config, "a.k_proj", registry) == "16 bits, cache fp8_e4m3 tensor"
+    assert describe(config, "a.k_proj", registry) == "16 bits, outputs static fp8_e4m3 tensor"
     quantization = make_quantization(config, registry)
     layer = ReplicatedLinear(32, 8, Site(quantization, "k_proj"))
     weight = torch.randn(8, 32)
     stored = {"k_proj.weight": weight, "k_proj.output_scale": torch.tensor(0.25)}
     qload.load_tensors(layer, stored, quantization)
     assert torch.equal(qload.dequantize(layer), weight)
+
+
+def test_keys_and_values_with_positions_are_rounded_in_the_cache(registry: Registry) -> None:
+    """Their scales lie beside the projections, which do not round their outputs then."""
+    values = {**FP8, "dtype": "int8"}
+    cached = {f"*{name}_proj": {"weight": FP8, "output_tensors": each} for name, each in (("k", FP8), ("v", values))}
+    config = section({"weight": FP8}, kv_cache_quant_config=cached, kv_cache_post_rope=True)
+    quantization = make_quantization(config, registry)
+    treatment = quantization.treat(ModuleInfo(("a.self_attn",), Kind.KV_CACHE))
+    assert str(treatment.scheme) == "kv cache static fp8_e4m3 tensor, kv cache static int8 tensor"
+    layer = Layer(single(2, 1, kind=Kind.KV_CACHE), (Source("a.self_attn"),), Site(quantization, "a"), treatment)
+    keys = "a.self_attn.k_proj.output_scale"
+    scales = {keys: torch.tensor(0.5), keys.replace("k_", "v_"): torch.tensor([0.1])}
+    qload.load_tensors(layer, scales, quantization)
+    states = torch.randn(1, 2, 3, 4)
+    assert layer.hooks.cache is not None
+    found = layer.hooks.cache(layer.pieces()[0], states, states)
+    assert torch.equal(found[0], (states / 0.5).to(torch.float8_e4m3fn).float() * 0.5)
+    assert torch.equal(found[1], (states / 0.1).round() * torch.tensor(0.1))
+    projection = ReplicatedLinear(4, 4, Site(quantization, "a.self_attn.k_proj"))
+    weight = {"a.self_attn.k_proj.weight": torch.eye(4).to(torch.float8_e4m3fn)}
+    tensors = {**weight, "a.self_attn.k_proj.weight_scale": torch.tensor(1.0), keys: torch.tensor(0.5)}
+    qload.load_tensors(projection, tensors, quantization)
+    assert torch.equal(projection(states), states)
+    unasked = make_quantization({**config, "kv_cache_post_rope": False}, registry)
+    assert unasked.treat(ModuleInfo(("a.self_attn",), Kind.KV_CACHE)).scheme is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +233,8 @@ def test_a_cache_is_quantized_also_where_the_weights_are_left_alone(registry: Re
         ({"weight": [FP8, FP8]}, "in the stages fp8_e4m3 tensor, then fp8_e4m3 tensor"),
         ({"weight": [INT8, {**FP8, "is_scale_quant": True}]}, "scaled scales of int8 channel"),
         ({"weight": FP8, "bias": FP8}, "the bias is quantized"),
-        ({"weight": FP8, "output_tensors": FP8}, "outputs are quantized"),
+        ({"weight": FP8, "output_tensors": {**FP8, "qscheme": "per_channel"}}, "outputs of fp8_e4m3 channel"),
+        ({"weight": FP8, "output_tensors": [FP8, FP8]}, "outputs of fp8_e4m3 tensor"),
         ({"weight": FP8, "input_tensors": INT8}, "static inputs of int8 channel"),
         ({"weight": FP8, "input_tensors": {**INT8, "is_dynamic": True, "ch_axis": -1}}, "by features"),
         ({"weight": FP8, "input_tensors": {**INT8, "is_dynamic": True, "dtype": "uint8"}}, "dynamic inputs of uint8"),

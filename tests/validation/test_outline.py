@@ -104,7 +104,7 @@ def test_a_method_is_asked_about_modules_as_they_seem_to_be() -> None:
     def ask(module: ModuleInfo) -> None:
         asked[module.name] = module
 
-    info = MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=True))
+    info = MethodInfo("rows", None, Capabilities(embedding=True, kv_cache="loaded"))
     registry = registry_with(make_rows(qload_scheme_for=ask, qload_method_info=lambda: info))
     quantization = make_quantization({"quant_method": "rows"}, registry)
     outline(

@@ -11,8 +11,8 @@ from qload.torch.arithmetic import extend_sign, find_places, pick, scale_blocks,
 from qload.torch.floats import decode_e8m0, decode_float
 from qload_quark import is_transposed
 from qload_quark.numbers import Number
-from qload_quark.runtime.activations import quantize_input
-from qload_quark.schemes import EXPONENT, Extent, Quantizer
+from qload_quark.runtime.activations import quantize_activations
+from qload_quark.schemes import E8M0, EXPONENT, CacheScheme, Extent, Quantizer
 
 _REORDERED = (0, 4, 1, 5, 2, 6, 3, 7)
 """The value of a word that holds each of its eight entries, with the pack_method `reorder`."""
@@ -29,9 +29,19 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    if layer.scheme.inputs is not None and layer.quantize_activations:
-        x = quantize_input(layer, layer.scheme.inputs, x)
-    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+    scheme = layer.scheme
+    if not layer.quantize_activations:
+        return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+    x = x if scheme.inputs is None else quantize_activations(layer, "input", scheme.inputs, x)
+    y = F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+    return y if scheme.outputs is None else quantize_activations(layer, "output", scheme.outputs, y)
+
+
+def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Source: Quark's `QuarkQuantizedCache`, which is used where keys are quantized with their positions in them."""
+    scheme: CacheScheme = layer.scheme
+    keys = keys if scheme.keys is None else quantize_activations(layer, "k", scheme.keys, keys)
+    return keys, values if scheme.values is None else quantize_activations(layer, "v", scheme.values, values)
 
 
 def _dequantize(layer: LayerPiece, ids: Tensor | None) -> Tensor:
@@ -102,7 +112,7 @@ def _decode_scales(layer: LayerPiece, weights: Quantizer, stored: Tensor) -> Ten
     """The scales of small floats: powers of two and E5M3, which bfloat16 holds; or fp8 times the scale of scales."""
     if layer.scheme.scales_scaled:
         return stored.float() * layer.weight_scale_2.float()
-    if weights.scales == "e8m0":
+    if weights.scales == E8M0:
         return decode_e8m0(stored, torch.bfloat16)
     if weights.scales == EXPONENT:
         return torch.exp2(stored.view(torch.int8).float()).to(torch.bfloat16)

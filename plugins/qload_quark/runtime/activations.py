@@ -4,6 +4,8 @@ Source: Quark's observers (`calculate_int_quant_params`, `get_scale`, `even_roun
 A dynamic scale for each channel of the inputs is one for each token, as vLLM reads it.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -17,15 +19,16 @@ _KNOWN_FLOATS = ("fp8_e4m3", "fp4")
 """Those that the shared arithmetic rounds to."""
 
 
-def quantize_input(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
-    """x rounded as the scheme of the inputs says, in its own dtype."""
+def quantize_activations(layer: LayerPiece, name: str, inputs: Quantizer, x: Tensor) -> Tensor:
+    """x rounded as the scheme of the inputs says, or whatever the name of their scale says it is, in its own dtype."""
     if not inputs.dynamic:
-        return _quantize_static(layer, inputs, x)
+        return _quantize_static(layer, name, inputs, x)
     if inputs.scales is not None:
         return _quantize_microscaled(inputs, x)
     if inputs.number.is_float and inputs.dtype not in _KNOWN_FLOATS:
         return _quantize_float(inputs, x)
-    global_scale = 1 / layer.input_scale_2.float() if layer.scheme.inputs_scaled else None
+    is_scaled = name == "input" and layer.scheme.inputs_scaled
+    global_scale = 1 / layer.input_scale_2.float() if is_scaled else None
     return fake_quantize_dynamic(
         x,
         inputs.number.bits,
@@ -37,13 +40,13 @@ def quantize_input(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
     )
 
 
-def _quantize_static(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
-    number, scale = inputs.number, layer.input_scale
+def _quantize_static(layer: LayerPiece, name: str, inputs: Quantizer, x: Tensor) -> Tensor:
+    number, scale = inputs.number, cast("Tensor", getattr(layer, f"{name}_scale"))
     if number.is_float:
         if inputs.dtype in _KNOWN_FLOATS:
             return fake_quantize(x, scale, None, number.bits, is_float=True)
         return (_float(number).round(x.float() / scale.float()) * scale.float()).to(x.dtype)
-    zero = layer.input_zero_point
+    zero = cast("Tensor | None", getattr(layer, f"{name}_zero_point"))
     if zero is not None:
         # Unsigned values are signed ones half their range higher.
         zero = zero.to(scale.dtype) - (0 if number.signed else 1 << (number.bits - 1))

@@ -111,19 +111,19 @@ def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
 
 
 def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
-    if (slot.kind.is_scale or slot.kind is ParameterKind.TABLE) and tensor.is_floating_point():
-        yield from _check_scale(slot.kind, tensor, entry)
+    if slot.kind.is_scale or slot.kind is ParameterKind.TABLE:
+        yield from _check_scale(slot, tensor, entry)
     elif slot.kind is ParameterKind.INDEX and slot.bounds is not None:
         yield from _check_index(tensor, slot.bounds, entry)
     elif slot.kind is ParameterKind.SETTING and slot.bounds is not None:
         yield from _check_setting(tensor, slot.bounds[0], entry)
 
 
-def _check_scale(kind: ParameterKind, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
-    if not _is_finite(tensor):
+def _check_scale(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
+    if not _is_finite(tensor, slot.bounds):
         yield report(
             "QL501",
-            f"the {'scale' if kind.is_scale else kind.value} is not a finite number everywhere",
+            f"the {'scale' if slot.kind.is_scale else slot.kind.value} is not a finite number everywhere",
             where=entry.name,
             file=entry.file,
             remedy="the checkpoint is damaged, or was quantized with overflowing statistics",
@@ -157,6 +157,9 @@ def _check_setting(tensor: Tensor, value: int, entry: TensorEntry) -> Iterator[F
         )
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor, bounds: tuple[int, int] | None) -> bool:
+    """Whether all are numbers; codes of scales are those inside the bounds."""
+    if not tensor.is_floating_point():
+        return bounds is None or not bool(((tensor < bounds[0]) | (tensor >= bounds[1])).any())
     wide = tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.float32)
     return bool(torch.isfinite(wide).all())

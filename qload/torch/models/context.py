@@ -1,6 +1,6 @@
 """What a module's replacement is made from: the model, the checkpoint's names, and its quantization."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,17 @@ class Context:
             prefixes = ", ".join(source.prefix for source in found)
             raise ModelError("several modules of the checkpoint fill one of the model", where=name, found=prefixes)
         return found[0]
+
+    def source_above(self, name: str, children: Iterable[str]) -> Source:
+        """As `source`, for a module that may store nothing itself: it is where the modules below it are."""
+        if name in self.names.sources:
+            return self.source(name)
+        for child in children:
+            for source in self.names.sources.get(f"{name}.{child}", ()):
+                above, _, last = source.prefix.rpartition(".")
+                if last == child:
+                    return Source(above)
+        return Source(name)
 
     def is_converted(self, name: str) -> bool:
         """Whether a module's weight is made of dense tensors that no layer of ours could read as they lie."""

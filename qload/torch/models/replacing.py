@@ -151,7 +151,7 @@ def _make_embedding(name: str, module: nn.Embedding, context: Context) -> Iterat
 
 def _make_cache_scales(name: str, module: nn.Module, context: Context) -> Iterator[tuple[str, nn.Module]]:
     """The scales of an attention's keys and values, where the checkpoint has them."""
-    source = context.source(name)
+    source = context.source_above(name, [child for child, _ in module.named_children()])
     if not has_cache(module) and name not in context.names.sources:
         return
     treatment = _treat(name, source.prefix, Kind.KV_CACHE, module, context)
