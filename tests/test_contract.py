@@ -348,7 +348,7 @@ class Changing:
         ({"qload_claim": lambda config: config["model_type"]}, "qload_claim raises KeyError"),
         ({"qload_claim": lambda: Claim(1)}, "claims a checkpoint that says nothing"),
         (
-            {"qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding=True, kv_cache=True))},
+            {"qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding=True, kv_cache="loaded"))},
             "it declares weights for an attention: values",
         ),
     ],

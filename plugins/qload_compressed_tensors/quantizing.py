@@ -122,7 +122,7 @@ def _quantize_groups(weight: Tensor, scheme: CompressedScheme, global_scale: Ten
     weights = scheme.weights
     tiles = _tile(weight, weights)
     if global_scale is None:
-        scale = choose_power(tiles.abs().amax((1, 3), keepdim=True).float(), weights.bits)
+        scale = choose_power(tiles.abs().amax((1, 3), keepdim=True).float(), weights.bits, rounds_up=True)
         stored = scale.to(torch.float8_e8m0fnu).view(torch.uint8)
     else:
         scale = round_scale(global_scale * _choose_scales(tiles, weights)[0])

@@ -57,7 +57,7 @@ def qload_method_info() -> MethodInfo:
         summary="fp8 by block or tensor, with scales that multiply or divide; fp8 inputs",
         config=Fp8Config,
         capabilities=Capabilities(
-            embedding=True, activations=True, kv_cache=True, quantize=True, tensor_parallel="whole blocks"
+            embedding=True, activations=True, kv_cache="loaded", quantize=True, tensor_parallel="whole blocks"
         ),
         runtime="qload_fp8.runtime",
         presets={"fp8": {"weight_block_size": [128, 128], "activation_scheme": "dynamic"}},

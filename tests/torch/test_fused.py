@@ -41,6 +41,7 @@ HALVES = (
     "autoround-llmc-w4a16",
     "autoround-w4g128",
     "ct-w3a16-g128",
+    "ct-w4a16-24-marlin",
     "ct-w4a16-g128-asym",
     "ct-w4a16-lmhead",
     "gptq-3bit-g128",
