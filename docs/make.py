@@ -28,7 +28,8 @@ def make_formats(comparisons: Iterable[Comparison]) -> str:
     ]
     for each in sorted(comparisons, key=lambda each: each.name):
         labels = "; ".join(label for label in each.report.layers if label != "unquantized") or "unquantized"
-        weights = "0" if each.weight_error == 0 else f"{each.weight_error:.1e}"
+        error = "0" if each.weight_error == 0 else f"{each.weight_error:.1e}"
+        weights = error if each.weights else "none stored"
         sizes = f"{each.report.bytes_in_memory / 1e6:.2f} MB | {each.report.bytes_dense / 1e6:.2f} MB"
         rows.append(f"| {each.name} | {each.producer} | {labels} | {weights} | {each.logits_error:.0e} | {sizes} |")
     return "\n".join(rows)

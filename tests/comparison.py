@@ -56,13 +56,14 @@ the simulation's own weights its logits are had to the last bit."""
 class Comparison:
     """What a loaded checkpoint is, beside what its producer's decoder made of it.
 
-    `weight_error` is the greatest relative difference of any weight that the reference holds, computed in the
-    reference's dtype; `logits_error` is relative to the logits' norm. `report` is of a load in the config's dtype.
+    `weights` is how many the reference holds, and `weight_error` the greatest relative difference of any, computed in
+    the reference's dtype; `logits_error` is relative to the logits' norm. `report` is of a load in the config's dtype.
     """
 
     name: str
     producer: str
     report: LoadReport
+    weights: int
     weight_error: float
     logits_error: float
 
@@ -89,6 +90,7 @@ def compare(path: Path) -> Comparison:
         name=path.name,
         producer=read_producer(path),
         report=qload.report(qload.load(path)),
+        weights=len(reference.weights),
         weight_error=compare_weights(model, reference),
         logits_error=relative_error(compute(model, reference.input_ids).float(), reference.logits),
     )

@@ -107,6 +107,23 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
+def test_nvfp4_is_the_producers_where_it_shares_no_global_scale() -> None:
+    """Llmcompressor gives the modules that engines fuse one global scale: that of one of them."""
+    made, base = (Path(WIDER or DATA) / name for name in ("ct-nvfp4", "base"))
+    if not made.is_dir():
+        pytest.skip("the checkpoint is one of the further ones")
+    section = read_config(made)["quantization_config"]
+    section["config_groups"]["group_0"]["input_activations"] = None
+    expected = dict(qload.load(made).named_parameters())
+    found = dict(qload.load(base, quantization=section).named_parameters())
+    scales = [name for name in found if name.endswith("weight_global_scale")]
+    own = [name.removesuffix("_global_scale") for name in scales if torch.equal(found[name], expected[name])]
+    assert len(scales) == 14
+    assert len(own) >= 8
+    for name in (f"{prefix}_{leaf}" for prefix in own for leaf in ("packed", "scale")):
+        assert torch.equal(as_bytes(found[name]), as_bytes(expected[name])), name
+
+
 def test_a_mixture_is_packed_expert_by_expert() -> None:
     model = qload.load(MIXTURE, quantization="int4")
     assert qload.report(model).bytes_in_memory < qload.report(qload.load(MIXTURE)).bytes_in_memory * 0.6
