@@ -13,9 +13,11 @@ from qload.errors import (
     MethodConflictError,
     MethodError,
     ModelError,
+    ParallelError,
     PluginError,
     QloadError,
     ShardError,
+    TokenError,
     UnknownMethodError,
 )
 from qload.findings import Finding, Severity
@@ -49,6 +51,7 @@ __all__ = [
     "MethodConflictError",
     "MethodError",
     "ModelError",
+    "ParallelError",
     "PluginError",
     "Progress",
     "QloadError",
@@ -57,6 +60,7 @@ __all__ = [
     "Report",
     "Severity",
     "ShardError",
+    "TokenError",
     "UnknownMethodError",
     "choose_quantization",
     "dequantize",

@@ -9,11 +9,13 @@ QloadError                    what, where, expected, found, remedy
 │   ├── MethodConflictError   several distributions register it: distributions
 │   ├── PluginError           its plugin is broken or blocked: faults
 │   └── CapabilityError       it lacks the hook that a layer needs: hook
-└── ModelError                a model that cannot be built or computed with
+├── ModelError                a model that cannot be built or computed with
+│   └── TokenError            ids that a vocabulary does not have
+└── ParallelError             ranks that cannot work together: ranks that failed
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 _SHOWN = 3
@@ -184,3 +186,24 @@ class CapabilityError(MethodError):
 
 class ModelError(QloadError):
     """A model that cannot be built, or computed with, as asked."""
+
+
+class TokenError(ModelError, IndexError):
+    """Ids of tokens that a vocabulary does not have."""
+
+
+class ParallelError(QloadError):
+    """Ranks that cannot work together; `failures` has what went wrong on each rank that failed, by rank."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        found: str = "",
+        remedy: str = "",
+        failures: Mapping[int, str] | None = None,
+    ) -> None:
+        self.failures = dict(failures or {})
+        super().__init__(what, where=where, expected=expected, found=found, remedy=remedy)

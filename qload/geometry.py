@@ -167,14 +167,14 @@ def expert_parallel(geometry: Geometry, rank: int, size: int) -> Shard:
 
 
 def vocabulary(multiple: int = 64) -> Sharding:
-    """Rows are divided, in a vocabulary padded to a multiple of `multiple`.
+    """Rows are divided, in a vocabulary padded to a multiple of `multiple`; rows added to it likewise, apart.
 
     Where `size` does not divide the padded vocabulary, the multiple is raised to multiple * size.
     """
 
     def shard(geometry: Geometry, rank: int, size: int) -> Shard:
-        cut = vocabulary_cut(geometry.out_features, rank, size, multiple)
-        return replace(replicated(geometry, rank, size), out=(cut,))
+        cuts = tuple(vocabulary_cut(part.size, rank, size, multiple) for part in geometry.parts)
+        return replace(replicated(geometry, rank, size), out=cuts)
 
     return shard
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError, ShardError
 from qload.geometry import MAX_SIZE, Geometry, Shard, Sharding, check_rank
-from qload.layout import Dim, Place
+from qload.layout import Dim, Interval, Place
 
 
 def cut_layer(
@@ -56,3 +56,36 @@ def _fits(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec]
     except LayoutError:
         return False
     return True
+
+
+def divided_dims(shards: Sequence[Shard]) -> frozenset[Dim]:
+    """The dimensions of which not all ranks have the same share; `shards` are those of all."""
+    counts = {
+        Dim.OUT: len({shard.out for shard in shards}),
+        Dim.IN: len({shard.in_ for shard in shards}),
+        Dim.EXPERT: len({shard.experts for shard in shards}),
+    }
+    return frozenset(dim for dim, count in counts.items() if count > 1)
+
+
+def order_gathered(shards: Sequence[Shard]) -> tuple[Interval, ...]:
+    """Where a layer's output features lie, in their order, among all ranks' shares one after another.
+
+    Padding is left out, and all but the first of heads that several ranks have. `shards` are all ranks', in order.
+    """
+    runs: list[Interval] = []
+    width = sum(cut.padded_size for cut in shards[0].out)
+    for part in range(len(shards[0].out)):
+        cuts = {shard.out[part].start: (shard.rank, shard.out[part]) for shard in reversed(shards)}
+        for _, (rank, cut) in sorted(cuts.items()):
+            start = rank * width + sum(before.padded_size for before in shards[rank].out[:part])
+            _extend(runs, Interval(start, start + cut.size))
+    return tuple(runs)
+
+
+def _extend(runs: list[Interval], run: Interval) -> None:
+    """Add a run, as one with the last where it goes on from there."""
+    if runs and run.size and runs[-1].stop == run.start:
+        runs[-1] = Interval(runs[-1].start, run.stop)
+    elif run.size:
+        runs.append(run)

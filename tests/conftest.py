@@ -1,11 +1,12 @@
 """Fixtures that several test modules share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from edits import copy_checkpoint
 from samples import DATA
+from worlds import World
 
 from qload import Registry
 
@@ -13,6 +14,15 @@ from qload import Registry
 @pytest.fixture(scope="session")
 def registry() -> Registry:
     return Registry.discover()
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Callable[[int], World]]:
+    """Real ranks, by their number: the same ones for every test, until one of them fails."""
+    made: dict[int, World] = {}
+    yield lambda size: made.setdefault(size, World(size))
+    for world in made.values():
+        world.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from qload.torch import (
     Site,
     VocabParallelEmbedding,
 )
+from qload.torch.parallel import Group
 
 
 class RMSNorm(nn.Module):
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         sizes = [part.size for part in self.qkv_proj.local.parts]
         q, k, v = (self.split(part) for part in self.qkv_proj(x).split(sizes, -1))
         attended = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True)
-        out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj.compute(attended.transpose(1, 2).flatten(2))
         return out
 
     def split(self, x: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, -1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj.compute(F.silu(gate) * up)
         return out
 
 
@@ -93,7 +94,7 @@ class Llama(nn.Module):
     def __init__(self, path: Path, quantization: Quantization, rank: int = 0, size: int = 1) -> None:
         super().__init__()
         config = read_config(path)
-        site = Site(quantization, rank=rank, size=size)
+        site = Site(quantization, group=Group(rank, size))
         self.model = nn.Module()
         inner = site.at("model")
         self.model.embed_tokens = VocabParallelEmbedding(

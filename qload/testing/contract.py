@@ -20,6 +20,7 @@ from qload.testing.answers import check_answers
 from qload.testing.tensors import make_tensors
 from qload.torch.layers import ExpertLinear, Experts, Layer, VocabParallelEmbedding, apply_one_by_one
 from qload.torch.loading.modules import load_tensors
+from qload.torch.parallel import Group
 from qload.torch.sites import Site
 
 GEOMETRIES = (single(256, 512), single(192, 384))
@@ -85,7 +86,7 @@ class _Case:
         """The layer of one rank, loaded."""
         geometry = replace(self.geometry, parts=tuple(parts)) if parts else self.geometry
         source = Source("layer", parts=len(geometry.parts))
-        site = replace(self.site, rank=rank, size=size)
+        site = replace(self.site, group=Group(rank, size))
         layer = Layer(geometry, (source,), site, self.treatment, sharding)
         load_tensors(layer, self.tensors, self.quantization)
         return layer
@@ -202,7 +203,7 @@ def _check_experts(case: _Case) -> Iterator[str]:
 
 def _load_experts(case: _Case, rank: int = 0, size: int = 1) -> Experts:
     """Gated experts of one rank, which holds some of them, from random tensors."""
-    site = replace(case.site, rank=rank, size=size)
+    site = replace(case.site, group=Group(rank, size))
     outputs, inputs = case.geometry.out_features, case.geometry.in_features
 
     def stack(name: str, inputs: int, parts: Sequence[Part]) -> ExpertLinear:

@@ -7,28 +7,25 @@ import torch
 
 from qload.errors import CheckpointError
 from qload.findings import Finding, report
-from qload.geometry import Kind, check_rank
+from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
+from qload.torch.parallel import Group
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """What all layers of a model share, and the name below which one stands.
 
-    `rank` of `size` says whose shard a layer is to be; `dtype` is what it computes in. Raises LayoutError for a
-    rank that `size` does not have.
+    `group` has the ranks among which layers are divided, and says whose shard they are to be; `dtype` is what they
+    compute in.
     """
 
     quantization: Quantization
     name: str = ""
-    rank: int = 0
-    size: int = 1
+    group: Group = Group()  # noqa: RUF009
     dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        check_rank(self.rank, self.size)
 
     def at(self, name: str) -> "Site":
         """The site of that name below this one."""

@@ -17,6 +17,7 @@ from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.quantization import resolve
 from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
+from qload.torch.parallel import Group
 
 OUT, IN = 64, 96
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -103,14 +104,14 @@ def test_rows_of_the_gemv_versions_are_cut_and_inputs_are_not(version: str, regi
     quantization = make_quantization(section, registry)
     shards = []
     for rank in range(2):
-        layer = ColumnParallelLinear(256, 16, Site(quantization, "m", rank, 2))
+        layer = ColumnParallelLinear(256, 16, Site(quantization, "m", Group(rank, 2)))
         qload.load_tensors(layer, tensors, quantization)
         shards.append(qload.dequantize(layer))
     whole = ReplicatedLinear(256, 16, Site(quantization, "m"))
     qload.load_tensors(whole, tensors, quantization)
     assert torch.equal(torch.cat(shards), qload.dequantize(whole))
     with pytest.raises(ShardError) as caught:
-        RowParallelLinear(256, 16, Site(quantization, "m", 0, 2))
+        RowParallelLinear(256, 16, Site(quantization, "m", Group(0, 2)))
     assert caught.value.sizes == (1,)
 
 

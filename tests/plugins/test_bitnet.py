@@ -23,6 +23,7 @@ from qload.torch import (
     Site,
     VocabParallelEmbedding,
 )
+from qload.torch.parallel import Group
 
 DIVIDES = {"quant_method": "bitnet"}
 MULTIPLIES = {"quant_method": "bitnet", "linear_class": "autobitlinear"}
@@ -130,13 +131,13 @@ def test_fused_parts_have_their_own_scales_and_quarters(section: dict[str, Any],
 
 
 def test_ranks_take_inputs_and_no_outputs(registry: Registry) -> None:
-    site = Site(make_quantization(DIVIDES, registry), "m", 0, 2)
+    site = Site(make_quantization(DIVIDES, registry), "m", Group(0, 2))
     assert RowParallelLinear(32, 16, site).local.in_features == 16
     with pytest.raises(ShardError):
         ColumnParallelLinear(32, 16, site)
     for section in (DIVIDES | NORMED, ONLINE):
         with pytest.raises(ShardError):
-            RowParallelLinear(32, 16, Site(make_quantization(section, registry), "m", 0, 2))
+            RowParallelLinear(32, 16, Site(make_quantization(section, registry), "m", Group(0, 2)))
 
 
 @pytest.mark.parametrize(

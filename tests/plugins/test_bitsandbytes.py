@@ -30,6 +30,7 @@ from qload.torch import (
     VocabParallelEmbedding,
 )
 from qload.torch.loading.checkpoints import list_entries
+from qload.torch.parallel import Group
 
 STORED = load_file(Path(__file__).parent.parent / "goldens" / "bitsandbytes.safetensors")
 CASES = sorted({name.split("/")[0] for name in STORED})
@@ -116,7 +117,7 @@ def test_ranks_take_some_columns_of_blocks_that_go_on_from_row_to_row(nested: bo
     size = 5 if nested else 2
     shards = []
     for rank in range(size):
-        layer = RowParallelLinear(columns, rows, Site(quantization, "m", rank, size))
+        layer = RowParallelLinear(columns, rows, Site(quantization, "m", Group(rank, size)))
         qload.load_tensors(layer, stored, quantization)
         shards.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(shards, 1), dense)
@@ -126,20 +127,23 @@ def test_ranks_take_whole_blocks_of_blocks(registry: Registry) -> None:
     """A row of 128 columns has a 128th of what 256 blocks of 64 hold."""
     quantization = make_quantization({**NF4, "bnb_4bit_use_double_quant": True}, registry)
     with pytest.raises(ShardError, match=r"split a unit.*fit: 1, 2, 4"):
-        ColumnParallelLinear(128, 512, Site(quantization, "m", 0, 8))
-    assert ColumnParallelLinear(128, 512, Site(quantization, "m", 3, 4)).local.out_features == 128
-    assert ColumnParallelLinear(128, 512, Site(make_quantization(NF4, registry), "m", 7, 8)).local.out_features == 64
+        ColumnParallelLinear(128, 512, Site(quantization, "m", Group(0, 8)))
+    assert ColumnParallelLinear(128, 512, Site(quantization, "m", Group(3, 4))).local.out_features == 128
+    assert (
+        ColumnParallelLinear(128, 512, Site(make_quantization(NF4, registry), "m", Group(7, 8))).local.out_features
+        == 64
+    )
 
 
 def test_rows_that_begin_inside_a_block_are_cut_by_whole_blocks_alone(registry: Registry) -> None:
     quantization = make_quantization(NF4, registry)
     for kind in (ColumnParallelLinear, RowParallelLinear):
         with pytest.raises(ShardError, match="split a unit"):
-            kind(96, 6, Site(quantization, "m", 0, 2))
+            kind(96, 6, Site(quantization, "m", Group(0, 2)))
     stored, dense = golden("nf4-flat")
     parts = []
     for rank in range(5):
-        layer = ColumnParallelLinear(96, 10, Site(quantization, "m", rank, 5))
+        layer = ColumnParallelLinear(96, 10, Site(quantization, "m", Group(rank, 5)))
         qload.load_tensors(layer, stored, quantization)
         parts.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(parts), dense)

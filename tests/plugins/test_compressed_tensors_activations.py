@@ -19,6 +19,7 @@ from qload.geometry import Part, single
 from qload.hookspecs import ModuleInfo
 from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 from qload.torch.layers.linear import Linear
+from qload.torch.parallel import Group
 
 IN, OUT = 256, 64
 
@@ -201,7 +202,7 @@ def test_outputs_are_rounded_whole(dynamic: bool, columns: bool, registry: Regis
     weights = QuantizationArgs(num_bits=8, strategy="channel")
     scheme = QuantizationScheme(targets=["Linear"], weights=weights, output_activations=QuantizationArgs(**args))
     quantization = make_quantization(section(scheme, "int-quantized"), registry)
-    site = Site(quantization, "m", 0, 2)
+    site = Site(quantization, "m", Group(0, 2))
     with pytest.raises(ShardError, match="split a unit of the axis in"):
         RowParallelLinear(IN, OUT, site)
     if columns:

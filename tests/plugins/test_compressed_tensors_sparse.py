@@ -27,6 +27,7 @@ from qload.torch import (
     make_experts,
 )
 from qload.torch.layers.linear import Linear
+from qload.torch.parallel import Group
 
 GOLDENS = load_file(Path(__file__).parents[1] / "goldens" / "compressed_tensors.safetensors")
 CASES = sorted({name.rpartition(".")[0] for name in GOLDENS})
@@ -110,17 +111,17 @@ def test_two_of_four_are_cut_by_whole_bytes_of_the_mask(registry: Registry) -> N
     whole = load(ReplicatedLinear(32, 8, Site(quantization, "m")), tensors, quantization).dequantize()
     assert int((whole != 0).sum()) == 128
     for kind, dim in ((ColumnParallelLinear, 0), (RowParallelLinear, 1)):
-        parts = [load(kind(32, 8, Site(quantization, "m", rank, 4)), tensors, quantization) for rank in range(4)]
+        parts = [load(kind(32, 8, Site(quantization, "m", Group(rank, 4))), tensors, quantization) for rank in range(4)]
         assert torch.equal(torch.cat([part.dequantize() for part in parts], dim), whole)
     with pytest.raises(ShardError, match="multiples of 8"):
-        RowParallelLinear(32, 8, Site(quantization, "m", 0, 8))
+        RowParallelLinear(32, 8, Site(quantization, "m", Group(0, 8)))
 
 
 @pytest.mark.parametrize("kind", [ColumnParallelLinear, RowParallelLinear])
 def test_values_without_a_place_of_their_own_are_not_cut(kind: Any, registry: Registry) -> None:
     quantization = sparse_quantization("sparse-bitmask.f32", registry)
     with pytest.raises(ShardError, match="split a unit of the axis") as caught:
-        kind(32, 8, Site(quantization, "m", 0, 2))
+        kind(32, 8, Site(quantization, "m", Group(0, 2)))
     assert caught.value.sizes == (1,)
 
 
@@ -272,11 +273,11 @@ def test_marlin_is_cut_by_whole_tiles(case: str, registry: Registry) -> None:
         (ColumnParallelLinear, rows // 64, 0),
         (RowParallelLinear, columns // (128 if rows < columns else 32), 1),
     ):
-        layers = [kind(columns, rows, Site(quantization, "m", rank, size)) for rank in range(size)]
+        layers = [kind(columns, rows, Site(quantization, "m", Group(rank, size))) for rank in range(size)]
         parts = [load(layer, below("m", stored), quantization).dequantize() for layer in layers]
         assert torch.equal(torch.cat(parts, dim), dense)
     with pytest.raises(ShardError, match="multiples of 64"):
-        ColumnParallelLinear(columns, rows, Site(quantization, "m", 0, rows // 32))
+        ColumnParallelLinear(columns, rows, Site(quantization, "m", Group(0, rows // 32)))
 
 
 def test_marlin_is_fused_by_parts(registry: Registry) -> None:

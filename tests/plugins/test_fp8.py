@@ -16,6 +16,7 @@ from qload.errors import CheckpointError, ShardError
 from qload.hookspecs import ModuleInfo
 from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
+from qload.torch.parallel import Group
 
 BLOCK = {"quant_method": "fp8", "weight_block_size": [64, 32], "activation_scheme": "dynamic"}
 SIZE = (100, 80)
@@ -153,8 +154,8 @@ def test_ranks_take_whole_blocks(registry: Registry) -> None:
     quantization = make_quantization(BLOCK, registry)
     for kind, sizes in ((ColumnParallelLinear, (128, 192)), (RowParallelLinear, (192, 128))):
         with pytest.raises(ShardError):
-            kind(*sizes, Site(quantization, "m", 0, 4))
-        assert kind(*sizes, Site(quantization, "m", 0, 3)).local.extents
+            kind(*sizes, Site(quantization, "m", Group(0, 4)))
+        assert kind(*sizes, Site(quantization, "m", Group(0, 3))).local.extents
 
 
 @pytest.mark.parametrize(

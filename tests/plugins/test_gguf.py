@@ -16,6 +16,7 @@ from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
+from qload.torch.parallel import Group
 
 REFERENCED = [number for number in BLOCKS if number != 41]
 """The types that gguf-py decodes: all but the one of one bit."""
@@ -150,12 +151,12 @@ def test_ranks_take_whole_blocks(registry: Registry) -> None:
     for kind, dim in ((ColumnParallelLinear, 0), (RowParallelLinear, 1)):
         parts = []
         for rank in range(3):
-            layer = kind(96, ROWS, Site(quantization, "m", rank, 3))
+            layer = kind(96, ROWS, Site(quantization, "m", Group(rank, 3)))
             qload.load_tensors(layer, {"m.weight.q8_0": raw}, quantization)
             parts.append(qload.dequantize(layer).nan_to_num())
         assert torch.equal(torch.cat(parts, dim), expected)
     with pytest.raises(ShardError, match="32"):
-        RowParallelLinear(96, ROWS, Site(quantization, "m", 0, 2))
+        RowParallelLinear(96, ROWS, Site(quantization, "m", Group(0, 2)))
 
 
 def test_nvfp4_has_a_scale_of_its_own(registry: Registry) -> None:

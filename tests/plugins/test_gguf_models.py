@@ -16,6 +16,7 @@ import qload
 from qload import Quantization
 from qload.errors import CheckpointError
 from qload.torch import ColumnParallelLinear, Layer, QKVParallelLinear, Site
+from qload.torch.parallel import Group
 from qload.validation.report import read_quantization
 
 LOGITS = load_file(GOLDENS / "logits.safetensors")
@@ -101,7 +102,9 @@ def test_ranks_read_their_own_heads(size: int, quantization: Quantization) -> No
     attention = whole.model.layers[0].self_attn
     parts = [qload.dequantize(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
     for rank in range(size):
-        layer = QKVParallelLinear(256, 64, 4, 2, Site(quantization, "model.layers.0.self_attn.qkv_proj", rank, size))
+        layer = QKVParallelLinear(
+            256, 64, 4, 2, Site(quantization, "model.layers.0.self_attn.qkv_proj", Group(rank, size))
+        )
         report = load_one(layer)
         expected = [shard(part, heads, rank, size) for part, heads in zip(parts, (4, 2, 2), strict=True)]
         assert torch.equal(qload.dequantize(layer), torch.cat(expected))
@@ -125,7 +128,7 @@ def test_ranks_that_cut_heads(size: int, quantization: Quantization) -> None:
     expected = qload.dequantize(whole)
     parts = []
     for rank in range(size):
-        layer = ColumnParallelLinear(256, 256, Site(quantization, name, rank, size))
+        layer = ColumnParallelLinear(256, 256, Site(quantization, name, Group(rank, size)))
         load_one(layer)
         parts.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(parts), expected)

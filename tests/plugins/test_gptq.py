@@ -17,6 +17,7 @@ from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
 from qload.quantization import resolve
 from qload.torch import ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
+from qload.torch.parallel import Group
 
 OUT, IN = 64, 96
 
@@ -129,7 +130,7 @@ def test_an_order_that_the_config_denies_is_obeyed_whole_and_refused_cut(registr
     layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
     qload.load_tensors(layer, tensors, quantization)
     assert torch.equal(qload.dequantize(layer), expected)
-    cut = RowParallelLinear(IN, OUT, Site(quantization, "m", rank=0, size=2))
+    cut = RowParallelLinear(IN, OUT, Site(quantization, "m", group=Group(0, 2)))
     with pytest.raises(ModelError, match="columns are reordered"):
         qload.load_tensors(cut, tensors, quantization)
 
@@ -177,7 +178,7 @@ def test_one_group_of_all_columns_is_one_on_every_rank(registry: Registry) -> No
     quantization = make_quantization(section(4, -1), registry)
     found = []
     for rank in range(2):
-        layer = RowParallelLinear(IN, OUT, Site(quantization, "m", rank, 2))
+        layer = RowParallelLinear(IN, OUT, Site(quantization, "m", Group(rank, 2)))
         qload.load_tensors(layer, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization)
         found.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(found, 1), expected)

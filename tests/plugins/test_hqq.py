@@ -25,6 +25,7 @@ from qload.torch import (
     Site,
     VocabParallelEmbedding,
 )
+from qload.torch.parallel import Group
 
 VARIANTS = read_variants("hqq")
 WHOLE = next(each for each in VARIANTS if each.settings.get("whole"))
@@ -140,10 +141,10 @@ def test_ranks_take_whole_groups_of_inputs_where_rows_pair(
     stored, expected = quantize("m", rows, columns, bits, group or (columns if axis == 1 else rows), axis)
     if not fits:
         with pytest.raises(ShardError, match="axis in"):
-            RowParallelLinear(columns, rows, Site(quantization, "m", 0, 2))
+            RowParallelLinear(columns, rows, Site(quantization, "m", Group(0, 2)))
         return
     for rank in range(2):
-        layer = RowParallelLinear(columns, rows, Site(quantization, "m", rank, 2))
+        layer = RowParallelLinear(columns, rows, Site(quantization, "m", Group(rank, 2)))
         qload.load_tensors(layer, stored, quantization)
         assert torch.equal(qload.dequantize(layer), expected.chunk(2, 1)[rank])
 
@@ -152,16 +153,18 @@ def test_ranks_take_whole_groups_of_inputs_where_rows_pair(
 def test_rows_that_share_words_or_scales_cannot_be_cut(bits: int, axis: int, registry: Registry) -> None:
     quantization = make_quantization(section(bits, 8, axis), registry)
     with pytest.raises(ShardError, match="the axis out") as caught:
-        ColumnParallelLinear(64, 64, Site(quantization, "m", 1, 2))
+        ColumnParallelLinear(64, 64, Site(quantization, "m", Group(1, 2)))
     assert (caught.value.unit, caught.value.sizes) == (64, (1,))
     with pytest.raises(ShardError):
-        VocabParallelEmbedding(32, 64, Site(quantization, "m", 1, 2), treatment=quantization.treat(ModuleInfo(("m",))))
+        VocabParallelEmbedding(
+            32, 64, Site(quantization, "m", Group(1, 2)), treatment=quantization.treat(ModuleInfo(("m",)))
+        )
 
 
 def test_rows_of_their_own_can_be_cut(registry: Registry) -> None:
     quantization = make_quantization(section(8, 8), registry)
     stored, expected = quantize("m", 8, 16, 8, 8, 1)
-    layer = ColumnParallelLinear(16, 8, Site(quantization, "m", 1, 2))
+    layer = ColumnParallelLinear(16, 8, Site(quantization, "m", Group(1, 2)))
     qload.load_tensors(layer, stored, quantization)
     assert torch.equal(qload.dequantize(layer), expected[4:])
 

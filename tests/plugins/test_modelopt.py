@@ -32,6 +32,7 @@ from qload.torch import (
     make_experts,
 )
 from qload.torch.models.caching import RoundingCache
+from qload.torch.parallel import Group
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "modelopt.safetensors"
 SIDE = "hf_quant_config.json"
@@ -167,7 +168,7 @@ def test_fused_layers_have_a_scale_of_inputs_for_each_part(registry: Registry) -
             f"a.{name}.pre_quant_scale": torch.rand(32) + 0.5,
         }
     for rank in range(2):
-        layer = QKVParallelLinear(32, 4, 4, 2, Site(quantization, "a.qkv_proj", rank, 2))
+        layer = QKVParallelLinear(32, 4, 4, 2, Site(quantization, "a.qkv_proj", Group(rank, 2)))
         qload.load_tensors(layer, tensors, quantization)
         expected = [
             tensors[f"{name}.weight"] * tensors[f"{name}.weight_scale"][:, None] * tensors[f"{name}.pre_quant_scale"]
@@ -236,9 +237,9 @@ def test_experts_stored_one_by_one(tmp_path: Path, registry: Registry) -> None:
 )
 def test_ranks_take_whole_units(algorithm: str, kind: Any, sizes: Any, fits: int, registry: Registry) -> None:
     quantization = make_quantization({**NVFP4, "quant_algo": algorithm}, registry)
-    assert kind(*sizes, Site(quantization, "m", 0, fits)).local.extents
+    assert kind(*sizes, Site(quantization, "m", Group(0, fits))).local.extents
     with pytest.raises(ShardError):
-        kind(*sizes, Site(quantization, "m", 0, 2 * fits))
+        kind(*sizes, Site(quantization, "m", Group(0, 2 * fits)))
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"])

@@ -19,6 +19,7 @@ from qload.geometry import Part, Sharding, expert_parallel, row
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
 from qload.torch import ExpertLinear, Experts, ReplicatedLinear, Site, VocabParallelEmbedding
+from qload.torch.parallel import Group
 
 SECTION = {"quant_method": "mxfp4"}
 NAME = "hf-gptoss-mxfp4"
@@ -39,7 +40,7 @@ def load_stack(
 ) -> ExpertLinear:
     quantization = make_quantization(SECTION, registry)
     count, rows, blocks, _ = tensors["e.up_blocks"].shape
-    site, source = Site(quantization, "e.up", rank, size), Source("e.up")
+    site, source = Site(quantization, "e.up", Group(rank, size)), Source("e.up")
     layer = ExpertLinear(count, 32 * blocks, [Part("", rows)], site, sources=(source,), sharding=sharding)
     qload.load_tensors(layer, tensors, quantization)
     return layer

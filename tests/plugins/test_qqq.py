@@ -22,6 +22,7 @@ from qload.torch import (
     Site,
     VocabParallelEmbedding,
 )
+from qload.torch.parallel import Group
 
 ROWS, COLUMNS = 128, 256
 
@@ -59,11 +60,11 @@ def test_ranks_hold_whole_tiles(group: int, kind: Any, dim: int, registry: Regis
     stored, dense = read_golden(group)
     quantization = make_quantization(section(group), registry)
     for rank in range(2):
-        layer = kind(COLUMNS, ROWS, Site(quantization, "m", rank, 2))
+        layer = kind(COLUMNS, ROWS, Site(quantization, "m", Group(rank, 2)))
         qload.load_tensors(layer, stored, quantization)
         assert torch.equal(qload.dequantize(layer), dense.chunk(2, dim)[rank])
     with pytest.raises(ShardError):
-        ColumnParallelLinear(COLUMNS, ROWS, Site(quantization, "m", 0, 4))
+        ColumnParallelLinear(COLUMNS, ROWS, Site(quantization, "m", Group(0, 4)))
 
 
 def test_fused_layers_are_the_separate_ones(registry: Registry) -> None:

@@ -27,6 +27,7 @@ from qload.torch import (
     Site,
     VocabParallelEmbedding,
 )
+from qload.torch.parallel import Group
 
 VARIANTS = read_variants("quanto")
 ROUNDING = [each for each in VARIANTS if "output" in each.made]
@@ -145,20 +146,20 @@ def test_ranks_take_whole_groups_of_inputs(bits: int, columns: int, registry: Re
     quantization = make_quantization(section(f"qint{bits}"), registry)
     stored, expected = packed_module(8, columns, bits)
     for rank in range(2):
-        layer = RowParallelLinear(columns, 8, Site(quantization, "m", rank, 2))
+        layer = RowParallelLinear(columns, 8, Site(quantization, "m", Group(rank, 2)))
         qload.load_tensors(layer, stored, quantization)
         assert torch.equal(qload.dequantize(layer), expected.chunk(2, 1)[rank])
     with pytest.raises(ShardError, match="the axis out"):
-        ColumnParallelLinear(columns, 8, Site(quantization, "m", 0, 2))
+        ColumnParallelLinear(columns, 8, Site(quantization, "m", Group(0, 2)))
 
 
 @pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
 def test_outputs_can_only_be_rounded_where_all_inputs_are(weights: str, registry: Registry) -> None:
     quantization = make_quantization(section(weights, "qint8"), registry)
     with pytest.raises(ShardError, match="the axis in"):
-        RowParallelLinear(256, 64, Site(quantization, "m", 0, 2))
+        RowParallelLinear(256, 64, Site(quantization, "m", Group(0, 2)))
     plain = make_quantization(section(weights), registry)
-    assert RowParallelLinear(256, 64, Site(plain, "m", 0, 2)).in_features == 128
+    assert RowParallelLinear(256, 64, Site(plain, "m", Group(0, 2))).in_features == 128
 
 
 @pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
@@ -171,7 +172,7 @@ def test_a_weight_that_is_not_frozen_may_have_rows_of_zeros(weights: str, regist
     assert torch.equal(qload.dequantize(layer), weight)
     assert "not frozen" in layer.treatment.label
     with pytest.raises(ShardError, match="the axis in"):
-        RowParallelLinear(32, 2, Site(quantization, "m", 0, 2))
+        RowParallelLinear(32, 2, Site(quantization, "m", Group(0, 2)))
 
 
 def test_a_map_beside_the_weights_is_a_claim(tmp_path: Path, registry: Registry) -> None:

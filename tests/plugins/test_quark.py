@@ -19,6 +19,7 @@ from qload.geometry import Kind, single
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
 from qload.torch import ColumnParallelLinear, Layer, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
+from qload.torch.parallel import Group
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "quark.safetensors"
 
@@ -169,7 +170,7 @@ def test_keys_without_positions_are_rounded_as_outputs(registry: Registry) -> No
     assert torch.allclose(layer(x), plain, atol=1e-4)
     assert not torch.allclose(layer(x), steps * 0.25, atol=1e-4)
     with pytest.raises(ShardError):
-        RowParallelLinear(32, 8, Site(quantization, "k_proj", 0, 2))
+        RowParallelLinear(32, 8, Site(quantization, "k_proj", Group(0, 2)))
     del stored["output_scale"]
     with pytest.raises(CheckpointError, match=r"k_proj\.output_scale"):
         qload.load_tensors(layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization)
@@ -282,8 +283,8 @@ def test_ranks_take_whole_words_and_groups(registry: Registry) -> None:
     quantization = make_quantization(section({"weight": GROUP}), registry)
     for kind, size in ((ColumnParallelLinear, 3), (RowParallelLinear, 4)):
         with pytest.raises(ShardError):
-            kind(32, 32, Site(quantization, "m", 0, size))
-        assert kind(32, 32, Site(quantization, "m", 0, 2)).local.extents
+            kind(32, 32, Site(quantization, "m", Group(0, size)))
+        assert kind(32, 32, Site(quantization, "m", Group(0, 2))).local.extents
 
 
 def test_a_scale_or_zero_point_that_is_missing_is_found(registry: Registry) -> None:

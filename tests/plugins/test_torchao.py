@@ -30,6 +30,7 @@ from qload.torch import (
     VocabParallelEmbedding,
 )
 from qload.torch.dtypes import dtype_code
+from qload.torch.parallel import Group
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "torchao.safetensors"
 REAL = "torchao-int8dyn-int8w"
@@ -158,7 +159,7 @@ def test_packed_integers() -> None:
     qload.load_tensors(table, tensors, quantization)
     assert torch.equal(table(torch.tensor([5, 0, 5])), expected[[5, 0, 5]])
     with pytest.raises(ShardError):
-        RowParallelLinear(40, 6, Site(quantization, "m", 1, 2))
+        RowParallelLinear(40, 6, Site(quantization, "m", Group(1, 2)))
 
 
 def test_inputs_are_smoothed_before_all_else() -> None:
@@ -197,8 +198,8 @@ def test_ranks_take_whole_tiles_of_swizzled_scales() -> None:
     quantization = make_quantization(section)
     for kind, unit in ((ColumnParallelLinear, 128), (RowParallelLinear, 64)):
         with pytest.raises(ShardError):
-            kind(unit, unit, Site(quantization, "m", 0, 2))
-        assert kind(2 * unit, 2 * unit, Site(quantization, "m", 1, 2)).local.extents
+            kind(unit, unit, Site(quantization, "m", Group(0, 2)))
+        assert kind(2 * unit, 2 * unit, Site(quantization, "m", Group(1, 2))).local.extents
 
 
 BLOCK = {"block_size": [1, 8]}

@@ -22,6 +22,7 @@ from qload.testing.tensors import make_tensors
 from qload.torch import ExpertLinear, Experts, Layer, Site, apply_one_by_one, make_experts
 from qload.torch.layers import SortedExperts
 from qload.torch.layers.experts import expert_sources
+from qload.torch.parallel import Group
 
 COUNT, HIDDEN, INNER = 4, 16, 8
 NAMES = ("gate_proj", "up_proj", "down_proj")
@@ -65,7 +66,7 @@ def test_all_ranks_together_are_the_dense_experts(make: Callable[[Site], Experts
     quantization = unquantized(Registry.discover())
     found = torch.zeros(5, HIDDEN)
     for rank in range(size):
-        experts = make(Site(quantization, "moe", rank, size))
+        experts = make(Site(quantization, "moe", Group(rank, size)))
         report = qload.load_tensors(experts, stored, quantization)
         assert report.bytes_dense == sum(tensor.nbytes for tensor in stored.values()) // size
         found += experts(hidden, IDS, weights)
@@ -123,7 +124,7 @@ def test_experts_computed_at_once_are_those_computed_one_by_one(make: Callable[[
     hidden, weights = torch.randn(5, HIDDEN), torch.rand(5, 2)
     stored = dict(make_stored(quantization, make(Site(quantization, "moe"))))
     for rank in range(size):
-        experts = make(Site(quantization, "moe", rank, size))
+        experts = make(Site(quantization, "moe", Group(rank, size)))
         qload.load_tensors(experts, stored, quantization)
         expected = apply_one_by_one(experts, hidden, IDS, weights)
         assert expected.abs().max() > 0
@@ -164,7 +165,7 @@ def test_interleaved_experts_with_biases_are_cut_as_others_are(make: Sharding) -
     }
 
     def build(rank: int, size: int) -> Experts:
-        site, parts = Site(quantization, "", rank, size), [Part("gate", INNER), Part("up", INNER)]
+        site, parts = Site(quantization, "", Group(rank, size)), [Part("gate", INNER), Part("up", INNER)]
         other = row if make is column else make
         up = ExpertLinear(
             COUNT, HIDDEN, parts, site.at("up"), sources=(Source("up", parts=2),), sharding=make,

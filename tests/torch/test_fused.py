@@ -15,6 +15,7 @@ import qload
 from qload.errors import CheckpointError, QloadError, ShardError
 from qload.findings import errors
 from qload.torch import QKVParallelLinear, RowParallelLinear, Site
+from qload.torch.parallel import Group
 
 LLAMAS = [path for path in supported() if read_config(path)["model_type"] == "llama"]
 names = pytest.mark.parametrize("path", LLAMAS, ids=lambda path: path.name)
@@ -149,7 +150,7 @@ def test_parts_that_are_quantized_differently_cannot_be_fused() -> None:
 
 def test_a_cut_that_does_not_fit_names_layer_tensor_unit_and_sizes() -> None:
     quantization = qload.read_quantization(DATA / "gptq-4bit-g128-asym")
-    site = Site(quantization, "model.layers.0.mlp.down_proj", rank=0, size=8)
+    site = Site(quantization, "model.layers.0.mlp.down_proj", group=Group(0, 8))
     with pytest.raises(ShardError) as caught:
         RowParallelLinear(512, 256, site)
     error = caught.value
@@ -159,7 +160,7 @@ def test_a_cut_that_does_not_fit_names_layer_tensor_unit_and_sizes() -> None:
 
 
 def test_rows_that_do_not_divide_raise() -> None:
-    site = Site(qload.read_quantization(DEMO), "model.layers.0.self_attn.qkv_proj", rank=0, size=3)
+    site = Site(qload.read_quantization(DEMO), "model.layers.0.self_attn.qkv_proj", group=Group(0, 3))
     with pytest.raises(ShardError, match="4 heads of q_proj cannot be divided by 3") as caught:
         QKVParallelLinear(256, 64, 4, 2, site)
     assert caught.value.sizes == (1, 2, 4)

@@ -27,6 +27,7 @@ from qload.torch import (
     VocabParallelEmbedding,
     make_experts,
 )
+from qload.torch.parallel import Group
 
 GATE = "model.layers.0.mlp.gate_proj"
 FUSED = "model.layers.0.mlp.gate_up_proj"
@@ -180,7 +181,8 @@ def test_ranks_read_the_columns_groups_from_the_index(first: int) -> None:
     stored[f"{name}.g_idx"] = (((columns + first) % 512) // 32).to(torch.int32)
     quantization = qload.read_quantization(path)
     layers = [
-        RowParallelLinear(512, 256, Site(quantization, name, rank, size)) for rank, size in ((0, 1), (0, 2), (1, 2))
+        RowParallelLinear(512, 256, Site(quantization, name, Group(rank, size)))
+        for rank, size in ((0, 1), (0, 2), (1, 2))
     ]
     for layer in layers:
         qload.load_tensors(layer, stored, quantization)
@@ -197,7 +199,7 @@ def test_an_index_of_no_groups_means_no_order(size: int) -> None:
     quantization = qload.read_quantization(path)
 
     def weight(index: Tensor) -> Tensor:
-        layers = [RowParallelLinear(512, 256, Site(quantization, name, rank, size)) for rank in range(size)]
+        layers = [RowParallelLinear(512, 256, Site(quantization, name, Group(rank, size))) for rank in range(size)]
         for layer in layers:
             qload.load_tensors(layer, {**stored, f"{name}.weight_g_idx": index.to(torch.int32)}, quantization)
         return torch.cat([qload.dequantize(layer) for layer in layers], 1)
@@ -208,7 +210,7 @@ def test_an_index_of_no_groups_means_no_order(size: int) -> None:
 
 
 def test_a_layer_shows_its_share() -> None:
-    site = Site(qload.read_quantization(DEMO), FUSED, rank=0, size=2)
+    site = Site(qload.read_quantization(DEMO), FUSED, group=Group(0, 2))
     shown = repr(MergedColumnParallelLinear(256, [("gate_proj", 512), ("up_proj", 512)], site))
     scheme = "compressed-tensors int4 group 128 asymmetric"
     assert shown == f"MergedColumnParallelLinear(in_features=256, out_features=512, {scheme}, rank 0 of 2)"
@@ -280,7 +282,7 @@ def test_each_row_of_a_table_is_looked_up_on_one_rank(multiple: int) -> None:
     quantization = unquantized(qload.Registry.discover())
     weight, ids, found = torch.randn(130, 8), torch.arange(130), torch.zeros(130, 8)
     for rank in range(2):
-        table = VocabParallelEmbedding(130, 8, Site(quantization, "t", rank, 2), multiple=multiple)
+        table = VocabParallelEmbedding(130, 8, Site(quantization, "t", Group(rank, 2)), multiple=multiple)
         qload.load_tensors(table, {"t.weight": weight}, quantization)
         found += table(ids)
     assert torch.equal(found, weight)

@@ -26,6 +26,7 @@ from qload.torch import (
     RowParallelLinear,
     Site,
 )
+from qload.torch.parallel import Group
 
 BASE, MIXTURE = DATA / "base", DATA / "base-qwen3moe"
 
@@ -155,7 +156,7 @@ def test_every_rank_cuts_the_same_numbers(preset: str, size: int, registry: Regi
 
 def load_layers(quantization: qload.Quantization, rank: int, size: int) -> dict[str, Layer]:
     torch.manual_seed(0)
-    site = Site(quantization, "m", rank, size)
+    site = Site(quantization, "m", Group(rank, size))
     module = nn.Module()
     module.down = RowParallelLinear(512, 128, site.at("down"))
     module.up = ColumnParallelLinear(128, 512, site.at("up"))

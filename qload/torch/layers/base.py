@@ -13,7 +13,7 @@ from qload.errors import ModelError
 from qload.geometry import Geometry, Sharding, replicated
 from qload.plan import Source
 from qload.quantization import Treatment
-from qload.sharding import cut_layer
+from qload.sharding import cut_layer, divided_dims
 from qload.torch.dtypes import make_filled
 from qload.torch.hooks import bind
 from qload.torch.pieces import Piece, Selection, select_pieces
@@ -24,7 +24,8 @@ class Layer(nn.Module):
     """A layer of which this rank holds one shard, in whatever form its method stores it.
 
     The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
-    the checkpoint that fill it. `declared` are the tensors that its method declares, `derived` those that the
+    the checkpoint that fill it. `shards` are those of all ranks of its `group`, `shard` this one's, and `divided` the
+    dimensions in which they differ. `declared` are the tensors that its method declares, `derived` those that the
     method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
     """
 
@@ -49,7 +50,10 @@ class Layer(nn.Module):
         specs = [spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded]
         self.declared = {spec.name: spec for spec in specs}
         self.derived: dict[str, ParameterSpec] = {}
-        self.shard = cut_layer(geometry, sharding, specs, site.name, site.rank, site.size)
+        self.group = site.group
+        self.shard = cut_layer(geometry, sharding, specs, site.name, self.group.rank, self.group.size)
+        self.shards = tuple(sharding(geometry, rank, self.group.size) for rank in range(self.group.size))
+        self.divided = divided_dims(self.shards)
         self.local = self.shard.local(geometry)
         self.allocate("meta")
 
@@ -131,12 +135,12 @@ class Layer(nn.Module):
             return self._dequantize(None, dtype)
         return torch.stack([self._dequantize(expert, dtype) for expert in range(self.local.experts)])
 
-    def compute(self, x: Tensor, expert: int | None = None) -> Tensor:
-        """x [..., in_features] into [..., out_features] with this rank's weight and bias.
+    def compute(self, x: Tensor, expert: int | None = None, *, biased: bool = True) -> Tensor:
+        """x [..., in_features] into [..., out_features] with this rank's weight and bias, and no other rank's.
 
-        Where ranks divide the inputs, and their outputs are summed, the first one adds the bias.
+        Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias.
         """
-        bias = getattr(self, "bias", None) if self.shard.in_.start == 0 else None
+        bias = getattr(self, "bias", None) if biased and self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
             bias = bias[expert]
         pieces, last = self.pieces(expert), x.dim() - 1

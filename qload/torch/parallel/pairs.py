@@ -1,0 +1,90 @@
+"""What goes forward and what comes back between ranks, in pairs that are each other's gradient.
+
+| | forward | backward |
+|---|---|---|
+| copy | nothing | sum |
+| reduce | sum | nothing |
+| scatter | this rank's share | gather |
+| gather | gather | this rank's share |
+
+A loss is computed alike on every rank: a sum's gradient is that of each summand, and not summed again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from qload.torch.parallel.groups import Group
+
+
+class _Copy(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.sum(gradients[0]), None
+
+
+class _Reduce(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:  # noqa: ARG004
+        return group.sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return gradients[0], None
+
+
+class _Scatter(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
+        ctx.group, ctx.dim = group, dim
+        return group.take(x, dim).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.group.gather(gradients[0], ctx.dim), None, None
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
+        ctx.group, ctx.dim = group, dim
+        return group.gather(x, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.group.take(gradients[0], ctx.dim).contiguous(), None, None
+
+
+def copy(x: Tensor, group: Group) -> Tensor:
+    """x, whose gradient is the sum of all ranks'."""
+    return x if group.size == 1 else _apply(_Copy, x, group)
+
+
+def reduce(x: Tensor, group: Group) -> Tensor:
+    """The sum of all ranks' x, whose gradient goes to each of them."""
+    return x if group.size == 1 else _apply(_Reduce, x, group)
+
+
+def scatter(x: Tensor, group: Group, dim: int = -1) -> Tensor:
+    """This rank's share of x along `dim`, whose gradients are gathered.
+
+    Raises ParallelError where it cannot be divided evenly.
+    """
+    return x if group.size == 1 else _apply(_Scatter, x, group, dim)
+
+
+def gather(x: Tensor, group: Group, dim: int = -1) -> Tensor:
+    """All ranks' x one after another along `dim`, of whose gradient each takes its share."""
+    return x if group.size == 1 else _apply(_Gather, x, group, dim)
+
+
+def _apply(function: type[Function], x: Tensor, *arguments: object) -> Tensor:
+    made: Tensor = function.apply(x, *arguments)
+    return made if torch.is_grad_enabled() else made.detach()

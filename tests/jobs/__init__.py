@@ -1,0 +1,1 @@
+"""What ranks do in tests: each function takes the rank's group first."""
