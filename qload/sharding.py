@@ -37,7 +37,7 @@ def cut_layer(
 
 def fitting_sizes(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec]) -> list[int]:
     """The sizes up to MAX_SIZE at which every rank's share of every tensor fits."""
-    return [size for size in range(1, MAX_SIZE + 1) if _fits(geometry, sharding, specs, size)]
+    return [size for size in range(1, MAX_SIZE + 1) if fits(geometry, sharding, specs, size)]
 
 
 def check_cuts(geometry: Geometry, shard: Shard, spec: ParameterSpec) -> None:
@@ -47,7 +47,8 @@ def check_cuts(geometry: Geometry, shard: Shard, spec: ParameterSpec) -> None:
         spec.layout.region(geometry.extents, Place({Dim.OUT: part, Dim.PART: part}, cuts))
 
 
-def _fits(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec], size: int) -> bool:
+def fits(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec], size: int) -> bool:
+    """Whether every rank's share of every tensor can be cut."""
     try:
         for rank in range(size):
             shard = sharding(geometry, rank, size)

@@ -33,6 +33,7 @@ FLOORS = (
     "registry",
     "quantization",
     "presets",
+    "roles",
     "plan",
     "outline",
     "validation",

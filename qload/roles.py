@@ -1,0 +1,98 @@
+"""How a model's modules are divided over ranks, told by their names and sizes alone, without building the model.
+
+A layer between two others is either one whose outputs go on apart (column), or one that sums what came apart (row);
+which of them are neighbours without a collective between them, only whoever builds the model knows, and nothing of
+what is stored depends on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qload.declare import ParameterSpec
+from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
+from qload.sharding import fits, fitting_sizes
+
+_QUERIES = ("q_proj", "query", "wq", "q_b_proj")
+_KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "wk", "wv")
+_COLUMNS = (
+    *_QUERIES,
+    *_KEYS_AND_VALUES,
+    *("qkv_proj", "query_key_value", "Wqkv", "kv_b_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13"),
+    *("fc1", "fc_in", "dense_h_to_4h", "g_proj"),
+)
+_ROWS = ("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h")
+_NESTED = ("text_config", "llm_config", "thinker_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """An attention's heads, as a model's config has them; None for what it does not say."""
+
+    queries: int | None = None
+    keys_and_values: int | None = None
+    size: int | None = None
+
+    def of(self, name: str) -> int | None:
+        """The heads of the projection of that name."""
+        last = _last(name)
+        if last in _QUERIES:
+            return self.queries
+        return self.keys_and_values if last in _KEYS_AND_VALUES else None
+
+
+def read_heads(config: Mapping[str, Any]) -> Heads:
+    """The heads that a model's config speaks of, or the config nested in it of its text."""
+    nested = (config.get(key) for key in _NESTED)
+    found = next(
+        (each for each in (config, *nested) if isinstance(each, Mapping) and "num_attention_heads" in each), {}
+    )
+    queries = _count(found.get("num_attention_heads"))
+    hidden = _count(found.get("hidden_size"))
+    size = _count(found.get("head_dim")) or (hidden // queries if hidden and queries else None)
+    return Heads(queries, _count(found.get("num_key_value_heads")) or queries, size)
+
+
+def make_part(name: str, rows: int, heads: Heads) -> Part:
+    """A module's output features, in heads that stay together where it is a projection to them."""
+    count = heads.of(name)
+    if count is None or heads.size is None or rows == 0 or rows % (count * heads.size):
+        return Part("", rows)
+    return Part("", rows, count, replicable=_last(name) in _KEYS_AND_VALUES)
+
+
+def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec], size: int) -> Sharding:
+    """How the module of that name, which stores `specs`, is divided over `size` ranks.
+
+    What cannot be divided as its neighbours would have it is divided the other way: inputs and outputs are brought
+    there. It is whole on each rank where nothing can ever divide it, or nothing is known of its name; where another
+    number of ranks could, the answer is a way that does not fit, and cutting by it says which numbers would.
+    """
+    if geometry.kind in (Kind.EMBEDDING, Kind.LM_HEAD):
+        wanted: tuple[Sharding, ...] = (vocabulary(1),)
+    else:
+        last = _last(name)
+        wanted = (column, row) if last in _COLUMNS else (row, column) if last in _ROWS else ()
+    if not _has_whole_heads(geometry, size):
+        return column
+    found = next((sharding for sharding in wanted if fits(geometry, sharding, specs, size)), None)
+    if found is not None:
+        return found
+    can_ever = any(len(fitting_sizes(geometry, sharding, specs)) > 1 for sharding in wanted)
+    return wanted[0] if can_ever else replicated
+
+
+def _has_whole_heads(geometry: Geometry, size: int) -> bool:
+    """Whether each rank can have whole heads: without them, no way to divide a projection is of use."""
+    return all(
+        part.heads is None or part.heads % size == 0 or (part.replicable and size % part.heads == 0)
+        for part in geometry.parts
+    )
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
