@@ -13,12 +13,13 @@ from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
 from qload.sharding import fits, fitting_sizes
 
-_QUERIES = ("q_proj", "query", "wq", "q_b_proj")
+_VOCABULARIES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings", "embedding")
+_QUERIES = ("q_proj", "query", "wq", "q_b_proj", "kv_b_proj")
 _KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "wk", "wv")
 _COLUMNS = (
     *_QUERIES,
     *_KEYS_AND_VALUES,
-    *("qkv_proj", "query_key_value", "Wqkv", "kv_b_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13"),
+    *("qkv_proj", "query_key_value", "Wqkv", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13"),
     *("fc1", "fc_in", "dense_h_to_4h", "g_proj"),
 )
 _ROWS = ("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h")
@@ -31,7 +32,6 @@ class Heads:
 
     queries: int | None = None
     keys_and_values: int | None = None
-    size: int | None = None
 
     def of(self, name: str) -> int | None:
         """The heads of the projection of that name."""
@@ -48,15 +48,13 @@ def read_heads(config: Mapping[str, Any]) -> Heads:
         (each for each in (config, *nested) if isinstance(each, Mapping) and "num_attention_heads" in each), {}
     )
     queries = _count(found.get("num_attention_heads"))
-    hidden = _count(found.get("hidden_size"))
-    size = _count(found.get("head_dim")) or (hidden // queries if hidden and queries else None)
-    return Heads(queries, _count(found.get("num_key_value_heads")) or queries, size)
+    return Heads(queries, _count(found.get("num_key_value_heads")) or queries)
 
 
 def make_part(name: str, rows: int, heads: Heads) -> Part:
     """A module's output features, in heads that stay together where it is a projection to them."""
     count = heads.of(name)
-    if count is None or heads.size is None or rows == 0 or rows % (count * heads.size):
+    if count is None or rows == 0 or rows % count:
         return Part("", rows)
     return Part("", rows, count, replicable=_last(name) in _KEYS_AND_VALUES)
 
@@ -68,11 +66,7 @@ def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec
     there. It is whole on each rank where nothing can ever divide it, or nothing is known of its name; where another
     number of ranks could, the answer is a way that does not fit, and cutting by it says which numbers would.
     """
-    if geometry.kind in (Kind.EMBEDDING, Kind.LM_HEAD):
-        wanted: tuple[Sharding, ...] = (vocabulary(1),)
-    else:
-        last = _last(name)
-        wanted = (column, row) if last in _COLUMNS else (row, column) if last in _ROWS else ()
+    wanted = _list_shardings(_last(name), geometry.kind)
     if not _has_whole_heads(geometry, size):
         return column
     found = next((sharding for sharding in wanted if fits(geometry, sharding, specs, size)), None)
@@ -80,6 +74,15 @@ def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec
         return found
     can_ever = any(len(fitting_sizes(geometry, sharding, specs)) > 1 for sharding in wanted)
     return wanted[0] if can_ever else replicated
+
+
+def _list_shardings(last: str, kind: Kind) -> tuple[Sharding, ...]:
+    """The ways to divide a module whose name ends so, the best first."""
+    if kind is Kind.LM_HEAD or (kind is Kind.EMBEDDING and last in _VOCABULARIES):
+        return (vocabulary(1),)
+    if kind not in (Kind.LINEAR, Kind.EXPERTS):
+        return ()
+    return (column, row) if last in _COLUMNS else (row, column) if last in _ROWS else ()
 
 
 def _has_whole_heads(geometry: Geometry, size: int) -> bool:

@@ -73,6 +73,7 @@ def order_gathered(shards: Sequence[Shard]) -> tuple[Interval, ...]:
     """Where a layer's output features lie, in their order, among all ranks' shares one after another.
 
     Padding is left out, and all but the first of heads that several ranks have. `shards` are all ranks', in order.
+    Parts that alternate row by row are not for this: their shares lie in order already.
     """
     runs: list[Interval] = []
     width = sum(cut.padded_size for cut in shards[0].out)

@@ -6,16 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from qload.geometry import Geometry, Kind, Part, Sharding, column, row
+from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
-from qload.torch.layers.base import Layer
+from qload.torch.layers.flow import Flow, Projection
+from qload.torch.parallel import copy, reduce
 from qload.torch.sites import Site
 
 Gate = Callable[[Tensor], Tensor]
 
 
-class ExpertLinear(Layer):
+class ExpertLinear(Projection):
     """One linear layer for each expert, stored as a stack. `interleaved` parts alternate row by row."""
 
     def __init__(
@@ -45,12 +47,28 @@ class Experts(nn.Module):
 
     def __init__(self, gate_up_proj: ExpertLinear, down_proj: ExpertLinear, gate: Gate) -> None:
         super().__init__()
+        is_divided = Dim.OUT in gate_up_proj.divided
+        gate_up_proj.set_flow(Flow(gather_output=not is_divided))
+        down_proj.set_flow(Flow(input_is_parallel=is_divided))
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self.gate = gate
 
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-        """hidden [tokens, hidden_size], ids and weights [tokens, k] into [tokens, hidden_size]."""
+        """hidden [tokens, hidden_size], ids and weights [tokens, k], alike on all ranks, into [tokens, hidden_size]."""
+        group = self.gate_up_proj.group
+        if not self.is_summed:
+            return apply_one_by_one(self, hidden, expert_ids, expert_weights)
+        hidden, expert_weights = copy(hidden, group), copy(expert_weights, group)
+        return reduce(self._apply_own(hidden, expert_ids, expert_weights), group)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether each rank computes some of what the output is the sum of: some experts, or features of each."""
+        up, down = self.gate_up_proj.divided, self.down_proj.divided
+        return Dim.EXPERT in up or (Dim.OUT in up and Dim.IN in down) or self.gate_up_proj.group.size == 1
+
+    def _apply_own(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         apply = self.gate_up_proj.hooks.apply_experts
         if apply is None or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
             return apply_one_by_one(self, hidden, expert_ids, expert_weights)
@@ -72,17 +90,17 @@ class SortedExperts(Experts):
 def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
     """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype.
 
-    Of this rank's share alone: what other experts or ranks add is zero here. A method's own hook may come back to it.
+    Where what ranks have is summed, of this rank's share alone. A method's own hook may come back to it.
     """
-    output = torch.zeros_like(hidden)
+    output, summed = torch.zeros_like(hidden), not experts.is_summed
     first = experts.gate_up_proj.shard.experts.start
     for expert in expert_ids.unique().tolist():
         local = expert - first
         if not 0 <= local < (experts.gate_up_proj.local.experts or 0):
             continue
         tokens, choices = torch.where(expert_ids == expert)
-        up = experts.gate_up_proj.compute(hidden[tokens], local)
-        down = experts.down_proj.compute(experts.gate(up), local)
+        up = experts.gate_up_proj.project(hidden[tokens], local)
+        down = experts.down_proj.project(experts.gate(up), local, summed=summed)
         output.index_add_(0, tokens, (down * expert_weights[tokens, choices, None]).to(output.dtype))
     return output
 

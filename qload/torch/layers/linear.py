@@ -1,37 +1,19 @@
 """Linear layers: replicated, column-parallel, row-parallel, merged columns, and QKV."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row
-from qload.layout import Dim, Interval
 from qload.plan import Source
 from qload.quantization import Treatment
-from qload.sharding import order_gathered
 from qload.torch.dtypes import dtype_code
-from qload.torch.layers.base import Layer
-from qload.torch.parallel import copy, gather, reduce, scatter
+from qload.torch.layers.flow import Flow, Projection
 from qload.torch.sites import Site
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """What a layer is handed and hands on: divided over the ranks by features, or whole on each; and what of its bias.
-
-    With `skip_bias_add` the bias is left to the caller, who gets it beside the output with `return_bias`.
-    """
-
-    input_is_parallel: bool = False
-    gather_output: bool = True
-    skip_bias_add: bool = False
-    return_bias: bool = False
-
-
-class Linear(Layer):
+class Linear(Projection):
     """y = x W^T + b with this rank's share of W: the base of the linear layers.
 
     A layer of several `parts` fuses modules of the checkpoint that are siblings of the site's name, or the
@@ -52,27 +34,20 @@ class Linear(Layer):
         sources: Sequence[Source] = (),
         treatment: Treatment | None = None,
         sharding: Sharding | None = None,
-        flow: Flow = Flow(),
+        flow: Flow = Flow(),  # noqa: B008
     ) -> None:
         sources = sources or fused_sources(site, parts)
         geometry = Geometry(in_features, tuple(parts), None, Kind.LINEAR, dtype_code(site.dtype), bias)
         treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
-        super().__init__(geometry, sources, site, treatment, sharding or self.sharding)
-        self.flow = flow
-        self._order = _order_outputs(self)
+        super().__init__(geometry, sources, site, treatment, sharding or self.sharding, flow)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x [..., in_features] into [..., out_features]: this rank's, or all, as the flow has it; and the bias."""
-        bias, skips = getattr(self, "bias", None), self.flow.skip_bias_add
-        sums = Dim.IN in self.divided
-        y = self.compute(self._bring(x), biased=not (sums or skips))
-        if sums:
-            y = reduce(y, self.group)
-            y = y if bias is None or skips else y + bias
-        y = self._hand_on(y)
+        y = self.project(x)
         if not self.flow.return_bias:
             return y
-        return y, self._hand_on(bias) if skips and bias is not None else None
+        bias = getattr(self, "bias", None) if self.flow.skip_bias_add else None
+        return y, None if bias is None else self._hand_on(bias)
 
     @property
     def in_features(self) -> int:
@@ -83,38 +58,6 @@ class Linear(Layer):
     def out_features(self) -> int:
         """This rank's output features."""
         return self.local.out_features
-
-    def _bring(self, x: Tensor) -> Tensor:
-        """The input features that this rank's share of the weight has."""
-        if Dim.IN in self.divided:
-            return x if self.flow.input_is_parallel else scatter(x, self.group)
-        return copy(gather(x, self.group) if self.flow.input_is_parallel else x, self.group)
-
-    def _hand_on(self, y: Tensor) -> Tensor:
-        """The output features that this rank is to have, of those that it computed."""
-        if self._order is None:
-            return y
-        y = gather(y, self.group) if self.flow.gather_output else copy(y, self.group)
-        return take_runs(y, self._order)
-
-
-def _order_outputs(layer: Linear) -> tuple[Interval, ...] | None:
-    """Which of the features that are there after gathering, or without it, are handed on; None for those computed."""
-    geometry, group = layer.geometry, layer.group
-    if group.size == 1 or layer.flow.gather_output is not (Dim.OUT in layer.divided):
-        return None
-    if layer.flow.gather_output:
-        return order_gathered(layer.shards)
-    own = column(geometry, group.rank, group.size).out
-    starts = [sum(part.size for part in geometry.parts[:number]) for number in range(len(own))]
-    return tuple(Interval(at + cut.start, at + cut.stop) for at, cut in zip(starts, own, strict=True))
-
-
-def take_runs(x: Tensor, runs: Sequence[Interval]) -> Tensor:
-    """Those of the last dimension, one after another."""
-    if len(runs) == 1 and runs[0].size == x.shape[-1]:
-        return x
-    return torch.cat([x[..., run.slice] for run in runs], -1)
 
 
 class ReplicatedLinear(Linear):
