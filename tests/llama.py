@@ -1,7 +1,6 @@
-"""A Llama that a user could have written: fused projections, of one rank, without collectives."""
+"""A Llama that a user could have written: fused projections, of one rank, with the layers' own collectives."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from samples import read_config
@@ -18,6 +17,8 @@ from qload.torch import (
     VocabParallelEmbedding,
 )
 from qload.torch.parallel import Group
+
+GROUP = Group()
 
 
 class RMSNorm(nn.Module):
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         sizes = [part.size for part in self.qkv_proj.local.parts]
         q, k, v = (self.split(part) for part in self.qkv_proj(x).split(sizes, -1))
         attended = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True)
-        out: Tensor = self.o_proj.compute(attended.transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
 
     def split(self, x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, -1)
-        out: Tensor = self.down_proj.compute(F.silu(gate) * up)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 
@@ -87,41 +88,33 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
         self.mlp = MLP(config, site.at("mlp"))
 
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
 
 class Llama(nn.Module):
-    """The model of one rank. Row-parallel layers' outputs are this rank's share of a sum."""
+    """The model of one rank of a group."""
 
-    def __init__(self, path: Path, quantization: Quantization, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, path: Path, quantization: Quantization, group: Group = GROUP) -> None:
         super().__init__()
         config = read_config(path)
-        site = Site(quantization, group=Group(rank, size))
+        site = Site(quantization, group=group)
+        rows, hidden = config["vocab_size"], config["hidden_size"]
         self.model = nn.Module()
         inner = site.at("model")
-        self.model.embed_tokens = VocabParallelEmbedding(
-            config["vocab_size"], config["hidden_size"], inner.at("embed_tokens")
-        )
+        self.model.embed_tokens = VocabParallelEmbedding(rows, hidden, inner.at("embed_tokens"))
         self.model.layers = nn.ModuleList(
             Block(config, inner.at(f"layers.{number}")) for number in range(config["num_hidden_layers"])
         )
-        self.model.norm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
-        self.lm_head = ParallelLMHead(config["vocab_size"], config["hidden_size"], site.at("lm_head"))
+        self.model.norm = RMSNorm(hidden, config["rms_norm_eps"])
+        self.lm_head = ParallelLMHead(rows, hidden, site.at("lm_head"), gather_output=True)
 
-
-def compute(ranks: list[Any], ids: Tensor) -> Tensor:
-    """Logits of all ranks' models together, summing and joining what collectives would."""
-    x = sum_of([each.model.embed_tokens(ids) for each in ranks])
-    for number in range(len(ranks[0].model.layers)):
-        blocks = [each.model.layers[number] for each in ranks]
-        normed = blocks[0].input_layernorm(x)
-        x = x + sum_of([block.self_attn(normed) for block in blocks])
-        normed = blocks[0].post_attention_layernorm(x)
-        x = x + sum_of([block.mlp(normed) for block in blocks])
-    x = ranks[0].model.norm(x)
-    return torch.cat([each.lm_head(x) for each in ranks], -1)
-
-
-def sum_of(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [batch, tokens] into the logits of all tokens, on every rank."""
+        x = self.model.embed_tokens(ids)  # type: ignore[operator]
+        for block in self.model.layers:  # type: ignore[union-attr]
+            x = block(x)
+        logits: Tensor = self.lm_head(self.model.norm(x))  # type: ignore[operator]
+        return logits

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from edits import edit_tensors
-from llama import Llama, compute
+from jobs.models import compute_llama
+from llama import Llama
 from samples import DATA, DEMO, read_config, read_reference, relative_error, supported
 from torch import Tensor, nn
+from worlds import World
 
 import qload
 from qload.errors import CheckpointError, QloadError, ShardError
@@ -66,7 +68,7 @@ def can_be_cut(path: Path, size: int) -> bool:
 
 def build(path: Path, size: int = 1) -> list[Any]:
     quantization = qload.read_quantization(path)
-    ranks = [Llama(path, quantization, rank, size) for rank in range(size)]
+    ranks = [Llama(path, quantization, Group(rank, size)) for rank in range(size)]
     for rank in ranks:
         qload.load_weights(rank, path, quantize_activations=False, ignore=["QL210"])
     return ranks
@@ -95,7 +97,7 @@ def test_fused_layers_hold_the_separate_ones_weights(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FUSABLE, ids=lambda path: path.name)
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_all_ranks_together_compute_the_whole(path: Path, size: int) -> None:
+def test_all_ranks_together_compute_the_whole(worlds: Callable[[int], World], path: Path, size: int) -> None:
     if not can_be_cut(path, size):
         with pytest.raises(ShardError) as caught:
             build(path, size)
@@ -104,9 +106,9 @@ def test_all_ranks_together_compute_the_whole(path: Path, size: int) -> None:
     ids = read_reference(path).input_ids
     with torch.inference_mode():
         expected = separate(path)(ids).logits
-        found = compute(build(path, size), ids)
-    assert found.shape == expected.shape
-    assert relative_error(found, expected) < 1e-5
+    for found in worlds(size).run(compute_llama, path, ids):
+        assert found.shape == expected.shape
+        assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("path", FUSABLE, ids=lambda path: path.name)
@@ -137,7 +139,7 @@ def test_ranks_read_what_they_own(path: Path) -> None:
     if path not in FUSABLE or not can_be_cut(path, 2):
         return
     quantization = qload.read_quantization(path)
-    reports = [qload.load_weights(Llama(path, quantization, n, 2), path, ignore=["QL210"]) for n in range(2)]
+    reports = [qload.load_weights(Llama(path, quantization, Group(n, 2)), path, ignore=["QL210"]) for n in range(2)]
     whole = qload.load_weights(Llama(path, quantization), path, ignore=["QL210"])
     assert all(report.bytes_in_memory < 0.62 * whole.bytes_in_memory for report in reports)
 

@@ -7,8 +7,11 @@ from qload.errors import CapabilityError, ModelError
 from qload.geometry import Kind, single, vocabulary
 from qload.plan import Source
 from qload.quantization import Treatment
+from qload.sharding import order_gathered
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.base import Layer
+from qload.torch.layers.linear import take_runs
+from qload.torch.parallel import copy, gather, reduce
 from qload.torch.sites import Site
 
 
@@ -63,7 +66,11 @@ class VocabParallelEmbedding(_VocabularyLayer):
         return self.local.in_features
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] into [..., embedding_dim]: zeros for the rows that other ranks hold."""
+        """ids [...], which every rank has alike, into [..., embedding_dim] on every rank."""
+        return reduce(self.look_up(ids), self.group)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """This rank's share of `forward`, to be summed: zeros for the rows that other ranks hold."""
         look_up = self._look_up if self.shard.size == 1 else self._look_up_owned
         return look_up(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
 
@@ -81,16 +88,41 @@ class VocabParallelEmbedding(_VocabularyLayer):
 
 
 class ParallelLMHead(_VocabularyLayer):
-    """The head: logits of this rank's rows of the vocabulary. It needs no embedding hook."""
+    """The head: logits of this rank's rows of the vocabulary. It needs no embedding hook.
+
+    With `gather_output` every rank gets those of all tokens, in their order, and none of padding.
+    """
 
     kind = Kind.LM_HEAD
     class_name = "Linear"
     table: VocabParallelEmbedding | None = None
     """The embedding whose table the head shares, if it is tied."""
 
+    def __init__(
+        self,
+        vocabulary_size: int,
+        features: int,
+        site: Site,
+        *,
+        bias: bool = False,
+        gather_output: bool = False,
+        multiple: int = 64,
+        source: Source | None = None,
+        treatment: Treatment | None = None,
+    ) -> None:
+        super().__init__(
+            vocabulary_size, features, site, bias=bias, multiple=multiple, source=source, treatment=treatment
+        )
+        self.gather_output = gather_output
+        self.token_order = order_gathered(self.shards)
+
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden [..., features] into logits [..., rows of this rank, padding included]."""
-        return self.compute(hidden)
+        """hidden [..., features], which every rank has alike, into logits.
+
+        They are [..., rows of this rank, padding included], or [..., vocabulary size] with `gather_output`.
+        """
+        logits = self.compute(copy(hidden, self.group))
+        return take_runs(gather(logits, self.group), self.token_order) if self.gather_output else logits
 
     def tie(self, embedding: VocabParallelEmbedding) -> None:
         """Share the table of an embedding, quantized or not, instead of having one, now and after each load.
