@@ -10,7 +10,7 @@ from qload.quantization import Treatment
 from qload.sharding import order_gathered
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.base import Layer
-from qload.torch.layers.linear import take_runs
+from qload.torch.layers.flow import take_runs
 from qload.torch.parallel import copy, gather, reduce
 from qload.torch.sites import Site
 
