@@ -14,6 +14,8 @@ from qload.torch.parallel.groups import Group
 AXES = ("dp", "pp", "tp")
 """The axes, the slowest first: ranks of one tensor-parallel group are neighbours."""
 TP = "tp"
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""What joins the ranks, by the type of their devices: gloo is there for what lies on the CPU also beside GPUs."""
 
 
 def start_mesh(
