@@ -2,7 +2,7 @@
 
 from qload.torch.parallel.agreement import agree, agreeing
 from qload.torch.parallel.groups import Group
-from qload.torch.parallel.mesh import device_of, group_of, start_mesh
+from qload.torch.parallel.mesh import device_of, group_of, make_mesh, start_mesh
 from qload.torch.parallel.pairs import copy, gather, reduce, scatter
 from qload.torch.parallel.processes import run_ranks
 
@@ -14,6 +14,7 @@ __all__ = [
     "device_of",
     "gather",
     "group_of",
+    "make_mesh",
     "reduce",
     "run_ranks",
     "scatter",
