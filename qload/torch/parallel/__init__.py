@@ -1,7 +1,22 @@
-"""Ranks: groups of a device mesh, and the pairs of what they do together that are each other's gradient."""
+"""Ranks: how they are started and fail, groups of a mesh, and the pairs of what they do together."""
 
+from qload.torch.parallel.agreement import agree, agreeing
 from qload.torch.parallel.groups import Group
-from qload.torch.parallel.mesh import device_of, group_of, start_mesh
+from qload.torch.parallel.mesh import device_of, group_of, make_mesh, start_mesh
 from qload.torch.parallel.pairs import copy, gather, reduce, scatter
+from qload.torch.parallel.processes import run_ranks
 
-__all__ = ["Group", "copy", "device_of", "gather", "group_of", "reduce", "scatter", "start_mesh"]
+__all__ = [
+    "Group",
+    "agree",
+    "agreeing",
+    "copy",
+    "device_of",
+    "gather",
+    "group_of",
+    "make_mesh",
+    "reduce",
+    "run_ranks",
+    "scatter",
+    "start_mesh",
+]

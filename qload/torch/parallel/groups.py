@@ -42,7 +42,7 @@ class Group:
         if self.size == 1:
             return x
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        self._communicate(lambda handle: dist.all_gather(parts, x.contiguous(), group=handle))
+        self.communicate(lambda handle: dist.all_gather(parts, x.contiguous(), group=handle))
         return torch.cat(parts, dim)
 
     def take(self, x: Tensor, dim: int = -1) -> Tensor:
@@ -57,14 +57,11 @@ class Group:
         share = x.shape[dim] // self.size
         return x.narrow(dim, self.rank * share, share)
 
-    def _reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        if self.size == 1:
-            return x
-        reduced = x.clone(memory_format=torch.contiguous_format)
-        self._communicate(lambda handle: dist.all_reduce(reduced, op=operation, group=handle))
-        return reduced
+    def communicate(self, call: Callable[[dist.ProcessGroup], object]) -> None:
+        """Hand the process group to `call`, whose collective every rank calls.
 
-    def _communicate(self, call: Callable[[dist.ProcessGroup], object]) -> None:
+        Raises ParallelError where there is none, or where the call fails, as it does when another rank is gone.
+        """
         if self.handle is None:
             raise ParallelError(
                 "the ranks have no process group",
@@ -80,6 +77,13 @@ class Group:
                 found=next(iter(str(error).splitlines()), type(error).__name__),
                 remedy="look at what the other ranks say",
             ) from error
+
+    def _reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.size == 1:
+            return x
+        reduced = x.clone(memory_format=torch.contiguous_format)
+        self.communicate(lambda handle: dist.all_reduce(reduced, op=operation, group=handle))
+        return reduced
 
     def __deepcopy__(self, memo: object) -> "Group":
         return self
