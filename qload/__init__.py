@@ -22,6 +22,7 @@ from qload.errors import (
 )
 from qload.findings import Finding, Severity
 from qload.presets import choose_quantization
+from qload.preview import RankPlans, plan_ranks
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.validation import Report, read_quantization, validate
@@ -56,6 +57,7 @@ __all__ = [
     "Progress",
     "QloadError",
     "Quantization",
+    "RankPlans",
     "Registry",
     "Report",
     "Severity",
@@ -67,6 +69,7 @@ __all__ = [
     "load",
     "load_tensors",
     "load_weights",
+    "plan_ranks",
     "read_quantization",
     "report",
     "validate",

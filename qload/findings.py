@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qload.errors import describe
-from qload.patterns import NUMBER, generalise
+from qload.patterns import generalise, merge_names
 
 
 class Severity(StrEnum):
@@ -155,18 +155,7 @@ def _merge(group: list[Finding]) -> Finding:
     first = group[0]
     if len(group) == 1:
         return first
-    numbers = [[int(number) for number in NUMBER.findall(finding.where)] for finding in group]
-    columns = iter([_span(column) for column in zip(*numbers, strict=True)])
-    where = NUMBER.sub(lambda _: next(columns), first.where)
+    where = merge_names(finding.where for finding in group)
     files = {finding.file for finding in group}
     file = first.file if len(files) == 1 else f"{len(files)} files"
     return replace(first, where=f"{where} ({len(group)})", file=file)
-
-
-def _span(numbers: Iterable[int]) -> str:
-    values = sorted(set(numbers))
-    if len(values) == 1:
-        return str(values[0])
-    if values == list(range(values[0], values[-1] + 1)):
-        return f"{{{values[0]}..{values[-1]}}}"
-    return "{" + ",".join(map(str, values)) + "}"

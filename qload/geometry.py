@@ -207,7 +207,7 @@ def _part_cut(part: Part, rank: int, size: int) -> Cut:
         owner = rank // (size // part.heads)
         cut = Cut(owner, owner + 1)
     else:
-        raise _uneven(part.heads, size, f"heads of {part.name}", head, part.replicable)
+        raise _uneven(part.heads, size, f"heads of {part.name or 'the layer'}", head, part.replicable)
     return Cut(cut.start * head, cut.stop * head)
 
 

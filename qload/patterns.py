@@ -26,6 +26,23 @@ def generalise(name: str) -> str:
     return NUMBER.sub("*", name)
 
 
+def merge_names(names: Iterable[str]) -> str:
+    """One name for several that differ only in their numbers: `layers.{0..3}.q_proj`."""
+    names = list(names)
+    numbers = [[int(number) for number in NUMBER.findall(name)] for name in names]
+    columns = iter([_span(column) for column in zip(*numbers, strict=True)])
+    return NUMBER.sub(lambda _: next(columns), names[0])
+
+
+def _span(numbers: Iterable[int]) -> str:
+    values = sorted(set(numbers))
+    if len(values) == 1:
+        return str(values[0])
+    if values == list(range(values[0], values[-1] + 1)):
+        return f"{{{values[0]}..{values[-1]}}}"
+    return "{" + ",".join(map(str, values)) + "}"
+
+
 def and_above(names: Iterable[str]) -> Iterator[str]:
     """Each name, and those of the modules above it."""
     for name in names:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qload.declare import ParameterSpec
-from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
+from qload.geometry import MAX_SIZE, Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
 from qload.sharding import fits, fitting_sizes
 
 _VOCABULARIES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings", "embedding")
@@ -66,23 +66,37 @@ def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec
     there. It is whole on each rank where nothing can ever divide it, or nothing is known of its name; where another
     number of ranks could, the answer is a way that does not fit, and cutting by it says which numbers would.
     """
-    wanted = _list_shardings(_last(name), geometry.kind)
+    ways = _list_ways(name, geometry)
     if not _has_whole_heads(geometry, size):
         return column
-    found = next((sharding for sharding in wanted if fits(geometry, sharding, specs, size)), None)
+    found = next((sharding for sharding in ways if fits(geometry, sharding, specs, size)), None)
     if found is not None:
         return found
-    can_ever = any(len(fitting_sizes(geometry, sharding, specs)) > 1 for sharding in wanted)
-    return wanted[0] if can_ever else replicated
+    return ways[0] if _can_be_divided(geometry, ways, specs) else replicated
 
 
-def _list_shardings(last: str, kind: Kind) -> tuple[Sharding, ...]:
-    """The ways to divide a module whose name ends so, the best first."""
+def find_sizes(name: str, geometry: Geometry, specs: Sequence[ParameterSpec]) -> tuple[int, ...]:
+    """The numbers of ranks up to MAX_SIZE that what `choose_sharding` answers fits."""
+    ways = _list_ways(name, geometry)
+    sizes = tuple(size for size in range(1, MAX_SIZE + 1) if _has_whole_heads(geometry, size))
+    if not _can_be_divided(geometry, ways, specs):
+        return sizes
+    return tuple(size for size in sizes if any(fits(geometry, sharding, specs, size) for sharding in ways))
+
+
+def _list_ways(name: str, geometry: Geometry) -> tuple[Sharding, ...]:
+    """The ways to divide a module, the one that its neighbours would have first; none where nothing is known of it."""
+    kind, last = geometry.kind, _last(name)
     if kind is Kind.LM_HEAD or (kind is Kind.EMBEDDING and last in _VOCABULARIES):
         return (vocabulary(1),)
     if kind not in (Kind.LINEAR, Kind.EXPERTS):
         return ()
     return (column, row) if last in _COLUMNS else (row, column) if last in _ROWS else ()
+
+
+def _can_be_divided(geometry: Geometry, ways: Sequence[Sharding], specs: Sequence[ParameterSpec]) -> bool:
+    """Whether any number of ranks could have shares of it."""
+    return any(len(fitting_sizes(geometry, sharding, specs)) > 1 for sharding in ways)
 
 
 def _has_whole_heads(geometry: Geometry, size: int) -> bool:

@@ -37,6 +37,7 @@ FLOORS = (
     "plan",
     "outline",
     "validation",
+    "preview",
     "torch",
     "testing",
     "cli",

@@ -4,5 +4,6 @@ Without torch there is no model to ask. The plan then finds the tensors of one m
 """
 
 from qload.outline.model import Outline, outline
+from qload.outline.thinning import thin
 
-__all__ = ["Outline", "outline"]
+__all__ = ["Outline", "outline", "thin"]

@@ -1,9 +1,10 @@
 """The outline itself: which stored modules are layers of a method, and which are taken as they are."""
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qload.checkpoint import Checkpoint
+from qload.dtypes import FLOATS
 from qload.findings import Finding, refusals
 from qload.geometry import replicated
 from qload.outline.modules import Likeness, StoredModule, list_modules
@@ -57,13 +58,25 @@ def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
 def _find_targets(
     samples: Collection[StoredModule], checkpoint: Checkpoint, quantization: Quantization
 ) -> dict[StoredModule, Target]:
-    """The targets of the modules that are layers of a method."""
-    layers = _find_layers(samples, quantization)
+    """The targets of the modules that are layers of a method, or of none: those that store a plain matrix."""
+    quantized = _find_layers(samples, quantization)
+    known = set(quantized)
+    plain = Treatment(quantization.unquantized, None)
+    others = [sample for sample in samples if sample not in known and not sample.refused and _is_matrix(sample)]
+    layers = [*quantized, *(replace(sample, treatment=plain) for sample in others)]
     geometries = Solver(quantization, find_known_sizes(checkpoint.config)).solve_all(layers)
     return {
-        layer: Target(layer.info.name, geometry, layer.treatment, replicated(geometry), (Source(layer.info.name),))
-        for layer, geometry in zip(layers, geometries, strict=True)
+        sample: Target(layer.info.name, geometry, layer.treatment, replicated(geometry), (Source(layer.info.name),))
+        for sample, layer, geometry in zip([*quantized, *others], layers, geometries, strict=True)
     }
+
+
+def _is_matrix(module: StoredModule) -> bool:
+    """Whether it stores a matrix of values, perhaps with a bias for its rows, and nothing else."""
+    weight, bias = module.tensors.get("weight"), module.tensors.get("bias")
+    if weight is None or len(weight.shape) != 2 or len(module.tensors) != 1 + (bias is not None):
+        return False
+    return weight.dtype in FLOATS and (bias is None or (bias.dtype in FLOATS and bias.shape == weight.shape[:1]))
 
 
 def _find_layers(samples: Collection[StoredModule], quantization: Quantization) -> list[StoredModule]:

@@ -1,14 +1,13 @@
 """The verdict on a checkpoint: its plan's findings, without the copying."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, open_folder
 from qload.errors import CheckpointError, MethodError
 from qload.findings import Finding, Severity, report
-from qload.outline import Outline, outline
-from qload.plan import Target, find_faults
+from qload.outline import Outline, outline, thin
+from qload.plan import find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
 
@@ -33,15 +32,47 @@ class Report:
         return not self.errors
 
 
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """A checkpoint with what its headers say of its model, and what is wrong with it.
+
+    `quantization` and `outline` are None where they could not be had.
+    """
+
+    checkpoint: Checkpoint
+    findings: tuple[Finding, ...]
+    quantization: Quantization | None = None
+    outline: Outline | None = None
+
+    @property
+    def method(self) -> str | None:
+        """The name of the checkpoint's method."""
+        return None if self.quantization is None else self.quantization.method.name
+
+
 def validate(path: str | Path, *, registry: Registry | None = None) -> Report:
     """Validate the checkpoint in the folder or file `path` from its config and headers alone.
 
     Raises QloadError if there is no such folder; every other fault is a finding.
     """
-    registry = registry if registry is not None else Registry.discover()
+    found = examine(path, registry if registry is not None else Registry.discover())
+    checkpoint = found.checkpoint
+    return Report(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, found.findings)
+
+
+def examine(path: str | Path, registry: Registry) -> Examination:
+    """Read a checkpoint's headers, draw its outline and find its faults; raises as `validate` does."""
     checkpoint = open_checkpoint(Path(path), registry)
-    method, findings = _find(checkpoint, registry)
-    return Report(checkpoint.path, method, len(checkpoint.tensors), checkpoint.nbytes, findings)
+    if not checkpoint.is_readable and checkpoint.findings:
+        return Examination(checkpoint, checkpoint.findings)
+    try:
+        return _plan(checkpoint, resolve(checkpoint, registry))
+    except CheckpointError as error:
+        reasons = [fault for fault in error.findings if isinstance(fault, Finding)]
+        return Examination(checkpoint, (*checkpoint.findings, *reasons))
+    except MethodError as error:
+        fault = report("QL104", str(error), file="config.json")
+        return Examination(checkpoint, (*checkpoint.findings, fault))
 
 
 def read_quantization(path: str | Path, *, registry: Registry | None = None) -> Quantization:
@@ -59,43 +90,16 @@ def open_checkpoint(path: Path, registry: Registry) -> Checkpoint:
     return opened if opened is not None else open_folder(path)
 
 
-def _find(checkpoint: Checkpoint, registry: Registry) -> tuple[str | None, tuple[Finding, ...]]:
-    if not checkpoint.is_readable and checkpoint.findings:
-        return None, checkpoint.findings
-    try:
-        return _plan(checkpoint, resolve(checkpoint, registry))
-    except CheckpointError as error:
-        reasons = [fault for fault in error.findings if isinstance(fault, Finding)]
-        return None, (*checkpoint.findings, *reasons)
-    except MethodError as error:
-        return None, (*checkpoint.findings, report("QL104", str(error), file="config.json"))
-
-
-def _plan(checkpoint: Checkpoint, quantization: Quantization) -> tuple[str, tuple[Finding, ...]]:
+def _plan(checkpoint: Checkpoint, quantization: Quantization) -> Examination:
     drawn = outline(checkpoint, quantization)
-    return quantization.method.name, (*_find_faults(checkpoint, quantization, drawn), *drawn.findings)
+    findings = (*_find_faults(checkpoint, quantization, drawn), *drawn.findings)
+    return Examination(checkpoint, findings, quantization, drawn)
 
 
 def _find_faults(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> tuple[Finding, ...]:
     """The plan's findings; layers that headers cannot tell apart are planned one by one only where one has some."""
     if "qload_check" not in quantization.method.declaration:
-        thin = _thin(checkpoint, quantization, drawn)
-        if not find_faults(thin, quantization, drawn.samples, drawn.plain):
+        samples = thin(checkpoint, quantization, drawn)
+        if not find_faults(samples, quantization, drawn.samples, drawn.plain):
             return ()
     return find_faults(checkpoint, quantization, drawn.targets, drawn.plain)
-
-
-def _thin(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> Checkpoint:
-    """The checkpoint without the layers that are like another one."""
-    names = [name for sample in drawn.samples for name in _names(sample, checkpoint, quantization)]
-    names += [tensor.stored_as for tensor in drawn.plain]
-    return replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
-
-
-def _names(layer: Target, checkpoint: Checkpoint, quantization: Quantization) -> Iterator[str]:
-    """What a layer stores itself, and what it reads of the modules below it."""
-    yield from checkpoint.modules.get(layer.name, {}).values()
-    for spec in quantization.declare(layer.treatment, layer.geometry):
-        name = f"{layer.name}.{spec.stored_as}"
-        if name in checkpoint.tensors:
-            yield name
