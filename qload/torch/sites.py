@@ -32,6 +32,11 @@ class Site:
         return replace(self, name=f"{self.name}.{name}" if self.name else name)
 
     @property
+    def alone(self) -> "Site":
+        """The same site for a layer that every rank has whole."""
+        return replace(self, group=Group())
+
+    @property
     def parent(self) -> "Site":
         return replace(self, name=self.name.rpartition(".")[0])
 

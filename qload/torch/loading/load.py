@@ -23,13 +23,15 @@ from qload.torch.loading.filling import fill
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
 from qload.torch.loading.reading import Reader
+from qload.torch.parallel import Group
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass.
 
-    `quantization` is what a plain checkpoint is to be quantized with.
+    `quantization` is what a plain checkpoint is to be quantized with, and `group` the ranks that load together: what
+    fails on one of them fails on all.
     """
 
     device: torch.device
@@ -38,6 +40,7 @@ class LoadOptions:
     allow_pickle: bool = False
     ignore: Sequence[str] = ()
     quantization: Asked | Quantization | None = None
+    group: Group = Group()  # noqa: RUF009
 
 
 @dataclass(slots=True)
@@ -106,8 +109,11 @@ class Load:
             method=self.quantization.method.name,
             device=str(self.options.device),
             dtype=str(dtype).removeprefix("torch."),
+            rank=self.options.group.rank,
+            size=self.options.group.size,
             tensors=len(self.checkpoint.tensors),
             bytes_read=self.bytes_read,
+            bytes_needed=plan.bytes_read,
             bytes_in_memory=_held_bytes(module),
             bytes_dense=sum(_dense_bytes(layer.target, layer.nbytes, dtype) for layer in plan.layers),
             seconds=self.seconds,

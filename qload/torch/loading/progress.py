@@ -22,9 +22,9 @@ ProgressHook = Callable[[Progress], None]
 class LoadReport:
     """What a load did.
 
-    `tensors` is the number of stored tensors, `bytes_read` what was read of them, `bytes_in_memory` what the
-    model holds now, `bytes_dense` what its weights would be in the dtype it computes in. `seconds` are by
-    phase. `layers` counts layers by method and scheme.
+    `rank` of `size` ranks it was done on. `tensors` is the number of stored tensors, `bytes_read` what was read of
+    them, of which `bytes_needed` were copied, `bytes_in_memory` what the model holds now, `bytes_dense` what its weights would be in the dtype it computes
+    in, all of this rank. `seconds` are by phase. `layers` counts layers by method and scheme.
     """
 
     path: str
@@ -33,8 +33,11 @@ class LoadReport:
     dtype: str
     tensors: int
     bytes_read: int
+    bytes_needed: int
     bytes_in_memory: int
     bytes_dense: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    rank: int = 0
+    size: int = 1

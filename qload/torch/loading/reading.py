@@ -1,8 +1,8 @@
 """Reads the regions that a plan names, straight from files into parameters.
 
-A region whose bytes lie together in the file and in the parameter is read in place. Everything else goes
-through a staging buffer of fixed size: strips, casts, rows in another order, and other devices, to which whole
-runs of bytes are sent and where they are cut and cast.
+A region whose bytes lie together in the file and in the parameter is read in place, and strips of rows likewise.
+Everything else goes through a staging buffer of fixed size: short strips, casts, rows in another order, and other
+devices, to which whole runs of bytes are sent and where they are cut and cast.
 """
 
 import os
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from qload.checkpoint import Interleaving
 from qload.errors import QloadError
-from qload.layout import Interval, Region
+from qload.layout import Interval, Region, volume
 from qload.plan import Copy
 from qload.torch.dtypes import torch_dtype
 from qload.torch.loading.staging import Staging
+
+SHORTEST_STRIP = 128
+"""The bytes of a row from which on only what is wanted is read: for fewer, a call costs more than what lies between."""
 
 
 class Reader(Protocol):
@@ -62,6 +65,8 @@ class FileReader:
         if in_place and destination.is_contiguous() and block.is_contiguous:
             self._fill(copy, destination, block.start + block.offset)
             return destination.nbytes
+        if block.strip_bytes >= SHORTEST_STRIP:
+            return self._read_strips(block, destination, in_place=in_place and destination.is_contiguous())
         return self._read_rows(block, destination)
 
     def close(self) -> None:
@@ -77,6 +82,26 @@ class FileReader:
             return sum(self._read_rows(row, part) for row, part in zip(rows, destination, strict=True))
         fit = max(1, self._staging.size // max(1, block.row_bytes))
         return sum(self._read_run(block, run, destination[done : done + run.size]) for done, run in block.runs(fit))
+
+    def _read_strips(self, block: "_Block", destination: Tensor, *, in_place: bool) -> int:
+        """Read of every row what is wanted of it, and nothing between."""
+        strip, rows = block.strip_bytes, block.region[0]
+        if in_place:
+            self._fill_strips(block, rows, _as_bytes(destination))
+            return destination.nbytes
+        for done, run in block.runs(max(1, self._staging.size // strip) * rows.step):
+            with self._staging.borrow(run.size * strip) as buffer:
+                self._fill_strips(block, run, _as_bytes(buffer))
+                landed = buffer.to(destination.device, non_blocking=self._staging.is_pinned)
+                part = destination[done : done + run.size]
+                part.copy_(landed.view(block.dtype).view(part.shape))
+        return rows.size * strip
+
+    def _fill_strips(self, block: "_Block", rows: Interval, memory: memoryview) -> None:
+        strip, first = block.strip_bytes, block.start + block.strip_offset
+        for number, row in enumerate(range(rows.start, rows.stop, rows.step)):
+            place = first + row * block.row_bytes
+            self._fill_memory(block.copy, memory[number * strip : (number + 1) * strip], place)
 
     def _read_interleaved(self, block: "_Block", order: Interleaving, destination: Tensor) -> int:
         """Read runs of stored rows that hold the wanted ones, as many as fit the buffer, and put them in order."""
@@ -112,7 +137,9 @@ class FileReader:
         return nbytes
 
     def _fill(self, copy: Copy, target: Tensor, start: int) -> None:
-        memory = memoryview(target.reshape(-1).view(torch.uint8).numpy().data)
+        self._fill_memory(copy, _as_bytes(target), start)
+
+    def _fill_memory(self, copy: Copy, memory: memoryview, start: int) -> None:
         done = 0
         while done < len(memory):
             count = os.preadv(self._open(copy.entry.file), [memory[done:]], start + done)
@@ -130,6 +157,10 @@ class FileReader:
         if name not in self._files:
             self._files[name] = os.open(self._folder / name, os.O_RDONLY)
         return self._files[name]
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 class MemoryReader:
@@ -173,6 +204,19 @@ class _Block:
     @property
     def row_bytes(self) -> int:
         return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def strip_bytes(self) -> int:
+        """The bytes that are wanted of each row, where they lie together and are not all of it; else 0."""
+        inner = _Block(self.copy, self.dtype, self.shape[1:], self.region[1:], 0)
+        wanted = volume(self.region[1:])
+        is_strip = len(self.shape) > 1 and wanted < prod(self.shape[1:]) and inner.is_contiguous
+        return wanted * self.dtype.itemsize if is_strip else 0
+
+    @property
+    def strip_offset(self) -> int:
+        """The bytes of each row before what is wanted of it."""
+        return _Block(self.copy, self.dtype, self.shape[1:], self.region[1:], 0).offset
 
     @property
     def has_parted_rows(self) -> bool:

@@ -9,22 +9,32 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qload.errors import ModelError
+from qload.geometry import Geometry, Sharding
 from qload.plan import Source
-from qload.quantization import Quantization
+from qload.quantization import Quantization, Treatment
+from qload.roles import Heads, choose_sharding
 from qload.torch.models.building import kept_dtype
 from qload.torch.models.naming import Names
+from qload.torch.parallel import Group
 from qload.torch.sites import Site
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all replacements of one model are made from; `shared` tensors are left to whoever ties them."""
+    """What all replacements of one model are made from; `shared` tensors are left to whoever ties them.
+
+    `group` has the ranks that the model is divided over, and `heads` its attention's heads, which stay whole;
+    `by_experts` divides mixtures by experts, in place of each expert.
+    """
 
     model: PreTrainedModel
     names: Names
     quantization: Quantization
     dtype: torch.dtype
     shared: Container[str]
+    group: Group
+    heads: Heads
+    by_experts: bool = False
 
     def source(self, name: str) -> Source:
         """The checkpoint's module for one of the model's; one of the same name where it has none."""
@@ -50,8 +60,13 @@ class Context:
         return name not in self.names.sources and f"{name}.weight" in self.names.converted
 
     def site(self, name: str, checkpoint_name: str) -> Site:
-        dtype = kept_dtype(self.model, name, self.dtype)
-        return Site(self.quantization, checkpoint_name, dtype=dtype)
+        """The site of a module of the model, divided over all ranks."""
+        return Site(self.quantization, checkpoint_name, self.group, kept_dtype(self.model, name, self.dtype))
+
+    def choose_sharding(self, name: str, geometry: Geometry, treatment: Treatment) -> Sharding:
+        """How a module of the checkpoint is divided, as whoever plans without the model has it too."""
+        specs = self.quantization.declare(treatment, geometry)
+        return choose_sharding(name, geometry, specs, self.group.size)
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:

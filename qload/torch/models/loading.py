@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from qload.checkpoint import Modules
 from qload.errors import ModelError
-from qload.plan import PlainTarget
+from qload.plan import PlainTarget, Plan
 from qload.presets import Asked
 from qload.quantization import Quantization
 from qload.registry import Registry
+from qload.roles import read_heads
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.modules import target_of
@@ -21,9 +24,12 @@ from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.models.building import build_model, finish_model, kept_dtype
 from qload.torch.models.caching import quantize_caches
 from qload.torch.models.converting import Stage, make_stages
+from qload.torch.models.generating import generate_together
 from qload.torch.models.naming import Names, match_names
-from qload.torch.models.replacing import make_replacements, put
+from qload.torch.models.neighbours import join_neighbours
+from qload.torch.models.replacing import Replacements, make_replacements, put
 from qload.torch.models.tying import Ties, find_ties, settle_names, tie
+from qload.torch.parallel import Group, agreeing, device_of, group_of
 
 _REPORT = "_qload_report"
 # Buffers that older checkpoints store, and that models compute now.
@@ -33,7 +39,10 @@ _ONCE_STORED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.attn\.mask
 def load(
     path: str | Path,
     *,
-    device: torch.device | str = "cpu",
+    mesh: DeviceMesh | None = None,
+    mesh_axis: str | None = None,
+    expert_parallel: bool = False,
+    device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     quantize_activations: bool = True,
     quantization: Asked | Quantization | None = None,
@@ -51,16 +60,65 @@ def load(
     ("int4", ...; `qload methods` lists them), or what its `quantization_config` would say.
     `ignore` lists the codes of waivable findings. `qload.report(model)` says what was loaded.
 
+    With a `mesh`, every rank along its `mesh_axis` (of several axes, by default "tp") calls this, reads and holds its
+    share, and computes with the others what one process would; `expert_parallel` gives ranks whole experts of mixtures
+    in place of a share of each. `device` is by default the CPU, or the rank's own of the mesh. All ranks must
+    generate at the same time, from the same input; what they sample is then the same.
+
     Raises CheckpointError, with all findings at once, before memory is taken for the weights, or, for faults
     that only the data shows, after reading; MethodError where the method cannot be had; ModelError where
-    transformers lacks the architecture.
+    transformers lacks the architecture; ShardError, before anything is read, where the model cannot be divided over so
+    many ranks; ParallelError on the other ranks where one of them fails.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization)
-    loading = Load.begin(path, options)
+    group = Group() if mesh is None else group_of(mesh, mesh_axis)
+    chosen = device if device is not None else "cpu" if mesh is None else device_of(mesh)
+    with agreeing(group):
+        options = LoadOptions(choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, group)
+        planned = _plan(Load.begin(path, options), dtype, quantize_activations, by_experts=expert_parallel)
+    with agreeing(group):
+        return planned.run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A model that is built and planned, and of which nothing has been read."""
+
+    loading: Load
+    model: PreTrainedModel
+    made: Replacements
+    stages: Mapping[str, Stage]
+    ties: Ties
+    plan: Plan
+
+    def run(self) -> PreTrainedModel:
+        """Read the weights, and finish the model."""
+        model = self.model
+        self.loading.copy(self.plan, self._find)
+        for stage in self.stages.values():
+            stage.finish(model)
+        _finish(model, self.made, self.ties, self.loading)
+        setattr(model, _REPORT, self.loading.report(model, self.plan, model.dtype))
+        return model
+
+    def _find(self, name: str) -> nn.Module:
+        return self.made.layers.get(name) or self.stages.get(name) or self.model.get_submodule(name)
+
+
+def _plan(loading: Load, dtype: torch.dtype | str | None, quantize_activations: bool, *, by_experts: bool) -> _Planned:
     model = build_model(loading.checkpoint, dtype)
     names = settle_names(model, match_names(model, loading.checkpoint))
     ties = find_ties(model, names)
-    made = make_replacements(model, names, loading.quantization, model.dtype, skipped=ties.shared, shared=ties.names)
+    made = make_replacements(
+        model,
+        names,
+        loading.quantization,
+        model.dtype,
+        skipped=ties.shared,
+        shared=ties.names,
+        group=loading.options.group,
+        heads=read_heads(loading.checkpoint.config),
+        by_experts=by_experts,
+    )
     for layer in made.layers.values():
         layer.quantize_activations = quantize_activations
     replaced = (*made.modules, *made.refused)
@@ -79,12 +137,7 @@ def load(
         ],
         is_expected=_expected(model, names, made.refused, loading.checkpoint.modules),
     )
-    loading.copy(plan, lambda name: made.layers.get(name) or stages.get(name) or model.get_submodule(name))
-    for stage in stages.values():
-        stage.finish(model)
-    _finish(model, made.modules, ties, loading)
-    setattr(model, _REPORT, loading.report(model, plan, model.dtype))
-    return model
+    return _Planned(loading, model, made, stages, ties, plan)
 
 
 def report(model: nn.Module) -> LoadReport:
@@ -95,8 +148,11 @@ def report(model: nn.Module) -> LoadReport:
     return found
 
 
-def _finish(model: PreTrainedModel, modules: Mapping[str, nn.Module], ties: Ties, loading: Load) -> None:
-    for name, module in modules.items():
+def _finish(model: PreTrainedModel, made: Replacements, ties: Ties, loading: Load) -> None:
+    if loading.options.group.size > 1:
+        join_neighbours(model, made.layers)
+        generate_together(model, loading.options.group)
+    for name, module in made.modules.items():
         put(model, name, module)
     quantize_caches(model)
     tie(model, ties, loading.quantization)

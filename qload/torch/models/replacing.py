@@ -1,6 +1,6 @@
 """Finds the layers of a transformers model that hold weights, and makes qload's in their place."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,17 +9,21 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qload.errors import CapabilityError, CheckpointError, ModelError
+from qload.errors import CapabilityError, CheckpointError, ModelError, ShardError
 from qload.findings import Finding, refusals, report
-from qload.geometry import Kind, single
+from qload.geometry import Geometry, Kind, Part, replicated, single
 from qload.hookspecs import ModuleInfo
 from qload.quantization import Quantization, Treatment
-from qload.torch.layers import Layer, ParallelLMHead, ReplicatedLinear, VocabParallelEmbedding
+from qload.roles import Heads, make_part
+from qload.torch.dtypes import dtype_code
+from qload.torch.layers import Layer, ParallelLMHead, VocabParallelEmbedding
+from qload.torch.layers.linear import Linear
 from qload.torch.models.caching import SCALES, count_heads, has_cache
 from qload.torch.models.context import Context, class_names
 from qload.torch.models.embedding import ComputedEmbedding, computes_by_row
 from qload.torch.models.naming import Names
 from qload.torch.models.stacks import describe_stack, make_stack
+from qload.torch.parallel import Group
 
 
 @dataclass(slots=True)
@@ -47,33 +51,50 @@ def make_replacements(
     *,
     skipped: Container[str] = (),
     shared: Container[str] = (),
+    group: Group,
+    heads: Heads,
+    by_experts: bool = False,
 ) -> Replacements:
     """Make a layer for every linear layer, embedding and stack of experts; `put` sets them in.
 
     `skipped` modules are left as they are, and a bias that is one of the `shared` tensors to whoever ties it.
     Of a stack of experts the stacked weights are taken away, for the rest of it is kept as the gate. What a
-    method refuses is a finding.
+    method refuses is a finding. Layers are divided over the ranks of `group`, attentions by whole `heads`, and mixtures
+    by whole experts if `by_experts`. Raises ShardError where some cannot be, with the numbers of ranks that fit all.
     """
-    context = Context(model, names, quantization, dtype, shared)
+    context = Context(model, names, quantization, dtype, shared, group, heads, by_experts)
     made = Replacements()
-    heads = _head_names(model)
+    outputs = _head_names(model)
     reasons: dict[str, str] = {}
+    misfits: list[ShardError] = []
     for name, module in model.named_modules():
         if name in skipped:
             continue
         try:
-            for place, replacement in _replace(name, module, name in heads, context):
+            for place, replacement in _replace(name, module, name in outputs, context):
                 made.modules[place] = replacement
                 made.layers |= _layers(place, replacement)
         except (ValueError, CapabilityError) as error:
             reasons[name] = str(error)
+        except ShardError as error:
+            misfits.append(error)
         except ModelError as error:
             made.refuse(name, [_refused(name, error)])
         except CheckpointError as error:
             made.refuse(name, [fault for fault in error.findings if isinstance(fault, Finding)])
+    if misfits:
+        raise _join_misfits(misfits)
     made.refused += reasons
     made.findings += (*refusals(reasons), *(_unsupported(module) for module in names.unsupported))
     return made
+
+
+def _join_misfits(misfits: Sequence[ShardError]) -> ShardError:
+    first, *others = misfits
+    sizes = set(first.sizes).intersection(*(error.sizes for error in others))
+    what = f"{first.what}, and as little {len(others)} other modules" if others else first.what
+    facts = {"where": first.where, "expected": first.expected, "found": first.found}
+    return ShardError(what, unit=first.unit, sizes=sorted(sizes), **facts)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -121,12 +142,19 @@ def _make_linear(
     else:
         outputs, inputs = module.weight.shape
     bias = module.bias is not None and f"{name}.bias" not in context.shared
-    layer: Layer
+    part = Part("", outputs) if is_head else make_part(source.prefix, outputs, context.heads)
+    geometry = Geometry(inputs, (part,), None, kind, dtype_code(site.dtype), bias)
+    sharding = context.choose_sharding(source.prefix, geometry, treatment)
     if is_head:
-        layer = ParallelLMHead(outputs, inputs, site, bias=bias, multiple=1, source=source, treatment=treatment)
+        site = site if sharding is not replicated else site.alone
+        yield (
+            name,
+            ParallelLMHead(
+                outputs, inputs, site, bias=bias, gather_output=True, multiple=1, source=source, treatment=treatment
+            ),
+        )
     else:
-        layer = ReplicatedLinear(inputs, outputs, site, bias=bias, source=source, treatment=treatment)
-    yield name, layer
+        yield name, Linear(inputs, (part,), site, bias=bias, sources=(source,), treatment=treatment, sharding=sharding)
 
 
 def _make_embedding(name: str, module: nn.Embedding, context: Context) -> Iterator[tuple[str, nn.Module]]:
@@ -134,14 +162,18 @@ def _make_embedding(name: str, module: nn.Embedding, context: Context) -> Iterat
         return
     source = context.source(name)
     treatment = _treat(name, source.prefix, Kind.EMBEDDING, module, context)
-    is_computed = type(module).forward is not nn.Embedding.forward and treatment.scheme is not None
+    site = context.site(name, source.prefix)
+    geometry = single(module.num_embeddings, module.embedding_dim, kind=Kind.EMBEDDING, dtype=dtype_code(site.dtype))
+    sharding = context.choose_sharding(source.prefix, geometry, treatment)
+    is_wanted = treatment.scheme is not None or (context.group.size > 1 and sharding is not replicated)
+    is_computed = type(module).forward is not nn.Embedding.forward and is_wanted
     is_computed = is_computed and computes_by_row(module)
     if not is_computed and not _can_replace(name, module, (nn.Embedding,), treatment, context):
         return
     layer = VocabParallelEmbedding(
         module.num_embeddings,
         module.embedding_dim,
-        context.site(name, source.prefix),
+        site if sharding is not replicated else site.alone,
         multiple=1,
         source=source,
         treatment=treatment,
@@ -157,7 +189,7 @@ def _make_cache_scales(name: str, module: nn.Module, context: Context) -> Iterat
     treatment = _treat(name, source.prefix, Kind.KV_CACHE, module, context)
     if treatment.scheme is not None:
         geometry = single(count_heads(module), 1, kind=Kind.KV_CACHE)
-        yield f"{name}.{SCALES}", Layer(geometry, (source,), context.site(name, source.prefix), treatment)
+        yield f"{name}.{SCALES}", Layer(geometry, (source,), context.site(name, source.prefix).alone, treatment)
 
 
 def _treat(name: str, prefix: str, kind: Kind, module: nn.Module, context: Context) -> Treatment:

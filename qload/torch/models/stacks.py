@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from qload.declare import ParameterKind
 from qload.errors import ModelError
-from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row
+from qload.geometry import Geometry, Kind, Part, expert_parallel, replicated
 from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
@@ -126,8 +126,8 @@ def make_stack(name: str, stack: Stack, context: Context) -> Experts | None:
     layer = partial(_make_layer, context=context, classes=classes, experts=count, bias=stack.bias)
     # Stored apart, parts stay so.
     interleaved = stack.is_interleaved and all(source.parts > 1 for source in context.names.sources[up])
-    up_proj = layer(up, hidden, parts, sharding=column, interleaved=interleaved)
-    down_proj = layer(down, inner, [Part("", hidden)], sharding=row)
+    up_proj = layer(up, hidden, parts, interleaved=interleaved)
+    down_proj = layer(down, inner, [Part("", hidden)])
     if _is_turned((up_proj, down_proj), context):
         for each in (up_proj, down_proj):
             each.sources = tuple(replace(source, turned=True) for source in each.sources)
@@ -147,15 +147,17 @@ def _make_layer(
     classes: tuple[str, ...],
     experts: int,
     bias: bool,
-    sharding: Sharding,
     interleaved: bool = False,
 ) -> ExpertLinear:
     sources, site = context.names.sources[place], context.site(place, place)
     treatment = site.treat(sources, Kind.LINEAR, classes)
     geometry = Geometry(inputs, tuple(parts), experts, Kind.EXPERTS, dtype_code(site.dtype), bias, interleaved)
+    sharding = context.choose_sharding(place, geometry, treatment)
     if any(source.parts > 1 for source in sources) and _are_packed_together(context.quantization, treatment, geometry):
         parts, interleaved, sharding = [Part("", geometry.out_features)], False, replicated
         sources = tuple(replace(source, parts=1) for source in sources)
+    if context.by_experts:
+        sharding = expert_parallel
     return ExpertLinear(
         experts,
         inputs,

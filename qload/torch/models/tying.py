@@ -132,12 +132,14 @@ def _make_head(
 ) -> ParallelLMHead:
     """A head on a table of ours, or on one that transformers computes more with, which is never quantized."""
     if isinstance(table, VocabParallelEmbedding):
-        site = Site(quantization, name, dtype=torch_dtype(table.geometry.dtype))
+        site = Site(quantization, name, table.group, torch_dtype(table.geometry.dtype))
         treatment = table.treatment
     else:
         site = Site(quantization, name, dtype=table.weight.dtype)
         treatment = Treatment(quantization.unquantized, None)
-    tied = ParallelLMHead(table.num_embeddings, table.embedding_dim, site, multiple=1, treatment=treatment)
+    tied = ParallelLMHead(
+        table.num_embeddings, table.embedding_dim, site, gather_output=True, multiple=1, treatment=treatment
+    )
     if isinstance(table, VocabParallelEmbedding):
         tied.tie(table)
     else:

@@ -37,6 +37,14 @@ class Group:
         """The greatest of every rank's x, element by element, on every rank."""
         return self._reduce(x, dist.ReduceOp.MAX)
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """The first rank's x, on every rank. All have the same shape."""
+        if self.size == 1:
+            return x
+        received = x.clone(memory_format=torch.contiguous_format)
+        self.communicate(lambda handle: dist.broadcast(received, group=handle, group_src=0))
+        return received
+
     def gather(self, x: Tensor, dim: int = -1) -> Tensor:
         """Every rank's x, one after another along `dim`, on every rank. All have the same shape."""
         if self.size == 1:
