@@ -1,7 +1,6 @@
-"""`qload run`: loads a checkpoint, says what was loaded, and generates."""
+"""`qload run`: loads a checkpoint, on one rank or several, says what was loaded, and generates."""
 
 import importlib
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,11 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 import qload
 from qload.checkpoint import Checkpoint
+from qload.cli.generating import Outcome, Request, generate_alone, generate_joined, generate_on_ranks, is_joined
 from qload.cli.shared import (
     checkpoint_argument,
     describe_bytes,
@@ -44,6 +36,10 @@ _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
 @click.option("--dtype", default=None, help="What to compute in: float32, bfloat16, float16. [default: the config's]")
 @click.option("--max-new-tokens", default=40, show_default=True, type=click.IntRange(min=1), help="How far to go on.")
 @click.option(
+    "--tp", default=1, show_default=True, type=click.IntRange(min=1), help="Divide it over so many processes or GPUs."
+)
+@click.option("--expert-parallel", is_flag=True, help="Give each rank whole experts of a mixture.")
+@click.option(
     "--quantization",
     default=None,
     help="Quantize a plain checkpoint while loading: int4, int8, ... [see qload methods]",
@@ -56,43 +52,40 @@ def command(
     device: str,
     dtype: str | None,
     max_new_tokens: int,
+    tp: int,
+    expert_parallel: bool,
     quantization: str | None,
     weights_only: bool,
     output: str,
 ) -> None:
     """Load the checkpoint in the folder or file PATH, and go on from a prompt.
 
-    Generates greedily, so that the same checkpoint gives the same text.
+    Generates greedily, so that the same checkpoint gives the same text. With --tp it starts processes of this machine;
+    started by torchrun, on one machine or several, it joins the others.
     """
-    console = Console(stderr=True)
     tokenizer = _read_tokenizer(open_checkpoint(path, Registry.discover()))
-    options = {"device": device, "dtype": dtype, "quantization": quantization}
-    model = _load(path, console, quantize_activations=not weights_only, **options)
-    report = qload.report(model)
-    text, tokens, seconds = _generate(model, tokenizer, prompt, max_new_tokens)
-    if output == "json":
-        print_json({**asdict(report), "prompt": prompt, "text": text, "tokens": tokens, "generating": seconds})
+    ids = tokenizer(prompt, return_token_type_ids=False)["input_ids"]
+    options = {"device": device, "dtype": dtype, "quantization": quantization, "expert_parallel": expert_parallel}
+    request = Request(path, ids, max_new_tokens, {**options, "quantize_activations": not weights_only})
+    outcome = _generate(request, tp, device)
+    if outcome is None:
         return
-    _print_summary(report, console)
+    text = tokenizer.decode(list(outcome.tokens), skip_special_tokens=True)
+    if output == "json":
+        ranks = {"ranks": [asdict(report) for report in outcome.reports]} if len(outcome.reports) > 1 else {}
+        said = {"prompt": prompt, "text": text, "tokens": len(outcome.tokens), "generating": outcome.seconds}
+        print_json({**asdict(outcome.reports[0]), **said, **ranks})
+        return
+    console = Console(stderr=True)
+    _print_summary(outcome.reports, console)
     click.echo(prompt + text)
-    console.print(f"{tokens} tokens in {seconds:.2f} s", highlight=False)
+    console.print(f"{len(outcome.tokens)} tokens in {outcome.seconds:.2f} s", highlight=False)
 
 
-def _load(path: Path, console: Console, **options: Any) -> Any:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def show(progress: qload.Progress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total)
-
-        return qload.load(path, progress=show, **options)
+def _generate(request: Request, tp: int, device: str) -> Outcome | None:
+    if is_joined():
+        return generate_joined(request, device)
+    return generate_alone(request) if tp == 1 else generate_on_ranks(request, tp, device)
 
 
 def _read_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -109,30 +102,29 @@ def _read_tokenizer(checkpoint: Checkpoint) -> Any:
         raise ModelError(f"the tokenizer cannot be read: {first}", where=str(path), remedy=remedy) from error
 
 
-def _generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[str, int, float]:
-    torch = importlib.import_module("torch")
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-    started = time.perf_counter()
-    with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = output[0, inputs["input_ids"].shape[1] :]
-    return tokenizer.decode(new, skip_special_tokens=True), len(new), time.perf_counter() - started
-
-
-def _print_summary(report: "qload.LoadReport", console: Console) -> None:
-    print_findings(report.findings)
+def _print_summary(reports: "tuple[qload.LoadReport, ...]", console: Console) -> None:
+    first = reports[0]
+    print_findings(first.findings)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("checkpoint", escape(f"{report.path}, {report.method}"))
-    for label, count in sorted(report.layers.items(), key=lambda item: -item[1]):
+    table.add_row("checkpoint", escape(f"{first.path}, {first.method}"))
+    for label, count in sorted(first.layers.items(), key=lambda item: -item[1]):
         table.add_row("", escape(f"{describe_count(count, 'layer')} {label}"))
-    ratio = report.bytes_in_memory / report.bytes_dense if report.bytes_dense else 1
-    table.add_row(
-        "memory",
-        f"{describe_bytes(report.bytes_in_memory)} on {report.device}, {ratio:.0%} of "
-        f"{describe_bytes(report.bytes_dense)} dense in {report.dtype}",
-    )
-    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.seconds.items())
-    table.add_row("time", f"{sum(report.seconds.values()):.2f} s: {phases}")
+    for report in reports:
+        name = "memory" if len(reports) == 1 else f"rank {report.rank}"
+        table.add_row(name, _describe_memory(report))
+    if len(reports) > 1:
+        read = sum(report.bytes_read for report in reports)
+        table.add_row("read", f"{describe_bytes(read)} by {len(reports)} ranks")
+    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in first.seconds.items())
+    table.add_row("time", f"{sum(first.seconds.values()):.2f} s: {phases}")
     console.print(table, highlight=False, soft_wrap=True)
+
+
+def _describe_memory(report: "qload.LoadReport") -> str:
+    ratio = report.bytes_in_memory / report.bytes_dense if report.bytes_dense else 1
+    return (
+        f"{describe_bytes(report.bytes_in_memory)} on {report.device}, {ratio:.0%} of "
+        f"{describe_bytes(report.bytes_dense)} dense in {report.dtype}"
+    )

@@ -23,9 +23,9 @@ class LoadReport:
     """What a load did.
 
     `rank` of `size` ranks it was done on. `tensors` is the number of stored tensors, `bytes_read` what was read of
-    them, of which `bytes_needed` were copied, `bytes_in_memory` what the model holds now, `bytes_dense` what its weights
-    would be in the dtype it computes in, all of this rank. `seconds` are by phase. `layers` counts layers by method and
-    scheme.
+    them, of which `bytes_needed` were copied, `bytes_in_memory` what the model holds now, `bytes_dense` what its
+    weights would be in the dtype it computes in, all of this rank. `seconds` are by phase. `layers` counts layers by
+    method and scheme.
     """
 
     path: str

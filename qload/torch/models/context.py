@@ -8,11 +8,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qload.errors import ModelError
+from qload.errors import ModelError, ShardError
 from qload.geometry import Geometry, Sharding
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
-from qload.roles import Heads, choose_sharding
+from qload.roles import Heads, choose_sharding, find_sizes
+from qload.sharding import cut_layer
 from qload.torch.models.building import kept_dtype
 from qload.torch.models.naming import Names
 from qload.torch.parallel import Group
@@ -64,9 +65,18 @@ class Context:
         return Site(self.quantization, checkpoint_name, self.group, kept_dtype(self.model, name, self.dtype))
 
     def choose_sharding(self, name: str, geometry: Geometry, treatment: Treatment) -> Sharding:
-        """How a module of the checkpoint is divided, as whoever plans without the model has it too."""
+        """How a module of the checkpoint is divided, as whoever plans without the model has it too.
+
+        Raises ShardError where no way fits, with the numbers of ranks for which one does.
+        """
         specs = self.quantization.declare(treatment, geometry)
-        return choose_sharding(name, geometry, specs, self.group.size)
+        sharding = choose_sharding(name, geometry, specs, self.group.size)
+        try:
+            cut_layer(geometry, sharding, specs, name, self.group.rank, self.group.size)
+        except ShardError as error:
+            facts = {"where": error.where, "expected": error.expected, "found": error.found}
+            raise ShardError(error.what, unit=error.unit, sizes=find_sizes(name, geometry, specs), **facts) from error
+        return sharding
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
