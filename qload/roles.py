@@ -20,9 +20,10 @@ _COLUMNS = (
     *_QUERIES,
     *_KEYS_AND_VALUES,
     *("qkv_proj", "query_key_value", "Wqkv", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13"),
-    *("fc1", "fc_in", "dense_h_to_4h", "g_proj"),
+    *("fc1", "fc_in", "dense_h_to_4h", "g_proj", "input_linear"),
+    *("q", "k", "v", "wi", "wi_0", "wi_1"),
 )
-_ROWS = ("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h")
+_ROWS = ("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "output_linear", "o")
 _NESTED = ("text_config", "llm_config", "thinker_config")
 
 

@@ -117,9 +117,11 @@ def make_stack(name: str, stack: Stack, context: Context) -> Experts | None:
     sources = [source for place in (up, down) for source in context.names.sources[place]]
     # A method's config speaks of experts as of linear layers, which they are where they are stored quantized.
     is_plain = context.names.plain >= {source.prefix for source in sources}
-    if is_plain and not (stack.known and all(source.expert is not None for source in sources)):
+    is_apart = all(source.expert is not None for source in sources)
+    if is_plain and not (stack.known and (is_apart or context.group.size > 1)):
         return None
-    _check(name, stack, sources, context)
+    if not is_plain:
+        _check(name, stack, sources, context)
     classes = ("Linear",) if context.quantization.is_to_be_made or not is_plain else class_names(stack.module)
     count, hidden, inner = stack.sizes
     parts = [Part(part, inner) for part in (context.names.parts.get(up, PARTS) if stack.has_gate else ("",))]
@@ -128,7 +130,7 @@ def make_stack(name: str, stack: Stack, context: Context) -> Experts | None:
     interleaved = stack.is_interleaved and all(source.parts > 1 for source in context.names.sources[up])
     up_proj = layer(up, hidden, parts, interleaved=interleaved)
     down_proj = layer(down, inner, [Part("", hidden)])
-    if _is_turned((up_proj, down_proj), context):
+    if stack.is_transposed and not is_apart if is_plain else _is_turned((up_proj, down_proj), context):
         for each in (up_proj, down_proj):
             each.sources = tuple(replace(source, turned=True) for source in each.sources)
     # What is left of the original module is its gate.
