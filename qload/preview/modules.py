@@ -10,6 +10,7 @@ from qload.checkpoint import Checkpoint
 from qload.dtypes import CONFIG_NAMES, FLOATS
 from qload.geometry import Geometry, Kind, Part, column, replicated, row
 from qload.outline import Outline
+from qload.patterns import merge_names
 from qload.plan import Target, find_faults
 from qload.quantization import Quantization
 from qload.roles import Heads, choose_sharding, make_part, read_heads
@@ -20,10 +21,11 @@ _EXPERT = re.compile(r"(?P<mixture>.*\bexperts)\.(?P<number>\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """Modules that are alike: the target of one of them, and the names of all."""
+    """Modules that are alike: the target of one of them, the names of all, and these in one."""
 
     target: Target
     names: tuple[str, ...]
+    where: str
     is_told: bool = True
 
     @property
@@ -51,7 +53,8 @@ def list_modules(checkpoint: Checkpoint, quantization: Quantization, drawn: Outl
         target = _resize(sample, replace(sample.geometry, dtype=dtype))
         told = _settle(target, widths, checkpoint, quantization)
         target = _join_heads(told if told is not None else target, heads)
-        yield Modules(target, tuple(names[sample.name]), told is not None)
+        alike = tuple(names[sample.name])
+        yield Modules(target, alike, merge_names(alike), told is not None)
 
 
 def choose_dtype(checkpoint: Checkpoint) -> str:
