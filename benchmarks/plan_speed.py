@@ -1,4 +1,4 @@
-"""Time of validating and of planning a checkpoint of many tensors, beside that of parsing its headers.
+"""Time of validating, of previewing ranks, and of planning a checkpoint of many tensors, beside that of parsing its headers.
 
     python benchmarks/plan_speed.py [--layers 48] [--experts 128] [--rounds 5] [--json FILE]
 
@@ -32,6 +32,7 @@ from qload.validation.report import open_checkpoint
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD, VOCABULARY, GROUP = 2048, 768, 32, 4, 128, 151936, 128
 LAYERS_IN_A_FILE = 4
+RANKS = (1, 2, 4, 8)
 ATTENTION = {
     "q_proj": (HEADS * HEAD, HIDDEN),
     "k_proj": (KV_HEADS * HEAD, HIDDEN),
@@ -199,7 +200,7 @@ def measure(folder: Path, layers: int, experts: int, rounds: int) -> dict[str, l
         # What one load learns of declarations is not for the next one.
         return plan_load(checkpoint, resolve(checkpoint, registry), layers, experts)
 
-    if plan().findings or qload.validate(folder).findings:
+    if plan().findings or qload.validate(folder).findings or not qload.plan_ranks(folder, RANKS).fits:
         raise SystemExit("the checkpoint was made wrongly: there are findings")
     # What is kept for the plan is not to slow the garbage collection of the other ways.
     gc.freeze()
@@ -207,6 +208,7 @@ def measure(folder: Path, layers: int, experts: int, rounds: int) -> dict[str, l
         {
             "parse the headers": lambda: parse_headers(folder),
             "qload.validate": lambda: qload.validate(folder),
+            "qload.plan_ranks": lambda: qload.plan_ranks(folder, RANKS),
             "plan": plan,
         },
         rounds,
