@@ -1,10 +1,10 @@
-"""Time of validating, of previewing ranks, and of planning a checkpoint of many tensors, beside that of parsing its headers.
+"""Time of validating and of planning a checkpoint of many tensors, beside that of parsing its headers.
 
     python benchmarks/plan_speed.py [--layers 48] [--experts 128] [--rounds 5] [--json FILE]
 
 The checkpoint is a mixture of experts, packed to 4 bits in groups of 128 by compressed-tensors' layout: real headers
 before sparse data, which nothing here reads. Parsing the headers as JSON is what no way can do without. The ways take
-turns in one process; the plan is that of a load, in which each layer's experts are one stack.
+turns in one process; `qload.plan_ranks` plans for 1, 2, 4 and 8 ranks, and the plan is that of a load, in which each layer's experts are one stack.
 """
 
 import argparse
