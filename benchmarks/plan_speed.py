@@ -4,7 +4,8 @@
 
 The checkpoint is a mixture of experts, packed to 4 bits in groups of 128 by compressed-tensors' layout: real headers
 before sparse data, which nothing here reads. Parsing the headers as JSON is what no way can do without. The ways take
-turns in one process; `qload.plan_ranks` plans for 1, 2, 4 and 8 ranks, and the plan is that of a load, in which each layer's experts are one stack.
+turns in one process; `qload.plan_ranks` plans for 1, 2, 4 and 8 ranks, and the plan is that of a load, in which each
+layer's experts are one stack.
 """
 
 import argparse

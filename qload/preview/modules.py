@@ -43,12 +43,15 @@ class Modules:
         return found
 
 
-def list_modules(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> Iterator[Modules]:
-    """The modules of an outline that are layers; `checkpoint` may lack those that are like another one."""
+def list_modules(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline, dtype: str) -> Iterator[Modules]:
+    """The modules of an outline that are layers, which compute in `dtype`.
+
+    `checkpoint` may lack those that are like another one.
+    """
     names: dict[str, list[str]] = defaultdict(list)
     for name, sample in drawn.layers:
         names[sample.name].append(name)
-    widths, heads, dtype = _read_widths(checkpoint.config), read_heads(checkpoint.config), choose_dtype(checkpoint)
+    widths, heads = _read_widths(checkpoint.config), read_heads(checkpoint.config)
     for sample in drawn.samples:
         target = _resize(sample, replace(sample.geometry, dtype=dtype))
         told = _settle(target, widths, checkpoint, quantization)

@@ -73,10 +73,10 @@ class _Preview:
     @classmethod
     def of(cls, found: Examination, quantization: Quantization, drawn: Outline, by_experts: bool) -> "_Preview":
         samples = thin(found.checkpoint, quantization, drawn)
-        modules = tuple(list_modules(samples, quantization, drawn))
+        dtype = choose_dtype(found.checkpoint)
+        modules = tuple(list_modules(samples, quantization, drawn, dtype))
         whole = _share(_plan_rank(samples, quantization, [(each, each.target.shard) for each in modules]))
         plain = tuple(_group(samples.tensors[tensor.stored_as] for tensor in drawn.plain))
-        dtype = choose_dtype(found.checkpoint)
         divider = Divider(quantization, by_experts, count_experts(modules))
         return cls(samples, quantization, modules, plain, dtype, divider, tuple(whole))
 

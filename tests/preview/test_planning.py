@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from edits import edit_config, edit_tensors
 from samples import DATA, DEMO, is_sound, samples
+from torch import Tensor
 
 import qload
 from qload import Registry
@@ -23,7 +24,7 @@ from qload.layout import Dim
 from qload.outline import Outline
 from qload.plan import Source, Target, make_plan
 from qload.preview import RankPlans, SizePlan, Split, plan_ranks
-from qload.preview.modules import Modules, list_modules
+from qload.preview.modules import Modules, choose_dtype, list_modules
 from qload.roles import choose_sharding
 from qload.sharding import cut_layer
 from qload.validation.report import Examination, examine
@@ -40,7 +41,8 @@ def find(path: Path, registry: Registry) -> tuple[Examination, list[Modules]]:
     found = examine(path, registry)
     assert found.quantization is not None
     assert isinstance(found.outline, Outline)
-    return found, list(list_modules(found.checkpoint, found.quantization, found.outline))
+    dtype = choose_dtype(found.checkpoint)
+    return found, list(list_modules(found.checkpoint, found.quantization, found.outline, dtype))
 
 
 def declare(found: Examination, modules: Modules) -> tuple[ParameterSpec, ...]:
@@ -241,6 +243,24 @@ def test_values_are_held_in_the_configs_dtype(tmp_path: Path, registry: Registry
     folder = write_checkpoint(tmp_path, {"dtype": "bfloat16"}, **shapes)
     ((share,),) = [plan.ranks for plan in plan_ranks(folder, [1], registry=registry).sizes]
     assert (share.read, share.held) == (176, 88)
+
+
+def test_without_a_dtype_in_the_config_they_are_held_in_that_of_most(
+    broken: Callable[[str], Path], registry: Registry
+) -> None:
+    """Of all that is stored, not of one layer of each kind alone."""
+    folder = broken("base")
+    edit_config(folder, lambda config: config.pop("dtype"))
+
+    def widen(stored: dict[str, Tensor]) -> None:
+        for leaf in ("embed_tokens", "layers.0.mlp.up_proj", "layers.1.mlp.up_proj"):
+            stored[f"model.{leaf}.weight"] = stored[f"model.{leaf}.weight"].float()
+
+    edit_tensors(folder, widen)
+    found, modules = find(folder, registry)
+    assert {each.target.geometry.dtype for each in modules} == {"BF16"}
+    share = of(plan_ranks(folder, [1], registry=registry), 1).ranks[0]
+    assert share.held == found.checkpoint.nbytes - 2 * (1024 * 256 + 2 * 512 * 256)
 
 
 def test_few_keys_are_on_several_ranks(tmp_path: Path, registry: Registry) -> None:
