@@ -296,6 +296,15 @@ def test_a_head_that_is_tied_and_not_stored_costs_nothing(registry: Registry) ->
     assert not any("lm_head" in group.where for group in plan.groups)
 
 
+@pytest.mark.parametrize("name", ["bnb-nf4-dq", "hqq-3bit-g64", "quanto-qint4"])
+def test_rows_of_weights_that_are_stored_flat_are_the_configs(name: str, registry: Registry) -> None:
+    sizes = [
+        {each.target.name: (each.target.geometry.out_features, each.target.geometry.in_features) for each in modules}
+        for modules in (find(DATA / name, registry)[1], find(DATA / "base", registry)[1])
+    ]
+    assert sizes[0] == sizes[1]
+
+
 def test_sizes_that_nothing_tells_are_not_made_up(broken: Callable[[str], Path], registry: Registry) -> None:
     """Weights stored flat, and a config that does not say how wide the model is."""
     folder = broken("bnb-nf4-dq")
