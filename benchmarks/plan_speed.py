@@ -4,7 +4,8 @@
 
 The checkpoint is a mixture of experts, packed to 4 bits in groups of 128 by compressed-tensors' layout: real headers
 before sparse data, which nothing here reads. Parsing the headers as JSON is what no way can do without. The ways take
-turns in one process; the plan is that of a load, in which each layer's experts are one stack.
+turns in one process; `qload.plan_ranks` plans for 1, 2, 4 and 8 ranks, and the plan is that of a load, in which each
+layer's experts are one stack.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from qload.validation.report import open_checkpoint
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD, VOCABULARY, GROUP = 2048, 768, 32, 4, 128, 151936, 128
 LAYERS_IN_A_FILE = 4
+RANKS = (1, 2, 4, 8)
 ATTENTION = {
     "q_proj": (HEADS * HEAD, HIDDEN),
     "k_proj": (KV_HEADS * HEAD, HIDDEN),
@@ -199,7 +201,7 @@ def measure(folder: Path, layers: int, experts: int, rounds: int) -> dict[str, l
         # What one load learns of declarations is not for the next one.
         return plan_load(checkpoint, resolve(checkpoint, registry), layers, experts)
 
-    if plan().findings or qload.validate(folder).findings:
+    if plan().findings or qload.validate(folder).findings or not qload.plan_ranks(folder, RANKS).fits:
         raise SystemExit("the checkpoint was made wrongly: there are findings")
     # What is kept for the plan is not to slow the garbage collection of the other ways.
     gc.freeze()
@@ -207,6 +209,7 @@ def measure(folder: Path, layers: int, experts: int, rounds: int) -> dict[str, l
         {
             "parse the headers": lambda: parse_headers(folder),
             "qload.validate": lambda: qload.validate(folder),
+            "qload.plan_ranks": lambda: qload.plan_ranks(folder, RANKS),
             "plan": plan,
         },
         rounds,

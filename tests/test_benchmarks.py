@@ -18,6 +18,6 @@ def test_planning_is_measured(tmp_path: Path) -> None:
     found = json.loads(kept.read_text())
     assert found["tensors"] == 3 + 5 * (5 + 4 * 3 + 2 * 3 * 3)
     assert {way: len(runs) for way, runs in found["seconds"].items()} == {
-        "parse the headers": 2, "qload.validate": 2, "plan": 2,
+        "parse the headers": 2, "qload.validate": 2, "qload.plan_ranks": 2, "plan": 2,
     }  # fmt: skip
     assert found["machine"]["processor"]

@@ -17,7 +17,16 @@ def imported_heavily(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["methods"], ["validate", str(DEMO)], ["validate", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["methods"],
+        ["validate", str(DEMO)],
+        ["validate", "--help"],
+        ["plan", str(DEMO), "--tp", "1,2,3"],
+        ["plan", "--help"],
+    ],
 )
 def test_a_command_starts_without_torch(arguments: list[str]) -> None:
     code = f"from qload.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass"
@@ -34,6 +43,11 @@ def test_every_declaration_imports_without_torch() -> None:
 
 def test_validating_every_method_imports_no_torch() -> None:
     code = f"import qload; print(qload.validate({str(DEMO)!r}).ok)"
+    assert imported_heavily(code) == "[]"
+
+
+def test_planning_every_rank_imports_no_torch() -> None:
+    code = f"import qload; print(qload.plan_ranks({str(DEMO)!r}, [2, 4], expert_parallel=True).fits)"
     assert imported_heavily(code) == "[]"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qload.patterns import Dialect, Overrides, Patterns, and_above
+from qload.patterns import Dialect, Overrides, Patterns, and_above, merge_names
 
 NAME = "model.layers.1.mlp.gate"
 
@@ -74,3 +74,17 @@ def test_the_names_above_begin_with_the_name_itself() -> None:
 def test_a_bad_regex_is_refused_when_it_is_read(patterns: tuple[tuple[str, ...], Dialect, bool]) -> None:
     with pytest.raises(ValueError, match="not a regular expression"):
         Patterns(*patterns)
+
+
+@pytest.mark.parametrize(
+    ("names", "merged"),
+    [
+        (["a.0.b"], "a.0.b"),
+        (["a.2.b", "a.0.b", "a.1.b"], "a.{0..2}.b"),
+        (["a.0.b.3", "a.2.b.3"], "a.{0,2}.b.3"),
+        (["a.0.b.3", "a.1.b.4"], "a.{0..1}.b.{3..4}"),
+        (["x1.w2"], "x1.w2"),
+    ],
+)
+def test_names_that_differ_in_their_numbers_are_one(names: list[str], merged: str) -> None:
+    assert merge_names(names) == merge_names(iter(names)) == merged

@@ -98,6 +98,16 @@ def test_the_broken_checkpoint_is_described_so(tmp_path: Path, monkeypatch: pyte
     assert CliRunner().invoke(cli, ["validate", "broken"]).output.split() == expected.split()
 
 
+def test_the_plan_of_ranks_is_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    ((arguments, expected),) = re.findall(r"\$ qload (plan .*?)\n(.*?)```", TEXT, re.DOTALL)
+    found = [line.split() for line in CliRunner().invoke(cli, arguments.split()).output.splitlines()]
+    unwrapped = re.sub(r"numbers of\n", "numbers of ", expected)
+    shown = [line.split() for line in unwrapped.splitlines() if line != "..."]
+    assert [line for line in shown if line not in found] == []
+    assert len(shown) > 10
+
+
 def test_the_commands_are_there() -> None:
     named = set(re.findall(r"^qload (\w+)", TEXT, re.MULTILINE))
     assert named == set(cli.list_commands(cli.make_context("qload", [], resilient_parsing=True)))

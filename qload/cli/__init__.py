@@ -15,6 +15,7 @@ from qload.findings import Finding
 
 _COMMANDS = {
     "methods": "qload.cli.methods",
+    "plan": "qload.cli.plan",
     "run": "qload.cli.run",
     "validate": "qload.cli.validate",
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from qload.declare import ParameterSpec
 from qload.errors import ShardError
-from qload.geometry import Kind, Shard, Sharding, expert_parallel, replicated, single
+from qload.geometry import Geometry, Kind, Shard, Sharding, expert_parallel, replicated, single
 from qload.layout import Dim
 from qload.patterns import generalise, merge_names
 from qload.preview.answers import Obstacle, Split
@@ -15,7 +15,7 @@ from qload.quantization import Quantization
 from qload.roles import choose_sharding, find_sizes
 from qload.sharding import cut_layer, divided_dims, fitting_sizes
 
-_SPLITS = {Dim.OUT: Split.COLUMN, Dim.IN: Split.ROW, Dim.EXPERT: Split.EXPERT}
+_SPLITS = {Dim.OUT: Split.COLUMN, Dim.IN: Split.ROW, Dim.EXPERT: Split.EXPERTS}
 
 
 class ObstacleError(Exception):
@@ -58,8 +58,7 @@ class Divider:
         except ShardError as error:
             sizes = self._find_sizes(modules, sharding)
             raise ObstacleError([_describe(error, target.name, name, sizes) for name in modules.names]) from error
-        split = next((_SPLITS[dim] for dim in divided_dims(shards)), Split.WHOLE)
-        return Division(tuple(shards), (len(modules.names),) * size, split)
+        return Division(tuple(shards), (len(modules.names),) * size, _name_split(target.geometry, shards))
 
     def _declare(self, modules: Modules) -> tuple[ParameterSpec, ...]:
         return self.quantization.declare(modules.target.treatment, modules.target.geometry)
@@ -93,7 +92,7 @@ class Divider:
         if obstacles:
             raise ObstacleError(obstacles)
         whole = tuple(replace(modules.target.shard, rank=rank, size=size) for rank in range(size))
-        split = Split.EXPERT if size > 1 else Split.WHOLE
+        split = Split.EXPERTS if size > 1 else Split.WHOLE
         return Division(whole, tuple(owned[rank] for rank in range(size)), split)
 
     def _own(self, mixture: str, numbers: Sequence[int], size: int) -> Iterator[int]:
@@ -102,6 +101,12 @@ class Divider:
         for rank in range(size):
             cut = cut_layer(stack, expert_parallel, (), mixture, rank, size).experts
             yield from (rank for number in numbers if cut.start <= number < cut.stop)
+
+
+def _name_split(geometry: Geometry, shards: Sequence[Shard]) -> Split:
+    split = next((_SPLITS[dim] for dim in divided_dims(shards)), Split.WHOLE)
+    is_vocabulary = geometry.kind in (Kind.EMBEDDING, Kind.LM_HEAD)
+    return Split.VOCABULARY if is_vocabulary and split is Split.COLUMN else split
 
 
 def count_experts(modules: Iterable[Modules]) -> Mapping[str, int]:

@@ -10,6 +10,7 @@ from qload.checkpoint import Checkpoint
 from qload.dtypes import CONFIG_NAMES, FLOATS
 from qload.geometry import Geometry, Kind, Part, column, replicated, row
 from qload.outline import Outline
+from qload.patterns import merge_names
 from qload.plan import Target, find_faults
 from qload.quantization import Quantization
 from qload.roles import Heads, choose_sharding, make_part, read_heads
@@ -20,10 +21,11 @@ _EXPERT = re.compile(r"(?P<mixture>.*\bexperts)\.(?P<number>\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """Modules that are alike: the target of one of them, and the names of all."""
+    """Modules that are alike: the target of one of them, the names of all, and these in one."""
 
     target: Target
     names: tuple[str, ...]
+    where: str
     is_told: bool = True
 
     @property
@@ -41,17 +43,21 @@ class Modules:
         return found
 
 
-def list_modules(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> Iterator[Modules]:
-    """The modules of an outline that are layers; `checkpoint` may lack those that are like another one."""
+def list_modules(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline, dtype: str) -> Iterator[Modules]:
+    """The modules of an outline that are layers, which compute in `dtype`.
+
+    `checkpoint` may lack those that are like another one.
+    """
     names: dict[str, list[str]] = defaultdict(list)
     for name, sample in drawn.layers:
         names[sample.name].append(name)
-    widths, heads, dtype = _read_widths(checkpoint.config), read_heads(checkpoint.config), choose_dtype(checkpoint)
+    widths, heads = _read_widths(checkpoint.config), read_heads(checkpoint.config)
     for sample in drawn.samples:
         target = _resize(sample, replace(sample.geometry, dtype=dtype))
         told = _settle(target, widths, checkpoint, quantization)
         target = _join_heads(told if told is not None else target, heads)
-        yield Modules(target, tuple(names[sample.name]), told is not None)
+        alike = tuple(names[sample.name])
+        yield Modules(target, alike, merge_names(alike), told is not None)
 
 
 def choose_dtype(checkpoint: Checkpoint) -> str:

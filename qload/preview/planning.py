@@ -51,7 +51,7 @@ def check_size(size: object) -> None:
 
 
 def _plan(plans: RankPlans, preview: "_Preview", sizes: Iterable[int]) -> RankPlans:
-    untold = tuple(merge_names(each.names) for each in preview.modules if not each.is_told)
+    untold = tuple(each.where for each in preview.modules if not each.is_told)
     return replace(plans, sizes=tuple(preview.plan(size) for size in sizes), untold=untold)
 
 
@@ -73,10 +73,10 @@ class _Preview:
     @classmethod
     def of(cls, found: Examination, quantization: Quantization, drawn: Outline, by_experts: bool) -> "_Preview":
         samples = thin(found.checkpoint, quantization, drawn)
-        modules = tuple(list_modules(samples, quantization, drawn))
+        dtype = choose_dtype(found.checkpoint)
+        modules = tuple(list_modules(samples, quantization, drawn, dtype))
         whole = _share(_plan_rank(samples, quantization, [(each, each.target.shard) for each in modules]))
         plain = tuple(_group(samples.tensors[tensor.stored_as] for tensor in drawn.plain))
-        dtype = choose_dtype(found.checkpoint)
         divider = Divider(quantization, by_experts, count_experts(modules))
         return cls(samples, quantization, modules, plain, dtype, divider, tuple(whole))
 
@@ -99,8 +99,8 @@ class _Preview:
         for number, (modules, division) in enumerate(zip(self.modules, divisions, strict=True)):
             shares = tuple(_times(ranks[rank][number], division.counts[rank]) for rank in range(size))
             stored = self.whole[number].read * len(modules.names)
-            label, names = modules.target.treatment.label, modules.names
-            yield Group(merge_names(names), len(names), division.split, label, stored, shares)
+            label = modules.target.treatment.label
+            yield Group(modules.where, len(modules.names), division.split, label, stored, shares)
 
     def _plan_rank(self, divisions: Sequence[Division], rank: int) -> list[Share]:
         """What one rank has of one module of each kind."""

@@ -42,8 +42,8 @@ def call(*arguments: object) -> Result:
 def test_help_names_every_command() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("methods", "run", "validate"))
-    for name in ("methods", "run", "validate"):
+    assert all(name in result.output for name in ("methods", "plan", "run", "validate"))
+    for name in ("methods", "plan", "run", "validate"):
         assert call(name, "-h").exit_code == 0
 
 
@@ -109,7 +109,7 @@ def test_no_bad_file_gives_a_traceback(broken: Callable[[str], Path], content: b
     folder = broken(DEMO.name)
     for name in (WEIGHTS, "config.json"):
         (folder / name).write_bytes(content)
-        for command in (["validate"], ["run", "--prompt", "x"]):
+        for command in (["validate"], ["plan"], ["run", "--prompt", "x"]):
             result = call(command[0], folder, *command[1:])
             assert result.exit_code in (1, 2)
             assert "Traceback" not in result.output
@@ -241,7 +241,7 @@ def test_a_tensors_name_may_be_anything(broken: Callable[[str], Path], name: str
     assert len(result.stderr.strip().splitlines()) == 2
 
 
-@pytest.mark.parametrize("command", [["validate"], ["run", "--prompt", "x"], ["methods"]])
+@pytest.mark.parametrize("command", [["validate"], ["plan"], ["run", "--prompt", "x"], ["methods"]])
 def test_what_nobody_foresaw_is_one_line_and_2(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def discover() -> qload.Registry:
         raise KeyError("first\nsecond")

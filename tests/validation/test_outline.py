@@ -127,3 +127,15 @@ def test_a_method_is_asked_about_modules_as_they_seem_to_be() -> None:
         "model.norm": (Kind.LINEAR, (), {"weight"}),
         "lm_head": (Kind.LM_HEAD, ("Linear",), {"weight"}),
     }
+
+
+def test_a_plain_matrix_is_a_layer_and_what_does_not_fit_beside_it_makes_it_none(registry: Registry) -> None:
+    stored = {"a.up_proj.weight": ("BF16", (8, 4)), "a.up_proj.bias": ("BF16", (8,)), "a.norm.weight": ("BF16", (8,))}
+    stored |= {"b.up_proj.weight": ("BF16", (8, 4)), "b.up_proj.bias": ("BF16", (4,)), "b.ids": ("I64", (8, 4))}
+    drawn = outline(headers({}, **stored), unquantized(registry))
+    (target,) = drawn.targets
+    geometry = target.geometry
+    assert (target.name, geometry.out_features, geometry.in_features, geometry.bias) == ("a.up_proj", 8, 4, True)
+    assert target.treatment.scheme is None
+    left = {tensor.stored_as for tensor in drawn.plain}
+    assert left == {"a.norm.weight", "b.up_proj.weight", "b.up_proj.bias", "b.ids"}
