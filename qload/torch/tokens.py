@@ -9,32 +9,33 @@ from qload.errors import TokenError
 from qload.layout import Cut
 
 
-def check_ids(ids: Tensor, size: int, where: str = "") -> Tensor:
+def check_ids(ids: Tensor, size: int, where: str = "", noun: str = "token") -> Tensor:
     """The ids [...] as int64, all of them 0 to size - 1.
 
     Raises TokenError for the first that is not, and for ids that are not integers. On a GPU and in compiled code the
     host does not wait to see them: an assertion fails on the device, with RuntimeError.
     """
-    places = as_places(ids, where)
+    places = as_places(ids, where, noun)
     if places.is_meta:
         return places
     inside = (places >= 0) & (places < size)
     if torch.compiler.is_compiling() or places.device.type == "cuda":
-        torch._assert_async(inside.all(), f"{where or 'a table'}: the vocabulary of {size} tokens lacks an id")
+        torch._assert_async(inside.all(), f"{where or 'a table'}: there is no such {noun} among {size}")
     elif not inside.all():
         raise TokenError(
-            "the vocabulary has no such token",
+            f"there is no such {noun} among {size}",
             where=where,
-            expected=f"ids of 0 to {size - 1}",
+            expected=f"0 to {size - 1}",
             found=str(int(places[~inside][0])),
         )
     return places
 
 
-def as_places(ids: Tensor, where: str = "") -> Tensor:
+def as_places(ids: Tensor, where: str = "", noun: str = "token") -> Tensor:
     """The ids as int64. Raises TokenError for what are not integers."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TokenError("the ids of tokens are not integers", where=where, found=str(ids.dtype).removeprefix("torch."))
+        found = str(ids.dtype).removeprefix("torch.")
+        raise TokenError(f"the ids of {noun}s are not integers", where=where, found=found)
     return ids.long()
 
 
