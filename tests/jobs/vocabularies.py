@@ -1,9 +1,14 @@
 """Tables and heads of a vocabulary, on the ranks of a group."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from samples import make_quantization
+from torch import Tensor, nn
 
 import qload
+from qload.hookspecs import ModuleInfo
+from qload.plan import Source
 from qload.quantization import unquantized
 from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
 from qload.torch.parallel import Group
@@ -31,3 +36,34 @@ def compute_logits(
     logits = head(leaf)
     (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
     return logits.detach(), leaf.grad if leaf.grad is not None else torch.empty(0)
+
+
+def use_vocabulary(
+    group: Group,
+    section: dict[str, Any],
+    tensors: dict[str, Tensor],
+    sizes: dict[str, int],
+    sources: list[Source],
+    ids: Tensor,
+    hidden: Tensor,
+) -> dict[str, Tensor]:
+    """What a table makes of ids, and a head of its own and one tied to the table of hidden states."""
+    quantization = make_quantization(section, qload.Registry.discover())
+    treatment = quantization.treat(ModuleInfo(("t",), stored=frozenset(name.split(".")[1] for name in tensors)))
+    rows, width, added, multiple = (sizes[name] for name in ("rows", "width", "added", "multiple"))
+    model: Any = nn.Module()
+    site = Site(quantization, "t", group)
+    model.table = VocabParallelEmbedding(rows, width, site, added=added, multiple=multiple, treatment=treatment)
+    model.tied, model.head = (
+        ParallelLMHead(
+            rows, width, site, added=added, multiple=multiple, treatment=treatment, bias=True, gather_output=True
+        )
+        for _ in range(2)
+    )
+    model.table.sources = model.head.sources = tuple(sources)
+    model.tied.tie(model.table)
+    bias = torch.cat([tensor for name, tensor in tensors.items() if name.endswith(".bias")])
+    qload.load_tensors(model, {**tensors, "tied.bias": bias}, quantization)
+    if model.tied.pieces()[0].scheme is not model.table.pieces()[0].scheme:
+        raise ValueError("the tied head computes with something else than its table")
+    return {"rows": model.table(ids), "logits": model.head(hidden), "tied": model.tied(hidden)}

@@ -99,9 +99,11 @@ def _plain_targets(module: nn.Module, others: Iterable[str], prefix: str) -> Ite
     taken = tuple(f"{name}." if name else "" for name in others)
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not f"{name}.".startswith(taken):
-            head = module.get_submodule(name.rpartition(".")[0])
-            # What is left of a tied head is its bias, which is read whole, and cut afterwards.
-            shape = (head.vocabulary_size,) if isinstance(head, ParallelLMHead) else tuple(tensor.shape)
+            owner, _, leaf = name.rpartition(".")
+            head = module.get_submodule(owner)
+            # A tied head's own bias is read whole, and cut afterwards.
+            is_whole = isinstance(head, ParallelLMHead) and leaf == "bias"
+            shape = (head.vocabulary_size,) if is_whole else tuple(tensor.shape)
             yield PlainTarget(name, prefix + name, shape, dtype_code(tensor.dtype))
 
 
