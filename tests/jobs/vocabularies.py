@@ -14,11 +14,11 @@ from qload.torch import ParallelLMHead, Site, VocabParallelEmbedding
 from qload.torch.parallel import Group
 
 
-def look_up(group: Group, weight: Tensor, ids: Tensor, multiple: int) -> Tensor:
+def look_up(group: Group, weight: Tensor, ids: Tensor, multiple: int, options: dict[str, Any] | None = None) -> Tensor:
     """The rows of a plain table."""
     quantization = unquantized(qload.Registry.discover())
     rows, width = weight.shape
-    table = VocabParallelEmbedding(rows, width, Site(quantization, "t", group), multiple=multiple)
+    table = VocabParallelEmbedding(rows, width, Site(quantization, "t", group), multiple=multiple, **(options or {}))
     qload.load_tensors(table, {"t.weight": weight}, quantization)
     found: Tensor = table(ids)
     return found
@@ -67,3 +67,15 @@ def use_vocabulary(
     if model.tied.pieces()[0].scheme is not model.table.pieces()[0].scheme:
         raise ValueError("the tied head computes with something else than its table")
     return {"rows": model.table(ids), "logits": model.head(hidden), "tied": model.tied(hidden)}
+
+
+def train_table(group: Group, weight: Tensor, ids: Tensor, factors: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a table, its own share of the weight afterwards, and the gradient of that."""
+    quantization = unquantized(qload.Registry.discover())
+    rows, width = weight.shape
+    table = VocabParallelEmbedding(rows, width, Site(quantization, "t", group), multiple=1, **options)
+    qload.load_tensors(table, {"t.weight": weight}, quantization)
+    share = table.get_parameter("weight").requires_grad_()
+    found = table(ids)
+    (found * factors).sum().backward()
+    return {"found": found.detach(), "weight": share.detach(), "gradient": share.grad}
