@@ -12,6 +12,8 @@ from qload.torch.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
     apply_one_by_one,
+    gather_whole,
+    initialize,
     make_experts,
 )
 from qload.torch.sites import Site
@@ -29,5 +31,7 @@ __all__ = [
     "Site",
     "VocabParallelEmbedding",
     "apply_one_by_one",
+    "gather_whole",
+    "initialize",
     "make_experts",
 ]

@@ -10,6 +10,7 @@ from qload.torch.layers.linear import (
     ReplicatedLinear,
     RowParallelLinear,
 )
+from qload.torch.layers.masters import gather_whole, initialize
 
 __all__ = [
     "ColumnParallelLinear",
@@ -25,5 +26,7 @@ __all__ = [
     "SortedExperts",
     "VocabParallelEmbedding",
     "apply_one_by_one",
+    "gather_whole",
+    "initialize",
     "make_experts",
 ]
