@@ -15,6 +15,8 @@ from qload.torch.layers import (
     all_rows,
     apply_one_by_one,
     base_rows,
+    gather_whole,
+    initialize,
     make_experts,
 )
 from qload.torch.sites import Site
@@ -35,5 +37,7 @@ __all__ = [
     "all_rows",
     "apply_one_by_one",
     "base_rows",
+    "gather_whole",
+    "initialize",
     "make_experts",
 ]

@@ -11,6 +11,7 @@ from qload.torch.layers.linear import (
     ReplicatedLinear,
     RowParallelLinear,
 )
+from qload.torch.layers.masters import gather_whole, initialize
 from qload.torch.layers.vocabulary import added_rows, all_rows, base_rows
 
 __all__ = [
@@ -30,5 +31,7 @@ __all__ = [
     "all_rows",
     "apply_one_by_one",
     "base_rows",
+    "gather_whole",
+    "initialize",
     "make_experts",
 ]

@@ -66,7 +66,8 @@ class Projection(Layer):
         """The input features that this rank's share of the weight has."""
         if Dim.IN in self.divided:
             return x if self.flow.input_is_parallel else scatter(x, self.group)
-        return copy(gather(x, self.group) if self.flow.input_is_parallel else x, self.group)
+        whole = gather(x, self.group) if self.flow.input_is_parallel else x
+        return copy(whole, self.group) if Dim.OUT in self.divided else whole
 
     def _hand_on(self, y: Tensor) -> Tensor:
         """The output features that this rank is to have, of those that it computed."""

@@ -153,7 +153,10 @@ class MergedColumnParallelLinear(Linear):
 
 
 class QKVParallelLinear(Linear):
-    """Attention's projections, fused; KV heads are replicated where there are fewer than ranks."""
+    """Attention's projections, fused; KV heads are replicated where there are fewer than ranks.
+
+    Gradients of such a head's weight are to be summed over the ranks that hold it: each has that of its own use.
+    """
 
     sharding = staticmethod(column)
 

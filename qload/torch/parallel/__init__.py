@@ -4,6 +4,7 @@ from qload.torch.parallel.agreement import agree, agreeing
 from qload.torch.parallel.groups import Group
 from qload.torch.parallel.mesh import device_of, group_of, make_mesh, start_mesh
 from qload.torch.parallel.pairs import copy, gather, reduce, scatter
+from qload.torch.parallel.partitions import gather_shares, make_share, take_share
 from qload.torch.parallel.processes import run_ranks
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "copy",
     "device_of",
     "gather",
+    "gather_shares",
     "group_of",
     "make_mesh",
+    "make_share",
     "reduce",
     "run_ranks",
     "scatter",
     "start_mesh",
+    "take_share",
 ]

@@ -7,7 +7,8 @@
 | scatter | this rank's share | gather |
 | gather | gather | this rank's share |
 
-A loss is computed alike on every rank: a sum's gradient is that of each summand, and not summed again.
+A loss is computed alike on every rank: a sum's gradient is that of each summand, and not summed again. What comes back
+is computed by the other pair's way forward, and so has a gradient of its own.
 """
 
 from typing import Any
@@ -27,28 +28,29 @@ class _Copy(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.sum(gradients[0]), None
+        return reduce(gradients[0], ctx.group), None
 
 
 class _Reduce(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
         return group.sum(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return copy(gradients[0], ctx.group), None
 
 
 class _Scatter(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
         ctx.group, ctx.dim = group, dim
-        return group.take(x, dim).contiguous()
+        return group.take(x, dim).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.group.gather(gradients[0], ctx.dim), None, None
+        return gather(gradients[0], ctx.group, ctx.dim), None, None
 
 
 class _Gather(Function):
@@ -59,11 +61,11 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.group.take(gradients[0], ctx.dim).contiguous(), None, None
+        return scatter(gradients[0], ctx.group, ctx.dim), None, None
 
 
 def copy(x: Tensor, group: Group) -> Tensor:
-    """x, whose gradient is the sum of all ranks'."""
+    """A view of x, whose gradient is the sum of all ranks'."""
     return x if group.size == 1 else _apply(_Copy, x, group)
 
 

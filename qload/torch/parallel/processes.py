@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -24,7 +25,7 @@ from qload.torch.parallel.mesh import BACKENDS
 
 _HOST = "127.0.0.1"
 _GRACE = 5.0
-"""The seconds that ranks have to say what happened to them, once one has failed."""
+"""The seconds that ranks have to say what happened to them once one has failed, or to end once all are done."""
 _LINGERING = 1.0
 """The seconds for which a rank that is done stays: what others read of it shall reach them."""
 
@@ -41,10 +42,25 @@ class _Task:
 
 @dataclass(slots=True)
 class _Rank:
-    """A rank's process, and our end of the connection on which it answers."""
+    """A rank's process, and both ends of the connection on which it answers: ours and its own."""
 
     process: BaseProcess
     connection: Connection
+    theirs: Connection
+
+    def start(self) -> None:
+        try:
+            self.process.start()
+        finally:
+            self.theirs.close()
+
+    def end(self, seconds: float) -> None:
+        """Wait that long for the process to end, and kill it then; it need not have been started."""
+        if self.process.pid is not None:
+            self.process.join(max(0.0, seconds))
+            self.process.kill()
+            self.process.join()
+            self.process.close()
 
 
 @dataclass(slots=True)
@@ -79,14 +95,17 @@ def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, device: 
     ranks: list[_Rank] = []
     try:
         for rank in range(size):
-            ranks.append(_start(rank, _Task(size, port, device, work)))  # noqa: PERF401
+            # Listed before it is started: an interrupt between the two must find it.
+            ranks.append(_prepare(rank, _Task(size, port, device, work)))
+            ranks[-1].start()
         answers = _collect(ranks)
+        if answers.failed:
+            raise _choose_cause(answers, size)
+        _end(ranks, _GRACE)
+        return answers.value
     finally:
-        _end(ranks)
+        _end(ranks, 0.0)
         del store
-    if answers.failed:
-        raise _choose_cause(answers, size)
-    return answers.value
 
 
 def _check(size: int, device: str) -> None:
@@ -110,15 +129,10 @@ def _pack(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
         ) from error
 
 
-def _start(rank: int, task: _Task) -> _Rank:
+def _prepare(rank: int, task: _Task) -> _Rank:
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(rank, task, theirs), name=f"rank {rank}")
-    try:
-        process.start()
-    finally:
-        theirs.close()
-    return _Rank(process, ours)
+    return _Rank(context.Process(target=_serve, args=(rank, task, theirs), name=f"rank {rank}"), ours, theirs)
 
 
 def _collect(ranks: list[_Rank]) -> _Answers:
@@ -149,16 +163,14 @@ def _receive(rank: int, source: _Rank, answers: _Answers) -> None:
         answers.value = value
 
 
-def _end(ranks: list[_Rank]) -> None:
-    """Let go of ranks that are done, and kill those that are not; none is left."""
+def _end(ranks: list[_Rank], seconds: float) -> None:
+    """Let go of the ranks, which end by themselves where they are done, and kill those that have not in that time."""
+    end = time.monotonic() + seconds
     for rank in ranks:
         rank.connection.close()
-    for rank in ranks:
-        rank.process.join(_LINGERING)
-        rank.process.kill()
-    for rank in ranks:
-        rank.process.join()
-        rank.process.close()
+    while ranks:
+        ranks[-1].end(end - time.monotonic())
+        ranks.pop()
 
 
 def _describe_end(code: int | None) -> str:
@@ -188,8 +200,11 @@ def _serve(rank: int, task: _Task, connection: Connection) -> None:
     """One rank's process: join the others, do the work, answer, and stay until the others are done or soon after."""
     _leave_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection.send_bytes(_attempt(rank, task))
-    connection.poll(_LINGERING)
+    answer = _attempt(rank, task)
+    sys.stdout.flush()
+    connection.send_bytes(answer)
+    if connection.poll(_LINGERING) and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _leave_with_parent() -> None:

@@ -57,7 +57,7 @@ def test_a_rank_that_does_not_stay_ends_the_others(how: str, words: str) -> None
     begin = time.monotonic()
     with pytest.raises(ParallelError, match=words):
         run_ranks(misbehave, 2, how)
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 120
     assert ranks_left() == []
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_started_or_handed_over_is_refused() -> None:
 def test_ranks_end_with_who_started_them(way: signal.Signals) -> None:
     """Also one that waits for another in a collective."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(60)
+        server.settimeout(120)
         port = server.getsockname()[1]
         code = f"from jobs.ranks import stay\nfrom qload.torch.parallel import run_ranks\nrun_ranks(stay, 2, {port})"
         with subprocess.Popen([sys.executable, "-c", code], cwd=TESTS, stderr=subprocess.DEVNULL) as parent:
@@ -94,7 +94,7 @@ def test_ranks_end_with_who_started_them(way: signal.Signals) -> None:
             time.sleep(0.5)
             parent.send_signal(way)
             for connection in connections:
-                connection.settimeout(15)
+                connection.settimeout(30)
                 assert connection.recv(1) == b""
                 connection.close()
-            assert parent.wait(15) == -way
+            assert parent.wait(30) == -way
