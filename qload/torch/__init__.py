@@ -14,6 +14,7 @@ from qload.torch.layers import (
     apply_one_by_one,
     make_experts,
 )
+from qload.torch.parameters import TypedParameter
 from qload.torch.sites import Site
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ReplicatedLinear",
     "RowParallelLinear",
     "Site",
+    "TypedParameter",
     "VocabParallelEmbedding",
     "apply_one_by_one",
     "make_experts",

@@ -1,6 +1,7 @@
 """What every layer is: declared tensors of one rank's share, and a method's hooks to compute with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -14,8 +15,10 @@ from qload.geometry import Geometry, Sharding, replicated
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.sharding import cut_layer, divided_dims
-from qload.torch.dtypes import make_filled
 from qload.torch.hooks import bind
+from qload.torch.identity import Identity
+from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
+from qload.torch.parameters import TypedParameter, retype
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
@@ -29,6 +32,8 @@ class Layer(nn.Module):
     method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
     """
 
+    aliases: tuple[str, ...] = ()
+    """Further names of the layer's parts, for loading them by hand."""
     _selections: tuple[Selection, ...]
 
     def __init__(
@@ -72,8 +77,15 @@ class Layer(nn.Module):
         self.reset()
         for spec in self.declared.values():
             dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
-            self._register(spec.name, make_filled(self.local_shape(spec), dtype, spec.fill, torch.device(device)))
+            identity = self._identify(spec)
+            blank = identity.make_blank(dtype, torch.device(device))
+            self.register_parameter(spec.name, TypedParameter(blank, identity))
         self._select()
+
+    def find_parameter(self, name: str) -> TypedParameter | None:
+        """The tensor of that name, as far as the layer has it."""
+        found: TypedParameter | None = self._parameters.get(name)  # type: ignore[assignment]
+        return found
 
     def local_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
         """The shape that a tensor of that declaration has on this rank."""
@@ -81,7 +93,11 @@ class Layer(nn.Module):
 
     def set_tensor(self, name: str, tensor: Tensor | None) -> None:
         """Put a tensor in a declared or derived one's place; None takes it away, and gives its memory back."""
-        self._register(name, tensor)
+        parameter = None
+        if tensor is not None:
+            identity = self._identify(self.specs[name])
+            parameter = TypedParameter(tensor, identity, identity.owned)
+        self.register_parameter(name, parameter)
         self._select()
 
     def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
@@ -105,15 +121,35 @@ class Layer(nn.Module):
         self.derived[spec.name] = spec
         self.set_tensor(spec.name, tensor)
 
+    @property
+    def places(self) -> dict[str, Place]:
+        """Where in the layer each tensor goes that a checkpoint stores for it, by the names that it can have there."""
+        return list_places(self)
+
+    def load(self, name: str, tensor: Tensor, *, synchronize: Callable[[], None] | None = None) -> int:
+        """Copy this rank's share of the whole tensor that a checkpoint stores under that name.
+
+        Returns the entries written. Raises ParameterError for a name that is not one of `places`, and whatever
+        the parameter's own `load` does. Once all are loaded, `finish` is to be called.
+        """
+        return load_place(self, name, tensor, synchronize)
+
+    def finish(self) -> None:
+        """Run the method's post-load hook on what has been loaded by hand, and take away what is not stored.
+
+        Raises CheckpointError with everything that the layer needs and that has not been loaded.
+        """
+        if finish_loading(self):
+            self.hooks.process(self)
+
     def reset(self) -> None:
         """Take away what a post-load hook derived."""
         for name in self.derived:
             delattr(self, name)
         self.derived = {}
 
-    def _register(self, name: str, tensor: Tensor | None) -> None:
-        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
-        self.register_parameter(name, parameter)
+    def _identify(self, spec: ParameterSpec) -> Identity:
+        return Identity(self.name, spec, self.geometry, self.shard, self.treatment, self.aliases)
 
     def _select(self) -> None:
         present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
@@ -209,8 +245,23 @@ class Layer(nn.Module):
             changed = id(tensor) in kept and moved.dtype != tensor.dtype
             return tensor.to(moved.device) if changed else moved
 
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        with self._keep_types():
+            super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        with self._keep_types():
+            super()._load_from_state_dict(*arguments, **options)
+
+    @contextmanager
+    def _keep_types(self) -> Iterator[None]:
+        """Whatever parameters are put in place of others, they are to know what those knew."""
+        known = {name: dict(vars(each)) for name, each in self._parameters.items() if each is not None}
+        yield
+        for name, attributes in known.items():
+            now = self._parameters[name]
+            if now is not None:
+                self._parameters[name] = retype(now, attributes)
 
     def extra_repr(self) -> str:
         experts = f"experts={self.local.experts}, " if self.local.experts is not None else ""

@@ -213,6 +213,7 @@ class QKVParallelLinear(Linear):
     """Attention's projections, fused; KV heads are replicated where there are fewer than ranks."""
 
     sharding = staticmethod(column)
+    aliases = ("q", "k", "v")
 
     def __init__(
         self,
