@@ -21,10 +21,14 @@ from qload.torch.values import check_values
 class _Tally:
     total: int
     hook: ProgressHook | None
+    synchronize: Callable[[], None] | None = None
     read: int = 0
     done: int = 0
 
     def add(self, read: int, done: int, layer: str) -> None:
+        """Count a copy that has been made."""
+        if self.synchronize is not None:
+            self.synchronize()
         self.read += read
         self.done += done
         if self.hook is not None:
@@ -39,13 +43,14 @@ def fill(
     *,
     path: str,
     progress: ProgressHook | None = None,
+    synchronize: Callable[[], None] | None = None,
 ) -> int:
     """Load every layer of the plan, one after another; returns the bytes read.
 
-    `find` gives the module of a layer's name. Raises CheckpointError with every scale that is not a number
-    and every index out of range, once all are read.
+    `find` gives the module of a layer's name. `synchronize` is called after each copy. Raises CheckpointError with
+    every scale that is not a number and every index out of range, once all are read.
     """
-    tally = _Tally(plan.bytes_read, progress)
+    tally = _Tally(plan.bytes_read, progress, synchronize)
     findings: list[Finding] = []
     try:
         for layer in plan.layers:

@@ -41,6 +41,7 @@ def load(
     progress: ProgressHook | None = None,
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
+    synchronize: Callable[[], None] | None = None,
 ) -> PreTrainedModel:
     """Load the checkpoint in the folder or file `path` as a transformers model.
 
@@ -49,13 +50,14 @@ def load(
     With `quantize_activations=False`, schemes that quantize activations, keys and values compute with the weights
     only. With `quantization`, a plain checkpoint is quantized while it is loaded, layer by layer: a preset's name
     ("int4", ...; `qload methods` lists them), or what its `quantization_config` would say.
-    `ignore` lists the codes of waivable findings. `qload.report(model)` says what was loaded.
+    `ignore` lists the codes of waivable findings. `synchronize` is called after each copy, for devices that would else
+    put the copies off. `qload.report(model)` says what was loaded.
 
     Raises CheckpointError, with all findings at once, before memory is taken for the weights, or, for faults
     that only the data shows, after reading; MethodError where the method cannot be had; ModelError where
     transformers lacks the architecture.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization)
+    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize)
     loading = Load.begin(path, options)
     model = build_model(loading.checkpoint, dtype)
     names = settle_names(model, match_names(model, loading.checkpoint))
