@@ -122,16 +122,16 @@ class Axis:
         return units * self.stored + -(-rest * self.stored // self.logical)
 
     def pack(self, count: int) -> int:
-        """Stored entries of `count` elements that make whole entries. Raises LayoutError where they do not."""
-        entries, rest = divmod(count * self.stored, self.logical)
+        """Stored entries of `count` elements that make whole units. Raises LayoutError where they do not."""
+        units, rest = divmod(count, self.logical)
         if rest:
             raise LayoutError(
-                f"{count} elements do not fill whole entries of the axis {self.dim or 'of fixed size'}",
-                unit=self.logical // gcd(self.logical, self.stored),
-                expected=f"{self.stored} for every {self.logical}",
-                found=f"{count * self.stored}/{self.logical}",
+                f"{count} elements do not make whole units of the axis {self.dim or 'of fixed size'}",
+                unit=self.logical,
+                expected=f"multiples of {self.logical}, stored as {self.stored} each",
+                found=str(count),
             )
-        return entries
+        return units * self.stored
 
     def counts(self, entries: int) -> range:
         """The element counts that are stored as `entries` entries: the inverse of `entries`."""

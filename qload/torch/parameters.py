@@ -173,8 +173,13 @@ def _restore(data: Tensor, requires_grad: bool, known: dict[str, Any]) -> TypedP
     return parameter
 
 
-def retype(parameter: nn.Parameter, known: dict[str, Any]) -> nn.Parameter:
-    """A parameter as typed as the one was, of which `known` are the attributes, in whose place something put it."""
-    if "identity" in vars(parameter):
-        return parameter
-    return _restore(parameter.data, parameter.requires_grad, known)
+def retype(now: nn.Parameter | None, before: nn.Parameter, known: dict[str, Any]) -> nn.Parameter | None:
+    """What stands in a parameter's place, as typed as that was, of which `known` were the attributes."""
+    if now is None or "identity" in vars(now):
+        return now
+    typed = _restore(now.data, now.requires_grad, known)
+    if now is not before:
+        return typed
+    # torch has swapped what the object is, so that whoever holds it has the new tensor.
+    torch.utils.swap_tensors(now, typed)
+    return now

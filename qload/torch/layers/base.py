@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -121,7 +122,7 @@ class Layer(nn.Module):
         self.derived[spec.name] = spec
         self.set_tensor(spec.name, tensor)
 
-    @property
+    @cached_property
     def places(self) -> dict[str, Place]:
         """Where in the layer each tensor goes that a checkpoint stores for it, by the names that it can have there."""
         return list_places(self)
@@ -243,7 +244,9 @@ class Layer(nn.Module):
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             changed = id(tensor) in kept and moved.dtype != tensor.dtype
-            return tensor.to(moved.device) if changed else moved
+            moved = tensor.to(moved.device) if changed else moved
+            # torch cannot make a parameter of what is a typed one already.
+            return tensor.detach() if moved is tensor else moved
 
         with self._keep_types():
             super()._apply(move, recurse)  # type: ignore[no-untyped-call]
@@ -256,12 +259,10 @@ class Layer(nn.Module):
     @contextmanager
     def _keep_types(self) -> Iterator[None]:
         """Whatever parameters are put in place of others, they are to know what those knew."""
-        known = {name: dict(vars(each)) for name, each in self._parameters.items() if each is not None}
+        known = {name: (each, dict(vars(each))) for name, each in self._parameters.items() if each is not None}
         yield
-        for name, attributes in known.items():
-            now = self._parameters[name]
-            if now is not None:
-                self._parameters[name] = retype(now, attributes)
+        for name, (before, attributes) in known.items():
+            self._parameters[name] = retype(self._parameters[name], before, attributes)
 
     def extra_repr(self) -> str:
         experts = f"experts={self.local.experts}, " if self.local.experts is not None else ""

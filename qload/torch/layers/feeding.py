@@ -32,6 +32,9 @@ class Fed(Protocol):
     sources: tuple[Source, ...]
     declared: dict[str, ParameterSpec]
 
+    @property
+    def places(self) -> dict[str, Place]: ...
+
     def find_parameter(self, name: str) -> TypedParameter | None: ...
 
     def set_tensor(self, name: str, tensor: Tensor | None) -> None: ...
@@ -52,7 +55,7 @@ def list_places(layer: Fed) -> dict[str, Place]:
 
 def load_place(layer: Fed, name: str, tensor: Tensor, synchronize: Callable[[], None] | None) -> int:
     """Load one tensor; returns the entries written, which are none for what is stored and not needed."""
-    place = list_places(layer).get(name)
+    place = layer.places.get(name)
     if place is None:
         names = ", ".join(dict.fromkeys(source.prefix for source in layer.sources))
         expected = f"a tensor of {names}"
