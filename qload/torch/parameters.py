@@ -6,7 +6,7 @@ as the plan of a load works it out.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -173,9 +173,14 @@ def _restore(data: Tensor, requires_grad: bool, known: dict[str, Any]) -> TypedP
     return parameter
 
 
+def is_typed(parameter: nn.Parameter | None) -> TypeGuard[TypedParameter]:
+    """Whether a parameter knows what it is."""
+    return parameter is not None and "identity" in vars(parameter)
+
+
 def retype(now: nn.Parameter | None, before: nn.Parameter, known: dict[str, Any]) -> nn.Parameter | None:
     """What stands in a parameter's place, as typed as that was, of which `known` were the attributes."""
-    if now is None or "identity" in vars(now):
+    if now is None or is_typed(now):
         return now
     typed = _restore(now.data, now.requires_grad, known)
     if now is not before:

@@ -1,5 +1,6 @@
 """Layers loaded by hand, tensor by tensor, hold what a load by plan makes, on every rank, for every format."""
 
+import copy
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -65,12 +66,14 @@ def bits(tensor: Tensor) -> Tensor:
 
 def check_same(found: Layer, expected: Layer) -> None:
     """Bit for bit the same parameters."""
-    ours, theirs = dict(found.named_parameters()), dict(expected.named_parameters())
+    ours: dict[str, Any] = dict(found.named_parameters())
+    theirs: dict[str, Any] = dict(expected.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape), name
         assert torch.equal(bits(ours[name]), bits(tensor)), name
         assert type(tensor) is type(ours[name]) is TypedParameter
+        assert tensor.missing == ours[name].missing == frozenset()
 
 
 def layers_of(path: Path) -> list[Layer]:
@@ -165,20 +168,19 @@ def test_what_was_not_loaded_is_missing() -> None:
         layer.finish()
 
 
-def test_what_is_optional_and_not_loaded_goes() -> None:
-    path = DATA / "gptq-4bit-g32-sym-descact"
+def test_what_is_optional_goes_or_is_loaded_for_all_parts() -> None:
+    path = DATA / "gptq-4bit-g128-asym"
     layer, tensors = gate_up(path), read_tensors(path)
     layer.allocate("cpu")
-    assert layer.g_idx is not None
-    for name in layer.places:
-        if name in tensors and not name.endswith("g_idx"):
-            layer.load(name, tensors[name])
-    if layer.specs["g_idx"].required:
-        with pytest.raises(CheckpointError, match="g_idx"):
-            layer.finish()
-    else:
-        layer.finish()
-        assert layer.g_idx is None
+    required = [name for name in layer.places if name in tensors and not name.endswith("g_idx")]
+    for name in required:
+        layer.load(name, tensors[name])
+    half = copy.deepcopy(layer)
+    layer.finish()
+    assert layer.g_idx is None
+    half.load("model.layers.0.mlp.up_proj.g_idx", torch.arange(256, dtype=torch.int32) // 128)
+    with pytest.raises(CheckpointError, match=r"1 fault .*QL201 model\.layers\.0\.mlp\.gate_proj\.g_idx"):
+        half.finish()
 
 
 def test_a_name_of_another_layer_is_refused() -> None:

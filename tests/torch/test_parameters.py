@@ -171,6 +171,8 @@ def test_experts_one_by_one_and_in_a_stack(experts: int, size: int) -> None:
         for rank in range(size):
             single, stacked = (make(spec, geometry, sharding, rank, size) for _ in range(2))
             for expert in range(experts):
+                left = range(max(expert, single.shard.experts.start), single.shard.experts.stop)
+                assert single.missing == {(number, each) for number in (0, 1) for each in left}
                 for name, half in zip(("gate", "up"), whole[expert].chunk(2), strict=True):
                     single.load(half, name, expert)
             stacked.load(whole)
@@ -490,6 +492,17 @@ def test_layers_keep_their_types_when_they_are_copied_moved_and_cast() -> None:
         assert set(shapes.values()) == {TypedParameter}
 
 
+def test_what_a_user_puts_in_a_layer_stays_theirs() -> None:
+    layer = linear()
+    layer.scales = nn.Parameter(torch.ones(2, 128), requires_grad=False)
+    for other in (layer.half(), copy.deepcopy(layer), layer.to("meta")):
+        assert type(other.scales) is nn.Parameter
+        assert other.find_parameter("scales") is None
+        assert type(other.qweight) is TypedParameter
+    with pytest.raises(ParameterError, match="no memory of its own"):
+        layer.load("x.scales", torch.ones(2, 128))
+
+
 def test_computing_gives_plain_tensors_and_compiles() -> None:
     layer: Any = QKVParallelLinear(
         256, 32, 8, 4, Site(qload.read_quantization(DATA / "base"), "model.layers.0.self_attn.x")
@@ -540,9 +553,18 @@ def test_one_group_is_replicated_under_row_parallelism() -> None:
 
 def test_kv_heads_are_replicated_under_that_name() -> None:
     quantization = make_quantization({"quant_method": "gptq", "bits": 4, "group_size": 32})
+    names = ("wq", "wk", "wv")
+    keys = count_up((32, 64), torch.int32)
     for size, replicas in ((1, 1), (2, 1), (4, 2), (8, 4)):
-        layer = QKVParallelLinear(256, 32, 8, 2, Site(quantization, "x.qkv", Group(0, size)))
-        assert layer.kv_replicas == replicas
+        for rank in range(size):
+            layer: Any = QKVParallelLinear(256, 32, 8, 2, Site(quantization, "x", Group(rank, size)), names=names)
+            assert layer.kv_replicas == replicas
+            layer.allocate("cpu")
+            for name in ("k", "wk", 1):
+                layer.qweight.load(keys, name)
+            queries, held, _ = torch.split(layer.qweight, [part.size for part in layer.local.parts], 1)
+            assert torch.equal(held, keys.chunk(size // replicas, 1)[rank // replicas])
+            assert not queries.any()
 
 
 def test_a_derived_tensor_is_not_loaded() -> None:

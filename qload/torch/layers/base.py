@@ -19,7 +19,7 @@ from qload.sharding import cut_layer, divided_dims
 from qload.torch.hooks import bind
 from qload.torch.identity import Identity
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
-from qload.torch.parameters import TypedParameter, retype
+from qload.torch.parameters import TypedParameter, is_typed, retype
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
@@ -84,9 +84,9 @@ class Layer(nn.Module):
         self._select()
 
     def find_parameter(self, name: str) -> TypedParameter | None:
-        """The tensor of that name, as far as the layer has it."""
-        found: TypedParameter | None = self._parameters.get(name)  # type: ignore[assignment]
-        return found
+        """The tensor of that name; None where the layer has none, or one that something else put in its place."""
+        found: Any = self._parameters.get(name)
+        return found if is_typed(found) else None
 
     def local_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
         """The shape that a tensor of that declaration has on this rank."""
@@ -259,9 +259,10 @@ class Layer(nn.Module):
     @contextmanager
     def _keep_types(self) -> Iterator[None]:
         """Whatever parameters are put in place of others, they are to know what those knew."""
-        known = {name: (each, dict(vars(each))) for name, each in self._parameters.items() if each is not None}
+        typed = [(name, each) for name in self._parameters if (each := self.find_parameter(name)) is not None]
+        known = [(name, each, dict(vars(each))) for name, each in typed]
         yield
-        for name, (before, attributes) in known.items():
+        for name, before, attributes in known:
             self._parameters[name] = retype(self._parameters[name], before, attributes)
 
     def extra_repr(self) -> str:

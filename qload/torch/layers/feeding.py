@@ -69,7 +69,7 @@ def load_place(layer: Fed, name: str, tensor: Tensor, synchronize: Callable[[], 
         raise ParameterError(
             "the layer has no memory of its own for the tensor",
             where=f"{layer.name}.{place.parameter}",
-            found="one that is taken away, or shared with another layer",
+            found="one that is taken away, put there by others, or shared with another layer",
             remedy="load the layer that it is shared with, or make it again with layer.allocate(device)",
         )
     return parameter.load_source(tensor, place.source, synchronize=synchronize)
