@@ -18,7 +18,7 @@ from qload.layout import Axis
 from qload.plan import Source
 from qload.torch.copying import copy_region
 from qload.torch.dtypes import dtype_code, torch_dtype
-from qload.torch.feeding import find_source, read_whole
+from qload.torch.feeding import Whole, find_source, read_whole
 from qload.torch.identity import Identity, PartOfExpert, list_parts
 from qload.torch.values import check_values
 
@@ -103,32 +103,38 @@ class TypedParameter(nn.Parameter):
         self, tensor: Tensor, source: Source, *, cast: bool = False, synchronize: Callable[[], None] | None = None
     ) -> int:
         """As `load`, for what a source of the layer stores, whatever its place is called."""
-        identity, spec = self.identity, self.spec
         if self.is_meta:
             raise ParameterError(
                 "a parameter without memory cannot be loaded",
-                where=identity.where,
+                where=self.identity.where,
                 found="the meta device",
                 remedy="make the layer's parameters with layer.allocate(device)",
             )
         # What is stored decides in which of its dtypes a parameter is kept, once for all parts.
-        own = dtype_code(self.dtype)
-        free = spec.cast or not self.loaded
-        whole = read_whole(identity, tensor, source, own, free=free, cast=cast)
+        own, casts = dtype_code(self.dtype), self.spec.cast
+        whole = read_whole(self.identity, tensor, source, own, free=casts or not self.loaded, cast=cast)
+        self._check(whole)
+        self._become(own if casts else dtype_code(whole.tensor.dtype), whole.length)
+        self._copy(whole, synchronize)
+        self.loaded |= list_parts(source, None if self.geometry.experts is None else range(self.geometry.experts))
+        return whole.reading.written
+
+    def _check(self, whole: Whole) -> None:
+        """Raises CheckpointError for values in this rank's share that cannot be right."""
+        spec, where = self.spec, self.identity.where
         for move in whole.reading.moves:
             region = whole.tensor[tuple(interval.slice for interval in move.source)]
-            findings = list(check_values(spec.kind, spec.bounds, region, identity.where, ""))
+            findings = list(check_values(spec.kind, spec.bounds, region, where, ""))
             if findings:
-                raise CheckpointError(identity.where, findings)
-        self._become(own if spec.cast else dtype_code(whole.tensor.dtype), whole.length)
-        held = identity.arrange(self.data)
+                raise CheckpointError(where, findings)
+
+    def _copy(self, whole: Whole, synchronize: Callable[[], None] | None) -> None:
+        held = self.identity.arrange(self.data)
         for move in whole.reading.moves:
             destination = held[tuple(interval.slice for interval in move.destination)]
             copy_region(whole.tensor, move.source, destination, turned=whole.reading.turned)
             if synchronize is not None:
                 synchronize()
-        self.loaded |= list_parts(source, None if self.geometry.experts is None else range(self.geometry.experts))
-        return whole.reading.written
 
     def permute_axes(self, *dims: int) -> "TypedParameter":
         """The parameter with its axes in another order, as `torch.permute` has it, contiguous; what is packed stays so.
