@@ -10,7 +10,8 @@ QloadError                    what, where, expected, found, remedy
 │   ├── PluginError           its plugin is broken or blocked: faults
 │   └── CapabilityError       it lacks the hook that a layer needs: hook
 ├── ModelError                a model that cannot be built or computed with
-│   └── TokenError            ids that a vocabulary does not have
+│   ├── TokenError            ids that a vocabulary does not have
+│   └── ParameterError        a tensor that a parameter cannot be loaded from
 └── ParallelError             ranks that cannot work together: ranks that failed
 """
 
@@ -190,6 +191,10 @@ class ModelError(QloadError):
 
 class TokenError(ModelError, IndexError):
     """Ids of tokens that a vocabulary does not have."""
+
+
+class ParameterError(ModelError):
+    """A tensor, or a part or expert named for it, that a parameter cannot be loaded from."""
 
 
 class ParallelError(QloadError):

@@ -5,7 +5,7 @@ elements of it are stored as `stored` entries. Sharding, packing, fusing and val
 formula. Integers only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import gcd, prod
@@ -121,6 +121,18 @@ class Axis:
             return (units + (rest > 0)) * self.stored
         return units * self.stored + -(-rest * self.stored // self.logical)
 
+    def pack(self, count: int) -> int:
+        """Stored entries of `count` elements that make whole units. Raises LayoutError where they do not."""
+        units, rest = divmod(count, self.logical)
+        if rest:
+            raise LayoutError(
+                f"{count} elements do not make whole units of the axis {self.dim or 'of fixed size'}",
+                unit=self.logical,
+                expected=f"multiples of {self.logical}, stored as {self.stored} each",
+                found=str(count),
+            )
+        return units * self.stored
+
     def counts(self, entries: int) -> range:
         """The element counts that are stored as `entries` entries: the inverse of `entries`."""
         if self.padded:
@@ -212,6 +224,30 @@ class Layout:
             _interval(axis, whole if whole is not None and axis.is_uncut else extents, place) for axis in self.axes
         )
 
+    def pack(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """The stored sizes of that many elements along each axis; also of where a share begins, instead of its size.
+
+        Raises LayoutError where they do not fill whole entries, or are not one for each axis.
+        """
+        if len(sizes) != len(self.axes):
+            raise LayoutError("a size is needed for each axis", expected=f"{len(self.axes)}", found=f"{len(sizes)}")
+        return tuple(axis.pack(size) for axis, size in zip(self.axes, sizes, strict=True))
+
+    def permute(self, *dims: int) -> "Layout":
+        """The layout with its axes in another order, as `torch.permute` has it; negative ones count from the end.
+
+        Raises LayoutError unless each axis is named once.
+        """
+        count = len(self.axes)
+        order = [dim + count if dim < 0 else dim for dim in dims]
+        if sorted(order) != list(range(count)):
+            raise LayoutError(
+                "the axes cannot be put in that order",
+                expected=f"each of {count} axes once",
+                found=str(list(dims)),
+            )
+        return Layout(tuple(self.axes[dim] for dim in order))
+
     @property
     def ratio(self) -> tuple[int, int]:
         """How many elements of a layer how many entries hold, all axes together."""
@@ -290,10 +326,18 @@ def measured() -> Axis:
     return Axis(None, size=0, measured=True)
 
 
-def packing(bits: int, word: int = 32) -> tuple[int, int]:
+def packing(bits: int, word: int = 32, tile: int = 1) -> tuple[int, int]:
     """(logical, stored) of values of `bits` bits packed without gaps into words of `word` bits.
 
-    4 bits in 32 give (8, 1); 3 bits give (32, 3), where values straddle words.
+    4 bits in 32 give (8, 1); 3 bits give (32, 3), where values straddle words. `tile` is how many rows or columns
+    of another dimension a repacked weight moves into this one: 4 bits in tiles of 16 give (8, 16). Raises LayoutError
+    for a number of bits, a word or a tile that is not positive.
     """
+    if min(bits, word, tile) < 1:
+        raise LayoutError(
+            "values cannot be packed so",
+            expected="1 bit or more, in words and tiles of 1 or more",
+            found=f"{bits} bits, words of {word}, tiles of {tile}",
+        )
     common = gcd(bits, word)
-    return word // common, bits // common
+    return word // common, bits // common * tile

@@ -37,6 +37,14 @@ class Treatment:
         """The method and its scheme in words, the same for all modules treated alike."""
         return self.method.name if self.scheme is None else f"{self.method.name} {self.scheme}"
 
+    def declare(self, geometry: Geometry) -> tuple[ParameterSpec, ...]:
+        """The tensors of a layer treated so, its bias and axis of experts included.
+
+        Raises PluginError where the plugin does not declare them properly.
+        """
+        create = self.method.declaration["qload_create_weights"]
+        return complete(create(self.scheme, geometry), geometry)
+
 
 @dataclass(slots=True)
 class Quantization:
@@ -100,14 +108,10 @@ class Quantization:
         return self._treatments[scheme]
 
     def declare(self, treatment: Treatment, geometry: Geometry) -> tuple[ParameterSpec, ...]:
-        """The tensors of a layer with that treatment, its bias and axis of experts included.
-
-        Raises PluginError where the plugin does not declare them properly.
-        """
+        """As `treatment.declare`, worked out once for each geometry."""
         key = (treatment.method.name, treatment.scheme, geometry)
         if key not in self._declared:
-            create = treatment.method.declaration["qload_create_weights"]
-            self._declared[key] = complete(create(treatment.scheme, geometry), geometry)
+            self._declared[key] = treatment.declare(geometry)
         return self._declared[key]
 
 

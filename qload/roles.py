@@ -52,6 +52,16 @@ def read_heads(config: Mapping[str, Any]) -> Heads:
     return Heads(queries, _count(found.get("num_key_value_heads")) or queries)
 
 
+def is_column(name: str) -> bool:
+    """Whether a module of that name is one whose outputs go on apart."""
+    return _last(name) in _COLUMNS
+
+
+def is_row(name: str) -> bool:
+    """Whether a module of that name is one that sums what came apart."""
+    return _last(name) in _ROWS
+
+
 def make_part(name: str, rows: int, heads: Heads) -> Part:
     """A module's output features, in heads that stay together where it is a projection to them."""
     count = heads.of(name)
@@ -92,7 +102,7 @@ def _list_ways(name: str, geometry: Geometry) -> tuple[Sharding, ...]:
         return (vocabulary(1),)
     if kind not in (Kind.LINEAR, Kind.EXPERTS):
         return ()
-    return (column, row) if last in _COLUMNS else (row, column) if last in _ROWS else ()
+    return (column, row) if is_column(name) else (row, column) if is_row(name) else ()
 
 
 def _can_be_divided(geometry: Geometry, ways: Sequence[Sharding], specs: Sequence[ParameterSpec]) -> bool:

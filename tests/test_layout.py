@@ -1,5 +1,7 @@
 """The axis formula: packing, groups, blocks, parts, and the cuts that do not fit."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,3 +229,57 @@ def test_a_solid_axis_is_not_cut_and_holds_no_padding() -> None:
         assert (caught.value.unit, caught.value.expected) == (6, "multiples of 6")
     assert layout.is_solid(Dim.OUT)
     assert not layout.is_solid(Dim.IN)
+
+
+def test_packing_is_exact() -> None:
+    """Sizes, and where shares begin, alike; also where values straddle words."""
+    thirds = packing(3, 8)
+    assert thirds == (8, 3)
+    assert Layout((out(*thirds), in_(*thirds))).pack((4096, 8192)) == (1536, 3072)
+    assert (out(*packing(4)).pack(4096), out(*packing(4)).pack(0)) == (512, 0)
+    assert Layout((in_(32, 18), fixed(1))).pack((64, 1)) == (36, 1)
+
+
+def test_packing_into_tiles_is_exact() -> None:
+    """As repacked weights have it that move 16 rows into their columns."""
+    tiles = Axis(Dim.OUT, *packing(4, tile=16))
+    assert (tiles.pack(4096), tiles.pack(8)) == (8192, 16)
+    with pytest.raises(LayoutError):
+        tiles.run(Extent((64,)), 0, Cut(4, 12))
+    assert tiles.run(Extent((64,)), 0, Cut(8, 24)) == Interval(16, 48)
+
+
+def test_what_does_not_make_whole_units_is_not_packed() -> None:
+    with pytest.raises(LayoutError, match=r"^100 elements do not make whole units.*multiples of 8") as error:
+        Layout((in_(8), in_(8))).pack((100, 50))
+    assert error.value.unit == 8
+    for count in (1, 4, 9):
+        with pytest.raises(LayoutError):
+            out(*packing(3, 8)).pack(count)
+        with pytest.raises(LayoutError):
+            out(*packing(4, tile=16)).pack(count)
+    with pytest.raises(LayoutError, match="a size is needed for each axis"):
+        Layout((in_(8), in_(8))).pack((8,))
+    for wrong in ((0, 32, 1), (4, 0, 1), (4, 32, 0)):
+        with pytest.raises(LayoutError, match="cannot be packed so"):
+            packing(*wrong)
+
+
+@given(UNITS, st.integers(0, 10**6))
+def test_packing_is_the_fraction_or_is_refused(unit: tuple[int, int], count: int) -> None:
+    axis = Axis(Dim.IN, *unit)
+    if count % axis.logical == 0:
+        assert axis.pack(count) == Fraction(*unit[::-1]) * count == axis.entries(count)
+    else:
+        with pytest.raises(LayoutError):
+            axis.pack(count)
+
+
+def test_axes_are_permuted() -> None:
+    layout = Layout((out(), in_(8), fixed(3)))
+    assert layout.permute(2, 0, 1).axes == layout.permute(-1, 0, -2).axes == (fixed(3), out(), in_(8))
+    assert layout.permute(2, 0, 1).permute(1, 2, 0) == layout
+    assert layout.permute(1, 0, 2).unit(Dim.IN) == 8
+    for wrong in ((0, 1), (0, 0, 1), (0, 1, 3), (-4, 1, 2)):
+        with pytest.raises(LayoutError, match="each of 3 axes once"):
+            layout.permute(*wrong)

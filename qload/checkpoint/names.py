@@ -32,9 +32,14 @@ def join_name(module: str, leaf: str, modules: Modules) -> str:
     stored = modules.get(module, {})
     if leaf in stored:
         return stored[leaf]
-    if not module or all(name.startswith(f"{module}.") for name in stored.values()):
-        return f"{module}.{leaf}" if module else leaf
-    return module + leaf.removeprefix(_WEIGHT) if leaf.startswith(_WEIGHT) else f"{module}_{leaf}"
+    below, beside = spell_name(module, leaf)
+    return below if not module or all(name.startswith(f"{module}.") for name in stored.values()) else beside
+
+
+def spell_name(module: str, leaf: str) -> tuple[str, str]:
+    """The names that a module's tensor can have: below its own, and as a stack's that is one module's parameter."""
+    below = f"{module}.{leaf}" if module else leaf
+    return below, module + leaf.removeprefix(_WEIGHT) if leaf.startswith(_WEIGHT) else f"{module}_{leaf}"
 
 
 def group_below(modules: Modules) -> Modules:

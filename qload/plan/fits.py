@@ -105,8 +105,33 @@ def view_bytes(entry: TensorEntry, stored: ParameterSpec) -> TensorEntry:
     return entry._replace(dtype=stored.dtypes[0], shape=(*rows, seen))
 
 
-def make_fit(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:
-    """How a source's tensor, declared as `stored`, fills the parameter `spec` of one rank's share of a layer."""
+def count_measured(spec: ParameterSpec, source: Source, geometry: Geometry, shape: tuple[int, ...]) -> int:
+    """How long the axis is of which only a stored tensor knows it, in one that a source stores with that shape."""
+    others = prod(spec.measure(1).layout.shape(source.geometry(geometry).extents))
+    return prod(shape) // others if others else 0
+
+
+def list_owned(spec: ParameterSpec, geometry: Geometry, shard: Shard) -> Iterator[Region]:
+    """The regions of one rank's parameter that are no padding, part by part."""
+    layer, local = geometry.extents, shard.local(geometry).extents
+    for part in range(len(geometry.parts)):
+        yield spec.layout.region(local, _destination_place(part, shard, {}), whole=layer)
+
+
+def make_fit(
+    spec: ParameterSpec,
+    stored: ParameterSpec,
+    source: Source,
+    geometry: Geometry,
+    shard: Shard,
+    length: int | None = None,
+) -> Fit:
+    """How a source's tensor, declared as `stored`, fills the parameter `spec` of one rank's share of a layer.
+
+    `length` is that of the axis of which only the stored tensor knows it.
+    """
+    if length is not None:
+        spec, stored = spec.measure(length), stored.measure(length)
     extents = source.geometry(geometry).extents
     whole = _read(spec, stored, source, geometry, shard, extents)
     by_part = _read(spec, stored, source, geometry, shard, source.fused_extents(geometry))

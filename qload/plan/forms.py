@@ -9,7 +9,7 @@ from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Shard
 from qload.layout import Cut
-from qload.plan.fits import Fit, make_fit
+from qload.plan.fits import Fit, count_measured, make_fit
 from qload.plan.targets import Position, Source, Target
 from qload.quantization import Quantization, Treatment
 
@@ -82,8 +82,7 @@ class Form:
 
     def _stored_length(self, spec: ParameterSpec, source: Source, tensors: Mapping[str, TensorEntry]) -> int:
         entry = tensors.get(f"{source.prefix}.{spec.stored_as}")
-        others = prod(spec.measure(1).layout.shape(source.geometry(self.geometry).extents))
-        return 0 if entry is None or others == 0 else prod(entry.shape) // others
+        return 0 if entry is None else count_measured(spec, source, self.geometry, entry.shape)
 
     def arrange(self, sources: Sequence[Source]) -> Arrangement:
         """The arrangement of a layer's sources, which is that of all layers whose sources stand alike."""
@@ -107,15 +106,12 @@ class Form:
         stored = self.quantization.declare(self.treatment, source.geometry(self.geometry))
         # The first wins where a faulty method declares a name twice.
         by_name = {spec.name: spec for spec in reversed(stored)}
-        pairs = [(blank.spec, by_name[blank.spec.name]) for blank in self.blanks]
         lengths = {name: stored[number] for name, stored in self.lengths}
-        sized = [
-            (spec.measure(lengths[spec.name]), stored.measure(lengths[spec.name]))
-            if spec.name in lengths
-            else (spec, stored)
-            for spec, stored in pairs
+        specs = [blank.spec for blank in self.blanks]
+        return [
+            make_fit(spec, by_name[spec.name], source, self.geometry, self.shard, lengths.get(spec.name))
+            for spec in specs
         ]
-        return [make_fit(spec, stored, source, self.geometry, self.shard) for spec, stored in sized]
 
 
 @dataclass(slots=True)

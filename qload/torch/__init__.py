@@ -19,6 +19,7 @@ from qload.torch.layers import (
     initialize,
     make_experts,
 )
+from qload.torch.parameters import TypedParameter
 from qload.torch.sites import Site
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ReplicatedLinear",
     "RowParallelLinear",
     "Site",
+    "TypedParameter",
     "VocabParallelEmbedding",
     "added_rows",
     "all_rows",

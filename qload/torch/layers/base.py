@@ -1,6 +1,8 @@
 """What every layer is: declared tensors of one rank's share, and a method's hooks to compute with them."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -11,12 +13,13 @@ from torch.nn import functional as F
 from qload.declare import ParameterKind, ParameterSpec, stack_experts
 from qload.errors import ModelError
 from qload.geometry import Geometry, Shard, Sharding, replicated
-from qload.layout import Cut, Dim, Place
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.sharding import cut_layer, divided_dims
-from qload.torch.dtypes import make_filled
 from qload.torch.hooks import bind
+from qload.torch.identity import Identity
+from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
+from qload.torch.parameters import TypedParameter, is_typed, retype
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
@@ -30,6 +33,8 @@ class Layer(nn.Module):
     method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
     """
 
+    aliases: tuple[str, ...] = ()
+    """Further names of the layer's parts, for loading them by hand."""
     _selections: tuple[Selection, ...]
 
     def __init__(
@@ -79,25 +84,16 @@ class Layer(nn.Module):
         """
         self.reset()
         for spec in self.declared.values():
-            self._register(spec.name, self._make_unwritten(spec, torch.device(device)))
+            dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
+            identity = self._identify(spec)
+            blank = identity.make_blank(dtype, torch.device(device))
+            self.register_parameter(spec.name, TypedParameter(blank, identity))
         self._select()
 
-    def _make_unwritten(self, spec: ParameterSpec, device: torch.device) -> Tensor:
-        dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
-        if spec.fill == 0 or not any(cut.padding for cut in self.shard.out):
-            return make_filled(self.local_shape(spec), dtype, spec.fill, device)
-        tensor = make_filled(self.local_shape(spec), dtype, 0, device)
-        for number in range(len(self.shard.out)):
-            region = tensor[self.region(spec, number)]
-            region.copy_(make_filled(tuple(region.shape), dtype, spec.fill, device))
-        return tensor
-
-    def region(self, spec: ParameterSpec, number: int) -> tuple[slice, ...]:
-        """Where a tensor of that declaration has the rows that the rank owns of the part with that number."""
-        owned = self.shard.out[number]
-        place = Place({Dim.OUT: number, Dim.PART: number}, {Dim.OUT: Cut(0, owned.size, owned.padding)})
-        intervals = spec.layout.region(self.local.extents, place, whole=self.geometry.extents)
-        return tuple(interval.slice for interval in intervals)
+    def find_parameter(self, name: str) -> TypedParameter | None:
+        """The tensor of that name; None where the layer has none, or one that something else put in its place."""
+        found: Any = self._parameters.get(name)
+        return found if is_typed(found) else None
 
     def local_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
         """The shape that a tensor of that declaration has on this rank."""
@@ -105,7 +101,11 @@ class Layer(nn.Module):
 
     def set_tensor(self, name: str, tensor: Tensor | None) -> None:
         """Put a tensor in a declared or derived one's place; None takes it away, and gives its memory back."""
-        self._register(name, tensor)
+        parameter = None
+        if tensor is not None:
+            identity = self._identify(self.specs[name])
+            parameter = TypedParameter(tensor, identity, identity.owned)
+        self.register_parameter(name, parameter)
         self._select()
 
     def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
@@ -146,15 +146,35 @@ class Layer(nn.Module):
     def complete(self, name: str, tensor: Tensor) -> None:
         """Add to a tensor that a load has filled what the layer keeps of what is there."""
 
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where in the layer each tensor goes that a checkpoint stores for it, by the names that it can have there."""
+        return list_places(self)
+
+    def load(self, name: str, tensor: Tensor, *, synchronize: Callable[[], None] | None = None) -> int:
+        """Copy this rank's share of the whole tensor that a checkpoint stores under that name.
+
+        Returns the entries written. Raises ParameterError for a name that is not one of `places`, and whatever
+        the parameter's own `load` does. Once all are loaded, `finish` is to be called.
+        """
+        return load_place(self, name, tensor, synchronize)
+
+    def finish(self) -> None:
+        """Run the method's post-load hook on what has been loaded by hand, and take away what is not stored.
+
+        Raises CheckpointError with everything that the layer needs and that has not been loaded.
+        """
+        if finish_loading(self):
+            self.hooks.process(self)
+
     def reset(self) -> None:
         """Take away what a post-load hook derived."""
         for name in self.derived:
             delattr(self, name)
         self.derived = {}
 
-    def _register(self, name: str, tensor: Tensor | None) -> None:
-        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
-        self.register_parameter(name, parameter)
+    def _identify(self, spec: ParameterSpec) -> Identity:
+        return Identity(self.name, spec, self.geometry, self.shard, self.treatment, self.aliases)
 
     def _select(self) -> None:
         present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
@@ -243,10 +263,26 @@ class Layer(nn.Module):
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             changed = id(tensor) in kept and moved.dtype != tensor.dtype
-            return tensor.to(moved.device) if changed else moved
+            moved = tensor.to(moved.device) if changed else moved
+            # torch cannot make a parameter of what is a typed one already.
+            return tensor.detach() if moved is tensor else moved
 
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        with self._keep_types():
+            super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        with self._keep_types():
+            super()._load_from_state_dict(*arguments, **options)
+
+    @contextmanager
+    def _keep_types(self) -> Iterator[None]:
+        """Whatever parameters are put in place of others, they are to know what those knew."""
+        typed = [(name, each) for name in self._parameters if (each := self.find_parameter(name)) is not None]
+        known = [(name, each, dict(vars(each))) for name, each in typed]
+        yield
+        for name, before, attributes in known:
+            self._parameters[name] = retype(self._parameters[name], before, attributes)
 
     def extra_repr(self) -> str:
         experts = f"experts={self.local.experts}, " if self.local.experts is not None else ""

@@ -159,6 +159,7 @@ class QKVParallelLinear(Linear):
     """
 
     sharding = staticmethod(column)
+    aliases = ("q", "k", "v")
 
     def __init__(
         self,

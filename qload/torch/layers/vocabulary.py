@@ -10,6 +10,7 @@ from qload.errors import ModelError
 from qload.geometry import Kind, Shard, Sharding, index_tokens, make_vocabulary, vocabulary
 from qload.layout import Cut, Dim
 from qload.plan import Source
+from qload.plan.fits import list_owned
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.base import Layer
@@ -103,8 +104,9 @@ class VocabularyLayer(Layer):
                 found="others" if shared else f"{tensor.dtype} {list(tensor.shape)}",
                 remedy="load the whole vocabulary at once",
             )
+        owned = list(list_owned(spec, self.geometry, self.shard))
         for part in self._kept:
-            region = self.region(spec, part)
+            region = tuple(interval.slice for interval in owned[part])
             tensor[region].copy_(old[region])
 
     @property

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from qload.checkpoint import Checkpoint, TensorEntry
-from qload.dtypes import storage_bytes
 from qload.errors import CheckpointError, QloadError
 from qload.findings import Finding, Severity, report
 from qload.registry import Registry
-from qload.torch.dtypes import dtype_code
+from qload.torch.feeding import describe
 from qload.torch.loading.reading import FileReader, MemoryReader, Reader
 from qload.torch.loading.staging import Staging
 from qload.validation.report import open_checkpoint
@@ -44,11 +43,7 @@ def open_for_loading(
 
 def list_entries(tensors: Mapping[str, Tensor], file: str = "memory") -> dict[str, TensorEntry]:
     """What a header would say of tensors that are in memory."""
-    codes = {name: dtype_code(tensor.dtype) for name, tensor in tensors.items()}
-    return {
-        name: TensorEntry(name, codes[name], tuple(tensor.shape), file, 0, storage_bytes(codes[name], tensor.numel()))
-        for name, tensor in tensors.items()
-    }
+    return {name: describe(tensor, name, file) for name, tensor in tensors.items()}
 
 
 def _unpickle(checkpoint: Checkpoint) -> tuple[Checkpoint, Reader]:

@@ -7,24 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from qload.checkpoint import TensorEntry
-from qload.declare import ParameterKind
 from qload.errors import CheckpointError
-from qload.findings import Finding, report
+from qload.findings import Finding
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled
 from qload.torch.layers import Layer
 from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.loading.reading import Reader
+from qload.torch.values import check_values
 
 
 @dataclass(slots=True)
 class _Tally:
     total: int
     hook: ProgressHook | None
+    synchronize: Callable[[], None] | None = None
     read: int = 0
     done: int = 0
 
     def add(self, read: int, done: int, layer: str) -> None:
+        """Count a copy that has been made."""
+        if self.synchronize is not None:
+            self.synchronize()
         self.read += read
         self.done += done
         if self.hook is not None:
@@ -39,13 +43,14 @@ def fill(
     *,
     path: str,
     progress: ProgressHook | None = None,
+    synchronize: Callable[[], None] | None = None,
 ) -> int:
     """Load every layer of the plan, one after another; returns the bytes read.
 
-    `find` gives the module of a layer's name. Raises CheckpointError with every scale that is not a number
-    and every index out of range, once all are read.
+    `find` gives the module of a layer's name. `synchronize` is called after each copy. Raises CheckpointError with
+    every scale that is not a number and every index out of range, once all are read.
     """
-    tally = _Tally(plan.bytes_read, progress)
+    tally = _Tally(plan.bytes_read, progress, synchronize)
     findings: list[Finding] = []
     try:
         for layer in plan.layers:
@@ -98,62 +103,11 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
     """What only the data shows; a stack of many copies is looked at as one, and copy by copy if it is faulty."""
-    if not slot.copies or not any(_check(slot, tensor, slot.copies[0].entry)):
+    if not slot.copies or not _check(slot, tensor, slot.copies[0].entry):
         return
     for copy in slot.copies:
         yield from _check(slot, tensor[tuple(interval.slice for interval in copy.destination)], copy.entry)
 
 
-def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
-    if slot.kind.is_scale or slot.kind is ParameterKind.TABLE:
-        yield from _check_scale(slot, tensor, entry)
-    elif slot.kind is ParameterKind.INDEX and slot.bounds is not None:
-        yield from _check_index(tensor, slot.bounds, entry)
-    elif slot.kind is ParameterKind.SETTING and slot.bounds is not None:
-        yield from _check_setting(tensor, slot.bounds[0], entry)
-
-
-def _check_scale(slot: Slot, tensor: Tensor, entry: TensorEntry) -> Iterator[Finding]:
-    if not _is_finite(tensor, slot.bounds):
-        yield report(
-            "QL501",
-            f"the {'scale' if slot.kind.is_scale else slot.kind.value} is not a finite number everywhere",
-            where=entry.name,
-            file=entry.file,
-            remedy="the checkpoint is damaged, or was quantized with overflowing statistics",
-        )
-
-
-def _check_index(tensor: Tensor, bounds: tuple[int, int], entry: TensorEntry) -> Iterator[Finding]:
-    low, high = int(tensor.min()), int(tensor.max())
-    if low < bounds[0] or high >= bounds[1]:
-        yield report(
-            "QL505",
-            "the index points outside of what there is",
-            where=entry.name,
-            file=entry.file,
-            expected=f"{bounds[0]} to {bounds[1] - 1}",
-            found=f"{low} to {high}",
-        )
-
-
-def _check_setting(tensor: Tensor, value: int, entry: TensorEntry) -> Iterator[Finding]:
-    stored = {int(number) for number in tensor.flatten()}
-    if stored != {value}:
-        yield report(
-            "QL506",
-            "the setting stored beside the weight is not the config's",
-            where=entry.name,
-            file=entry.file,
-            expected=value,
-            found=", ".join(map(str, sorted(stored))),
-            remedy="the checkpoint was quantized in another way than its config says: correct the config",
-        )
-
-
-def _is_finite(tensor: Tensor, bounds: tuple[int, int] | None) -> bool:
-    """Whether all are numbers; codes of scales are those inside the bounds."""
-    if not tensor.is_floating_point():
-        return bounds is None or not bool(((tensor < bounds[0]) | (tensor >= bounds[1])).any())
-    wide = tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.float32)
-    return bool(torch.isfinite(wide).all())
+def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> list[Finding]:
+    return list(check_values(slot.kind, slot.bounds, tensor, entry.name, entry.file))

@@ -30,8 +30,8 @@ from qload.torch.parallel import Group
 class LoadOptions:
     """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass.
 
-    `quantization` is what a plain checkpoint is to be quantized with, and `group` the ranks that load together: what
-    fails on one of them fails on all.
+    `quantization` is what a plain checkpoint is to be quantized with. `synchronize` is called after each copy, for
+    devices that would else put the copies off. `group` has the ranks that load together.
     """
 
     device: torch.device
@@ -40,6 +40,7 @@ class LoadOptions:
     allow_pickle: bool = False
     ignore: Sequence[str] = ()
     quantization: Asked | Quantization | None = None
+    synchronize: Callable[[], None] | None = None
     group: Group = Group()  # noqa: RUF009
 
 
@@ -97,8 +98,16 @@ class Load:
 
     def copy(self, plan: Plan, find: Callable[[str], nn.Module]) -> None:
         """Fill the modules that `find` gives for the names of the plan's layers."""
-        path = str(self.checkpoint.path)
-        self.bytes_read = fill(plan, find, self.reader, self.options.device, path=path, progress=self.options.progress)
+        options = self.options
+        self.bytes_read = fill(
+            plan,
+            find,
+            self.reader,
+            options.device,
+            path=str(self.checkpoint.path),
+            progress=options.progress,
+            synchronize=options.synchronize,
+        )
         self.mark("copy")
 
     def report(self, module: nn.Module, plan: Plan, dtype: torch.dtype) -> LoadReport:

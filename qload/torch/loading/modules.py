@@ -1,6 +1,6 @@
 """Loads a model that its user wrote with qload's layers: from a checkpoint, or from tensors in memory."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ def load_weights(
     progress: ProgressHook | None = None,
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
+    synchronize: Callable[[], None] | None = None,
 ) -> LoadReport:
     """Load the checkpoint in the folder or file `path` into a module made of qload's layers and ordinary ones.
 
@@ -39,12 +40,13 @@ def load_weights(
     are read under their own names, with `prefix` before them. Tensors that the module has under several names,
     and heads tied to an embedding, are read once and stay one. `quantization` is the one that the layers were
     built with, where the checkpoint is plain and they are to be quantized: see `qload.choose_quantization`.
-    `ignore` lists codes of waivable findings.
+    `ignore` lists codes of waivable findings. `synchronize` is called after each copy, for devices that would else
+    put the copies off.
 
     Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
     the data shows, after reading.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization)
+    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize)
     loading = Load.begin(path, options)
     return _load_module(loading, module, prefix, quantize_activations)
 
@@ -57,10 +59,12 @@ def load_tensors(
     device: torch.device | str = "cpu",
     quantize_activations: bool = True,
     prefix: str = "",
+    synchronize: Callable[[], None] | None = None,
 ) -> LoadReport:
     """As `load_weights`, from whole tensors in memory under the names that a checkpoint would give them."""
     checkpoint = Checkpoint(Path("memory"), {}, list_entries(tensors))
-    loading = Load(checkpoint, MemoryReader(tensors), quantization, LoadOptions(choose_device(device)))
+    options = LoadOptions(choose_device(device), synchronize=synchronize)
+    loading = Load(checkpoint, MemoryReader(tensors), quantization, options)
     return _load_module(loading, module, prefix, quantize_activations)
 
 

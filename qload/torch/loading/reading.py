@@ -19,6 +19,7 @@ from qload.checkpoint import Interleaving
 from qload.errors import QloadError
 from qload.layout import Interval, Region, volume
 from qload.plan import Copy
+from qload.torch.copying import copy_region, shape_as
 from qload.torch.dtypes import torch_dtype
 from qload.torch.loading.staging import Staging
 
@@ -58,7 +59,7 @@ class FileReader:
     def _read(self, copy: Copy, destination: Tensor) -> int:
         dtype = torch_dtype(copy.entry.dtype)
         block = _Block(copy, dtype, copy.view or (1,), copy.source or (Interval(0, 1),), copy.entry.start)
-        destination = _shape_as(destination, block.region, copy.turned)
+        destination = shape_as(destination, block.region, copy.turned)
         if copy.entry.interleaving is not None:
             return self._read_interleaved(block, copy.entry.interleaving, destination)
         in_place = destination.device.type == "cpu" and destination.dtype == dtype
@@ -174,21 +175,10 @@ class MemoryReader:
         dtype = torch_dtype(copy.entry.dtype)
         if stored.dtype != dtype:
             stored = stored.contiguous().view(dtype)
-        stored = stored.reshape(copy.view)
-        region = stored[tuple(interval.slice for interval in copy.source)]
-        _shape_as(destination, copy.source, copy.turned).copy_(region)
-        return region.nbytes
+        return copy_region(stored.reshape(copy.view), copy.source, destination, turned=copy.turned)
 
     def close(self) -> None:
         pass
-
-
-def _shape_as(destination: Tensor, region: Region, turned: bool) -> Tensor:
-    """A region of a parameter, with the axes of the region of a stored tensor."""
-    sizes = [interval.size for interval in region]
-    if not turned:
-        return destination.view(sizes)
-    return destination.view(*sizes[:-2], sizes[-1], sizes[-2]).mT
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def load(
     progress: ProgressHook | None = None,
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
+    synchronize: Callable[[], None] | None = None,
 ) -> PreTrainedModel:
     """Load the checkpoint in the folder or file `path` as a transformers model.
 
@@ -58,7 +59,8 @@ def load(
     With `quantize_activations=False`, schemes that quantize activations, keys and values compute with the weights
     only. With `quantization`, a plain checkpoint is quantized while it is loaded, layer by layer: a preset's name
     ("int4", ...; `qload methods` lists them), or what its `quantization_config` would say.
-    `ignore` lists the codes of waivable findings. `qload.report(model)` says what was loaded.
+    `ignore` lists the codes of waivable findings. `synchronize` is called after each copy, for devices that would else
+    put the copies off. `qload.report(model)` says what was loaded.
 
     With a `mesh`, every rank along its `mesh_axis` (of several axes, by default "tp") calls this, reads and holds its
     share, and computes with the others what one process would; `expert_parallel` gives ranks whole experts of mixtures
@@ -73,7 +75,9 @@ def load(
     group = Group() if mesh is None else group_of(mesh, mesh_axis)
     chosen = device if device is not None else "cpu" if mesh is None else device_of(mesh)
     with agreeing(group):
-        options = LoadOptions(choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, group)
+        options = LoadOptions(
+            choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, synchronize, group
+        )
         planned = _plan(Load.begin(path, options), dtype, quantize_activations, by_experts=expert_parallel)
     with agreeing(group):
         return planned.run()

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qload.layout import Dim
+from qload.roles import is_column, is_row
 from qload.torch.layers import Layer
 from qload.torch.layers.linear import Linear
 from qload.torch.models.caching import SCALES
@@ -52,7 +53,8 @@ def _find_blocks(model: PreTrainedModel, layers: Mapping[str, Layer], plan: Mapp
     for name in _names(model):
         style = plan.get(re.sub(r"\d+", "*", name))
         layer = layers.get(name)
-        if style in (_APART_AFTER, _APART_BEFORE) and isinstance(layer, Linear):
+        is_ours = (style == _APART_AFTER and is_column(name)) or (style == _APART_BEFORE and is_row(name))
+        if is_ours and isinstance(layer, Linear):
             blocks[_block_of(name)][name] = (layer, style or "")
         elif style is not None and style not in _WHOLE and not (".experts" in name and style in _OF_EXPERTS):
             spoiled.add(_block_of(name))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worlds import World
 
 from qload.geometry import Part, column, replicated, row
-from qload.torch.layers.linear import Flow
+from qload.torch.layers.flow import Flow
 
 Worlds = Callable[[int], World]
 IN, OUT, HEAD, HEADS = 12, 16, 2, 8
