@@ -21,9 +21,24 @@ _COLUMNS = (
     *_KEYS_AND_VALUES,
     *("qkv_proj", "query_key_value", "Wqkv", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13"),
     *("fc1", "fc_in", "dense_h_to_4h", "g_proj", "input_linear"),
+    *("c_attn", "c_fc", "in_proj", "in_proj_qkv", "in_proj_z", "in_proj_qkvz", "qkv"),
     *("q", "k", "v", "wi", "wi_0", "wi_1"),
 )
-_ROWS = ("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "output_linear", "o")
+_ROWS = (
+    "o_proj",
+    "out_proj",
+    "wo",
+    "dense",
+    "down_proj",
+    "w2",
+    "fc2",
+    "fc_out",
+    "dense_4h_to_h",
+    "output_linear",
+    "o",
+    "c_proj",
+    "proj",
+)
 _NESTED = ("text_config", "llm_config", "thinker_config")
 
 

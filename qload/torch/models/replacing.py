@@ -1,7 +1,7 @@
 """Finds the layers of a transformers model that hold weights, and makes qload's in their place."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,10 @@ def _make_linear(
     source = context.source(name)
     kind = Kind.LM_HEAD if is_head else Kind.LINEAR
     treatment = _treat(name, source.prefix, kind, module, context)
-    if not _can_replace(name, module, (nn.Linear, Conv1D), treatment, context):
+    if isinstance(module, Conv1D) and treatment.scheme is None and context.group.size > 1:
+        # Only as a layer of ours can it be divided.
+        source = replace(source, turned=True)
+    elif not _can_replace(name, module, (nn.Linear, Conv1D), treatment, context):
         return
     site = context.site(name, source.prefix)
     if isinstance(module, Conv1D):
