@@ -25,19 +25,8 @@ _COLUMNS = (
     *("q", "k", "v", "wi", "wi_0", "wi_1"),
 )
 _ROWS = (
-    "o_proj",
-    "out_proj",
-    "wo",
-    "dense",
-    "down_proj",
-    "w2",
-    "fc2",
-    "fc_out",
-    "dense_4h_to_h",
-    "output_linear",
-    "o",
-    "c_proj",
-    "proj",
+    *("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h"),
+    *("output_linear", "o", "c_proj", "proj"),
 )
 _NESTED = ("text_config", "llm_config", "thinker_config")
 

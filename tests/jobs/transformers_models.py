@@ -1,14 +1,17 @@
 """Transformers models, divided over ranks."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import qload
+from qload.errors import QloadError
 from qload.torch.parallel import Group
 
 
@@ -21,15 +24,42 @@ class Computed:
     report: "qload.LoadReport"
 
 
-def compute(group: Group, path: Path, ids: Tensor, **options: Any) -> Computed:
+def make_mesh(group: Group) -> DeviceMesh | None:
+    return init_device_mesh("cpu", (group.size,)) if group.size > 1 else None
+
+
+def compute(group: Group, path: Path, ids: Tensor, by_experts: bool = False) -> Computed:
     """Load a checkpoint on all ranks; logits of `ids`, and what is generated from the first of them."""
-    mesh = init_device_mesh("cpu", (group.size,)) if group.size > 1 else None
-    model = qload.load(path, mesh=mesh, dtype="float32", **options)
-    return compute_loaded(model, ids)
-
-
-def compute_loaded(model: Any, ids: Tensor) -> Computed:
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32", expert_parallel=by_experts)
     with torch.inference_mode():
         logits = model(ids).logits
         tokens = model.generate(ids[:1, :4], max_new_tokens=8, do_sample=False)
     return Computed(logits.clone(), tokens.clone(), qload.report(model))
+
+
+def sample(group: Group, path: Path, seed: int, unlike: bool = False) -> Tensor:
+    """What is sampled on ranks with random states of their own, of which rank 0's is `seed`."""
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32")
+    ids = torch.tensor([[5, 6, 7 + (group.rank if unlike else 0)]])
+    torch.manual_seed(seed + group.rank)
+    with torch.inference_mode():
+        tokens: Tensor = model.generate(ids, max_new_tokens=12, do_sample=True, temperature=1.5)
+    return tokens.clone()
+
+
+def load_unlike(group: Group, paths: Sequence[Path]) -> QloadError | None:
+    """Load another folder on each rank; what that raises."""
+    try:
+        qload.load(paths[group.rank], mesh=make_mesh(group))
+    except QloadError as error:
+        return error
+    return None
+
+
+def compute_after_death(group: Group, path: Path, ids: Tensor, signal: int) -> Any:
+    """Load, and let the last rank die before all compute."""
+    model: Any = qload.load(path, mesh=make_mesh(group))
+    if group.rank == group.size - 1:
+        os.kill(os.getpid(), signal)
+    with torch.inference_mode():
+        return model(ids).logits

@@ -1,0 +1,101 @@
+"""Transformers models divided over real ranks: what one process computes, of each checkpoint, with its own bytes."""
+
+import signal
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from edits import edit_tensors
+from jobs.transformers_models import Computed, compute, compute_after_death, load_unlike, sample
+from samples import DATA, DEMO, read_reference, relative_error, supported
+from torch import Tensor
+from worlds import World
+
+import qload
+from qload.errors import CheckpointError, ParallelError, ShardError
+from qload.torch.parallel import Group
+
+Worlds = Callable[[int], World]
+MIXTURE = DATA / "ct-qwen3moe-w4a16"
+TOLERANCE = 1e-5
+"""Of sums of as many numbers in another order."""
+
+
+@cache
+def compute_alone(path: Path) -> Computed:
+    return compute(Group(), path, read_ids(path))
+
+
+def read_ids(path: Path) -> Tensor:
+    return read_reference(path).input_ids
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+def test_ranks_compute_what_one_process_does(worlds: Worlds, path: Path, size: int) -> None:
+    (planned,) = qload.plan_ranks(path, [size]).sizes
+    if not planned.fits:
+        with pytest.raises(ShardError) as caught:
+            worlds(size).run(compute, path, read_ids(path))
+        assert size not in caught.value.sizes
+        return
+    ranks, alone = worlds(size).run(compute, path, read_ids(path)), compute_alone(path)
+    for rank in ranks:
+        assert relative_error(rank.logits, alone.logits) < TOLERANCE
+        assert torch.equal(rank.logits, ranks[0].logits)
+        assert torch.equal(rank.tokens, alone.tokens)
+    reports = [rank.report for rank in ranks]
+    assert [report.bytes_needed for report in reports] == [share.read for share in planned.ranks]
+    assert sum(report.bytes_needed for report in reports) == alone.report.bytes_needed + planned.replicated
+
+
+def test_a_mixture_can_be_divided_by_experts(worlds: Worlds) -> None:
+    (planned,) = qload.plan_ranks(MIXTURE, [2], expert_parallel=True).sizes
+    ranks = worlds(2).run(compute, MIXTURE, read_ids(MIXTURE), True)
+    for rank, share in zip(ranks, planned.ranks, strict=True):
+        assert relative_error(rank.logits, compute_alone(MIXTURE).logits) < TOLERANCE
+        assert rank.report.bytes_needed == share.read
+
+
+def test_ranks_sample_the_same_tokens_as_one_process(worlds: Worlds) -> None:
+    """Each rank has a random state of its own before: the first one's counts."""
+    (alone,) = [sample(Group(), DEMO, 7)]
+    assert all(torch.equal(tokens, alone) for tokens in worlds(2).run(sample, DEMO, 7))
+    assert not torch.equal(sample(Group(), DEMO, 8), alone)
+
+
+def test_ranks_that_generate_from_different_inputs_are_told(worlds: Worlds) -> None:
+    with pytest.raises(ParallelError, match="different inputs"):
+        worlds(2).run(sample, DEMO, 7, True)
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_what_does_not_fit_is_said_with_the_sizes_that_do(size: int, worlds: Worlds) -> None:
+    with pytest.raises(
+        ShardError, match=r"4 heads .* numbers of ranks|tensor-parallel sizes that fit: 1, 2, 4"
+    ) as caught:
+        worlds(size).run(compute, DEMO, read_ids(DEMO))
+    assert caught.value.sizes == (1, 2, 4)
+
+
+def test_a_broken_file_on_one_rank_is_an_error_on_all(broken: Callable[[str], Path], worlds: Worlds) -> None:
+    path = broken(DEMO.name)
+    name = "model.layers.1.mlp.up_proj.weight_scale"
+    edit_tensors(path, lambda tensors: tensors.update({name: tensors[name] * float("nan")}))
+    answers = worlds(2).run(load_unlike, [path, DEMO])
+    assert isinstance(answers[0], CheckpointError)
+    assert isinstance(answers[1], ParallelError)
+    assert list(answers[1].failures) == [0]
+    assert "QL501" in answers[1].failures[0]
+
+
+def test_a_killed_rank_ends_the_others_within_seconds() -> None:
+    world = World(2)
+    try:
+        with pytest.raises((ChildProcessError, ParallelError)) as caught:
+            world.run(compute_after_death, DEMO, read_ids(DEMO), int(signal.SIGKILL))
+    finally:
+        world.close()
+    assert isinstance(caught.value, ChildProcessError)
