@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 
 from qload.errors import LayoutError, ShardError
 from qload.layout import Cut, Dim, Extent, Extents
@@ -171,12 +172,12 @@ def vocabulary(multiple: int = 64) -> Sharding:
 
     Where `size` does not divide the padded vocabulary, the multiple is raised to multiple * size.
     """
+    return partial(_divide_vocabulary, multiple)
 
-    def shard(geometry: Geometry, rank: int, size: int) -> Shard:
-        cuts = tuple(vocabulary_cut(part.size, rank, size, multiple) for part in geometry.parts)
-        return replace(replicated(geometry, rank, size), out=cuts)
 
-    return shard
+def _divide_vocabulary(multiple: int, geometry: Geometry, rank: int, size: int) -> Shard:
+    cuts = tuple(vocabulary_cut(part.size, rank, size, multiple) for part in geometry.parts)
+    return replace(replicated(geometry, rank, size), out=cuts)
 
 
 def vocabulary_cut(rows: int, rank: int, size: int, multiple: int = 64) -> Cut:

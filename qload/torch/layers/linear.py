@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qload.errors import LayoutError
-from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row
+from qload.geometry import Geometry, Kind, Part, Sharding, column, row
 from qload.layout import Dim, Interval
 from qload.plan import Source
 from qload.quantization import Treatment
@@ -39,9 +39,6 @@ class Linear(Layer):
     says how W is divided, and `flow` what of x and y each rank has: whatever of them is not so is brought there.
     """
 
-    sharding: Sharding = staticmethod(replicated)
-    """How the layer is divided over ranks."""
-
     def __init__(
         self,
         in_features: int,
@@ -57,13 +54,17 @@ class Linear(Layer):
         sources = sources or fused_sources(site, parts)
         geometry = Geometry(in_features, tuple(parts), None, Kind.LINEAR, dtype_code(site.dtype), bias)
         treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
-        super().__init__(geometry, sources, site, treatment, sharding or self.sharding)
+        super().__init__(geometry, sources, site, treatment, sharding)
         self.flow = flow
+        self.settle()
+
+    def settle(self) -> None:
+        super().settle()
         self._order = _order_outputs(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x [..., in_features] into [..., out_features]: this rank's, or all, as the flow has it; and the bias."""
-        bias, skips = getattr(self, "bias", None), self.flow.skip_bias_add
+        bias, skips = self.tensor("bias"), self.flow.skip_bias_add
         sums = Dim.IN in self.divided
         y = self.compute(self._bring(x), biased=not (sums or skips))
         if sums:
