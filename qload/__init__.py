@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qload.torch.loading.modules import load_tensors, load_weights
     from qload.torch.loading.progress import LoadReport, Progress
     from qload.torch.models.loading import load, report
+    from qload.torch.spmd.model import shard_model
     from qload.torch.weights import dequantize
 
 _TORCH = {
@@ -40,6 +41,7 @@ _TORCH = {
     "load_tensors": "qload.torch.loading",
     "load_weights": "qload.torch.loading",
     "report": "qload.torch.models",
+    "shard_model": "qload.torch.spmd",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "load_weights",
     "read_quantization",
     "report",
+    "shard_model",
     "validate",
 ]
 

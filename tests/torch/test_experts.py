@@ -69,7 +69,7 @@ def test_all_ranks_together_are_the_dense_experts(make: Callable[[Site], Experts
         experts = make(Site(quantization, "moe", Group(rank, size)))
         report = qload.load_tensors(experts, stored, quantization)
         assert report.bytes_dense == sum(tensor.nbytes for tensor in stored.values()) // size
-        found += experts(hidden, IDS, weights)
+        found += experts.compute(hidden, IDS, weights)
     assert torch.allclose(found, expected, atol=1e-4)
 
 

@@ -134,8 +134,12 @@ class Layer(nn.Module):
         made.quantize_activations = self.quantize_activations
         made.declared, made.derived = dict(self.declared), dict(self.derived)
         made.apart, made.localize = (), None
-        made.place(self.group, partial(_shard_part, self.geometry, self.sharding, number))
+        made.place(self.group, self.part_sharding(number, self.sharding))
         return made
+
+    def part_sharding(self, number: int, sharding: Sharding) -> Sharding:
+        """How one of the parts is divided where the whole is divided so."""
+        return partial(_shard_part, self.geometry, sharding, number)
 
     def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
         """Give the layer a tensor that no checkpoint stores, for a post-load hook that repacks.

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from qload.geometry import Geometry, Kind, Part, Sharding, column, row
+from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.base import Layer
+from qload.torch.parallel import copy, reduce
 from qload.torch.sites import Site
 
 Gate = Callable[[Tensor], Tensor]
@@ -50,9 +52,17 @@ class Experts(nn.Module):
         self.gate = gate
 
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-        """hidden [tokens, hidden_size], ids and weights [tokens, k] into [tokens, hidden_size]."""
+        """hidden [tokens, hidden_size], ids and weights [tokens, k], which every rank has alike, into as much."""
+        group = self.down_proj.group
+        if not self.down_proj.divided & {Dim.IN, Dim.EXPERT}:
+            return self.compute(hidden, expert_ids, expert_weights)
+        return reduce(self.compute(copy(hidden, group), expert_ids, copy(expert_weights, group)), group)
+
+    def compute(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """This rank's share of `forward`, to be summed: without what other ranks' experts or features add."""
         apply = self.gate_up_proj.hooks.apply_experts
-        if apply is None or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
+        is_apart = self.gate_up_proj.apart or self.down_proj.apart
+        if apply is None or is_apart or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
             return apply_one_by_one(self, hidden, expert_ids, expert_weights)
         return apply(self, hidden, expert_ids, expert_weights)
 

@@ -123,7 +123,9 @@ def _make_linear(
     bias = module.bias is not None and f"{name}.bias" not in context.shared
     layer: Layer
     if is_head:
-        layer = ParallelLMHead(outputs, inputs, site, bias=bias, multiple=1, source=source, treatment=treatment)
+        layer = ParallelLMHead(
+            outputs, inputs, site, bias=bias, gather_output=True, multiple=1, source=source, treatment=treatment
+        )
     else:
         layer = ReplicatedLinear(inputs, outputs, site, bias=bias, source=source, treatment=treatment)
     yield name, layer
