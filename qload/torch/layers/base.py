@@ -59,11 +59,11 @@ class Layer(nn.Module):
         self.derived: dict[str, ParameterSpec] = {}
         self.apart: tuple[str, ...] = ()
         self.localize: Localize | None = None
-        self.place(site.group, sharding or self.sharding)
+        self.take_share(site.group, sharding or self.sharding)
         self.allocate("meta")
 
-    def place(self, group: Group, sharding: Sharding) -> None:
-        """Be this rank's share, as `group` has it. The tensors stay as they are: once they are cut, `settle`.
+    def take_share(self, group: Group, sharding: Sharding) -> None:
+        """Be this rank's share, as `group` has it. The tensors stay as they are: once they are cut, `settle_share`.
 
         Raises ShardError where a unit is split, before anything is changed.
         """
@@ -74,7 +74,7 @@ class Layer(nn.Module):
         self.divided = divided_dims(self.shards)
         self.local = self.shard.local(self.geometry)
 
-    def settle(self) -> None:
+    def settle_share(self) -> None:
         """Work out what follows from all ranks' shards, and from the tensors that are there."""
         self._select()
 
@@ -105,10 +105,10 @@ class Layer(nn.Module):
         self._register(name, tensor)
         self._select()
 
-    def tensor(self, name: str) -> Tensor | None:
+    def own_tensor(self, name: str) -> Tensor | None:
         """A tensor of this rank, plain however it is held; None where the layer has none of that name."""
         if self.apart and name == "bias":
-            return _join_biases([part.tensor(name) for part in self.parts_apart()])
+            return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
         held: Tensor | None = getattr(self, name, None)
         return held if held is None or self.localize is None else self.localize(held)
 
@@ -123,7 +123,7 @@ class Layer(nn.Module):
         """The layers that hold a part each, where they are held apart."""
         return [self.get_submodule(name) for name in self.apart]  # type: ignore[misc]
 
-    def part(self, number: int) -> "Layer":
+    def make_part(self, number: int) -> "Layer":
         """One of the parts as a layer of its own, on as many ranks, without tensors."""
         made = Layer.__new__(Layer)
         nn.Module.__init__(made)
@@ -134,7 +134,7 @@ class Layer(nn.Module):
         made.quantize_activations = self.quantize_activations
         made.declared, made.derived = dict(self.declared), dict(self.derived)
         made.apart, made.localize = (), None
-        made.place(self.group, self.part_sharding(number, self.sharding))
+        made.take_share(self.group, self.part_sharding(number, self.sharding))
         return made
 
     def part_sharding(self, number: int, sharding: Sharding) -> Sharding:
@@ -202,7 +202,7 @@ class Layer(nn.Module):
 
         Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias.
         """
-        bias = self.tensor("bias") if biased and self.shard.in_.start == 0 else None
+        bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
             bias = bias[expert]
         pieces, last = self.pieces(expert), x.dim() - 1
@@ -241,7 +241,7 @@ class Layer(nn.Module):
     def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
         for name, spec in self.specs.items():
-            tensor = self.tensor(name)
+            tensor = self.own_tensor(name)
             if tensor is not None:
                 index = selection.indices[name]
                 tensor = tensor[index if expert is None else (expert, *index)]

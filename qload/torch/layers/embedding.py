@@ -114,10 +114,10 @@ class ParallelLMHead(_VocabularyLayer):
             vocabulary_size, features, site, bias=bias, multiple=multiple, source=source, treatment=treatment
         )
         self.gather_output = gather_output
-        self.settle()
+        self.settle_share()
 
-    def settle(self) -> None:
-        super().settle()
+    def settle_share(self) -> None:
+        super().settle_share()
         self.token_order = order_gathered(self.shards)
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -56,15 +56,15 @@ class Linear(Layer):
         treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
         super().__init__(geometry, sources, site, treatment, sharding)
         self.flow = flow
-        self.settle()
+        self.settle_share()
 
-    def settle(self) -> None:
-        super().settle()
+    def settle_share(self) -> None:
+        super().settle_share()
         self._order = _order_outputs(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x [..., in_features] into [..., out_features]: this rank's, or all, as the flow has it; and the bias."""
-        bias, skips = self.tensor("bias"), self.flow.skip_bias_add
+        bias, skips = self.own_tensor("bias"), self.flow.skip_bias_add
         sums = Dim.IN in self.divided
         y = self.compute(self._bring(x), biased=not (sums or skips))
         if sums:

@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Shard
@@ -51,9 +51,10 @@ def put_tensors(layer: Layer, tensors: Mapping[str, Tensor], trained: Container[
     """Give a layer these of its tensors, and no others."""
     for name in layer.specs:
         tensor = tensors.get(name)
-        held = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=name in trained)
-        layer.register_parameter(name, held)
-    layer.settle()
+        layer.set_tensor(name, None if tensor is None else tensor.detach())
+        if name in trained:
+            layer.get_parameter(name).requires_grad_()
+    layer.settle_share()
 
 
 def trained(layer: Layer) -> frozenset[str]:

@@ -60,7 +60,7 @@ def _check_ways(where: str, layer: Layer, sharding: Sharding, shards: Sequence[S
     """Raises ShardError where a tensor, or a part of it, does not lie in even runs over the ranks."""
     numbers = range(len(layer.geometry.parts)) if apart else (None,)
     for number in numbers:
-        geometry = layer.geometry if number is None else layer.part(number).geometry
+        geometry = layer.geometry if number is None else layer.make_part(number).geometry
         lying = shards if number is None else [replace(shard, out=(shard.out[number],)) for shard in shards]
         for spec in layer.specs.values():
             try:

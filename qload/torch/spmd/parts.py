@@ -18,7 +18,7 @@ def take_apart(layer: Layer) -> None:
     """Give each part's tensors to a layer of its own, below the fused one, which computes with them."""
     made = []
     for number in range(len(layer.geometry.parts)):
-        part = layer.part(number)
+        part = layer.make_part(number)
         put_tensors(part, cut_tensors(layer, layer.shard, [number]), trained(layer))
         made.append(part)
     for name in layer.specs:
@@ -27,7 +27,7 @@ def take_apart(layer: Layer) -> None:
     layer.apart = tuple(_name(layer, part, number) for number, part in enumerate(made))
     for name, part in zip(layer.apart, made, strict=True):
         layer.add_module(name, part)
-    layer.settle()
+    layer.settle_share()
 
 
 def _name(layer: Layer, part: Layer, number: int) -> str:

@@ -40,7 +40,7 @@ class TensorBackend:
         before = dict(layer.named_parameters(recurse=False))
         kept, group = trained(layer), self.group
         tensors = cut_tensors(layer, sharding(layer.geometry, group.rank, group.size))
-        layer.place(group, sharding)
+        layer.take_share(group, sharding)
         put_tensors(layer, tensors, kept)
         if tensors and table_of(layer) is None:
             layer.hooks.process(layer)
@@ -51,7 +51,7 @@ class TensorBackend:
             held = self._wrap(tensor, find_way(layer.specs[name], layer.geometry, layer.shards))
             layer.register_parameter(name, self._once(before.get(name), held))
         layer.localize = localize
-        layer.settle()
+        layer.settle_share()
 
     def _once(self, before: nn.Parameter | None, held: nn.Parameter) -> nn.Parameter:
         """What was one tensor in several layers, which are divided alike, is one again."""
