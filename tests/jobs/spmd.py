@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from llama import Llama
 from torch import Tensor, nn
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -39,7 +40,10 @@ def plain() -> Quantization:
     return unquantized(qload.Registry.discover())
 
 
-def fill(model: nn.Module) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fill(model: Model) -> Model:
     """The same random values on every rank, in tensors made anew; rows of padding are zero."""
     generator = torch.Generator().manual_seed(7)
     for module in model.modules():
@@ -92,14 +96,14 @@ def save_and_load(group: Group, path: Path, folder: Path, ids: Tensor) -> tuple[
     """The logits of a divided model, those of another one after it was given the first one's tensors, and shapes."""
     model = qload.shard_model(load_llama(path), mesh_of(group))
     expected, state = compute(model, ids), model.state_dict()
-    checkpoint.save(state, checkpoint_id=folder, no_dist=False)
+    save(state, checkpoint_id=folder)
     other = load_llama(path)
     with torch.no_grad():
         for tensor in other.parameters():
             tensor.zero_()
     qload.shard_model(other, mesh_of(group))
     wanted = other.state_dict()
-    checkpoint.load(wanted, checkpoint_id=folder)
+    load(wanted, checkpoint_id=folder)
     other.load_state_dict(wanted)
     shapes = {name: (tuple(each.shape), tuple(local(each).shape)) for name, each in state.items()}
     return expected, compute(other, ids), shapes
@@ -151,7 +155,7 @@ def make_tied(rows: int, multiple: int) -> Tied:
     model = fill(Tied(rows, multiple))
     model.third.weight = model.one.weight
     model.head.tie(model.table)
-    return model  # type: ignore[return-value]
+    return model
 
 
 def compute_tied(group: Group, rows: int, multiple: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -260,7 +264,7 @@ def drop_index(group: Group, path: Path, name: str, tensors: Mapping[str, Tensor
     before = layer(x)
     qload.shard_model(layer, mesh_of(group))
     made: Tensor = layer(x)
-    return before, made  # type: ignore[return-value]
+    return before, made
 
 
 def compute_named(group: Group, x: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, ...]]]:
