@@ -74,7 +74,6 @@ WITHOUT_DTYPE = "hf-gptoss-mxfp4"
 
 def test_a_dtype_that_xla_does_not_have_is_an_error_of_its_own() -> None:
     with pytest.raises(RuntimeError, match=r"Type not supported: Float8_e8m0fnu"):
-        load_model(DATA / WITHOUT_DTYPE).to(DEVICE)
         torch.zeros(1, dtype=torch.float8_e8m0fnu).to(DEVICE)
 
 

@@ -1,5 +1,6 @@
 """Models that one process has whole, divided over real ranks: they compute what they computed before."""
 
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -147,8 +148,7 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_changed(worlds: Wo
     sort, text = REFUSED[kind]
     for error, is_unchanged in worlds(4).run(try_to_shard, kind):
         assert type(error) is sort
-        with pytest.raises(sort, match=text):
-            raise error or ValueError("nothing was refused")
+        assert re.search(text, str(error))
         assert is_unchanged
 
 
