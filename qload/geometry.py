@@ -180,6 +180,16 @@ def _divide_vocabulary(multiple: int, geometry: Geometry, rank: int, size: int) 
     return replace(replicated(geometry, rank, size), out=cuts)
 
 
+def vocabulary_columns(multiple: int = 64) -> Sharding:
+    """Features are divided; each rank has all rows, of which there are as many as `vocabulary` has of one rank."""
+    return partial(_divide_features, multiple)
+
+
+def _divide_features(multiple: int, geometry: Geometry, rank: int, size: int) -> Shard:
+    cuts = tuple(vocabulary_cut(part.size, 0, 1, multiple) for part in geometry.parts)
+    return replace(row(geometry, rank, size), out=cuts)
+
+
 def vocabulary_cut(rows: int, rank: int, size: int, multiple: int = 64) -> Cut:
     """The rows of a vocabulary that one rank owns, with its share of the padding.
 
@@ -196,6 +206,51 @@ def vocabulary_cut(rows: int, rank: int, size: int, multiple: int = 64) -> Cut:
     share = padded // size
     start, stop = min(rank * share, rows), min((rank + 1) * share, rows)
     return Cut(start, stop, share - (stop - start))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTable:
+    """The tokens whose rows one rank has: of the base, then of those added to it, each with padding after them.
+
+    `base` and `added` are cuts of the tokens' ids. The rows lie in that order in the rank's own table.
+    """
+
+    base: Cut
+    added: Cut
+
+    @property
+    def rows(self) -> int:
+        """The rows of the rank's own table."""
+        return self.base.padded_size + self.added.padded_size
+
+    @property
+    def spans(self) -> tuple[tuple[int, Cut], ...]:
+        """The cuts of ids that the rank has a place for, and the first row of each."""
+        spans = ((0, self.base), (self.base.padded_size, self.added))
+        return tuple(span for span in spans if span[1].padded_size)
+
+    def row(self, token: int) -> int | None:
+        """The row of a token in the rank's own table; None for another rank's."""
+        found = (first + token - cut.start for first, cut in self.spans if cut.start <= token < cut.stop)
+        return next(found, None)
+
+
+def index_tokens(geometry: Geometry, shard: Shard) -> IndexTable:
+    """The tokens of one rank's share of a vocabulary."""
+    rows, cuts = geometry.parts[0].size, (*shard.out, Cut(0, 0))
+    return IndexTable(cuts[0], Cut(rows + cuts[1].start, rows + cuts[1].stop, cuts[1].padding))
+
+
+def make_vocabulary(rows: int, features: int, *, added: int = 0, kind: Kind, dtype: str, bias: bool) -> Geometry:
+    """A table of `rows` tokens, and as a part of its own of `added` ones.
+
+    Raises LayoutError unless there is a token or more of a feature or more, and no fewer than none are added.
+    """
+    for what, count, least in (("tokens", rows, 1), ("features", features, 1), ("added tokens", added, 0)):
+        if count < least:
+            raise LayoutError(f"a vocabulary has too few {what}", expected=f"{least} or more", found=str(count))
+    parts = (Part("base", rows), Part("added", added)) if added else (Part("", rows),)
+    return Geometry(features, parts, None, kind, dtype, bias)
 
 
 def _part_cut(part: Part, rank: int, size: int) -> Cut:

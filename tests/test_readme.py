@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from qload import Registry
 from qload.cli import cli
 from qload.registry import UNQUANTIZED, Origin
 from qload.testing import check_method
-from qload.torch import Layer
+from qload.torch import Layer, Site
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -83,6 +84,16 @@ def test_the_model_that_the_docs_show_loads() -> None:
     exec(compile(code, "docs/models.md", "exec"), shown)
     weight = shown["mlp"].down_proj.dequantize()  # type: ignore[attr-defined]
     assert tuple(weight.shape) == (256, 512)
+
+
+def test_the_vocabularies_that_the_docs_show_are_looked_up() -> None:
+    _, _, text = (ROOT / "docs" / "models.md").read_text().partition("### Vocabularies")
+    shown: dict[str, Any] = {"path": DEMO, "quantization": qload.read_quantization(DEMO)}
+    shown |= {"qload": qload, "torch": torch, "Site": Site}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "docs/models.md", "exec"), shown)
+    assert torch.equal(shown["table"](torch.tensor([1024])), torch.ones(1, 256))
+    assert shown["rows"].rows == 2
 
 
 def test_the_broken_checkpoint_is_described_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,10 @@ def _make_blank(spec: ParameterSpec, geometry: Geometry, shard: Shard) -> Blank:
 
 
 def _find_gaps(sources: Sequence[Source], geometry: Geometry, shard: Shard) -> tuple[Gap, ...]:
-    """The parts of the experts that the rank owns, but for those that come from exactly one source."""
+    """The parts of the experts that the rank owns, but for those that come from exactly one source.
+
+    What it owns no row of may come from none.
+    """
     experts = _range(shard.experts) if geometry.experts is not None else (None,)
     counts = Counter(
         (part, expert)
@@ -160,7 +163,7 @@ def _find_gaps(sources: Sequence[Source], geometry: Geometry, shard: Shard) -> t
         Gap(part, expert, counts[part, expert])
         for expert in experts
         for part in range(len(geometry.parts))
-        if counts[part, expert] != 1
+        if counts[part, expert] > 1 or (counts[part, expert] == 0 and shard.out[part].size)
     )
 
 

@@ -11,7 +11,10 @@ from qload.torch.layers import (
     ReplicatedLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    added_rows,
+    all_rows,
     apply_one_by_one,
+    base_rows,
     make_experts,
 )
 from qload.torch.sites import Site
@@ -28,6 +31,9 @@ __all__ = [
     "RowParallelLinear",
     "Site",
     "VocabParallelEmbedding",
+    "added_rows",
+    "all_rows",
     "apply_one_by_one",
+    "base_rows",
     "make_experts",
 ]

@@ -174,6 +174,16 @@ def compute_tied(group: Group, rows: int, multiple: int) -> tuple[Tensor, Tensor
     return before, compute(model, ids), said
 
 
+def look_up(group: Group, added: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The rows of all tokens, some of them added, before a table is divided and after."""
+    site = Site(plain(), "table")
+    table = fill(VocabParallelEmbedding(65, 16, site, added=added, sharding_dim=dim, multiple=8))
+    ids = torch.arange(table.num_embeddings)
+    before = compute(table, ids)
+    qload.shard_model(table, mesh_of(group))
+    return before, compute(table, ids)
+
+
 def compute_experts(group: Group, x: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
     """What experts make of x before they are divided and after, and the gradients of x and the weights with each."""
     made = []

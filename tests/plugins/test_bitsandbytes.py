@@ -91,6 +91,7 @@ def test_rows_are_looked_up(case: str, registry: Registry) -> None:
     qload.load_tensors(table, stored, quantization)
     ids = torch.tensor([[rows - 1, 0], [1, 1]])
     assert torch.equal(table(ids), dense[ids])
+    table.zeros_out_of_range = True
     assert torch.equal(table(torch.tensor([rows, rows + 2])), torch.zeros(2, columns, dtype=dense.dtype))
     assert torch.equal(qload.dequantize(table)[:rows], dense)
     assert not qload.dequantize(table)[rows:].any()

@@ -8,7 +8,8 @@ from comparison import compute, load
 from samples import DATA, DEMO, read_reference, relative_error, supported
 
 import qload
-from qload.torch import Layer
+from qload.quantization import unquantized
+from qload.torch import Layer, Site, VocabParallelEmbedding
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -38,3 +39,16 @@ def test_the_last_gpu_of_several(name: str) -> None:
     expected = qload.load(DATA / name, dtype=torch.float16)
     for key, tensor in expected.state_dict().items():
         assert torch.equal(model.state_dict()[key].cpu(), tensor), key
+
+
+def test_the_host_does_not_wait_for_ids_to_be_looked_up(registry: qload.Registry) -> None:
+    quantization = unquantized(registry)
+    table, weight = VocabParallelEmbedding(130, 8, Site(quantization, "t"), added=2), torch.randn(130, 8)
+    qload.load_tensors(table, {"t.weight": weight}, quantization, device="cuda")
+    ids = torch.tensor([[0, 129], [131, 64]]).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = table(ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), torch.cat([weight, torch.zeros(2, 8)])[ids.cpu()])

@@ -111,6 +111,22 @@ def test_all_ranks_together_compute_the_whole(worlds: Callable[[int], World], pa
         assert relative_error(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", [DEMO.name, "ct-w4a16-lmhead-embed"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_tied_head_computes_with_its_ranks_share_of_the_table(
+    worlds: Callable[[int], World], name: str, size: int
+) -> None:
+    """Plain and quantized."""
+    path = DATA / name
+    ids = read_reference(path).input_ids
+    with torch.inference_mode():
+        model = separate(path)
+        hidden = model.model(ids).last_hidden_state
+        expected = hidden @ qload.dequantize(model.model.embed_tokens).float().T
+    for found in worlds(size).run(compute_llama, path, ids, True):
+        assert relative_error(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize("path", FUSABLE, ids=lambda path: path.name)
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_ranks_shards_make_the_whole(path: Path, size: int) -> None:

@@ -1,6 +1,6 @@
 """What every layer is: declared tensors of one rank's share, and a method's hooks to compute with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from qload.declare import ParameterKind, ParameterSpec, stack_experts
 from qload.errors import ModelError
 from qload.geometry import Geometry, Shard, Sharding, replicated
+from qload.layout import Cut, Dim, Place
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.sharding import cut_layer, divided_dims
@@ -53,6 +54,7 @@ class Layer(nn.Module):
         self.sources = tuple(sources)
         self.treatment = treatment
         self.hooks = bind(treatment.method.runtime)
+        self.check_hooks()
         self.quantize_activations = True
         self.dtype = site.dtype
         self.declared = {spec.name: spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded}
@@ -78,6 +80,9 @@ class Layer(nn.Module):
         """Work out what follows from all ranks' shards, and from the tensors that are there."""
         self._select()
 
+    def check_hooks(self) -> None:
+        """Raises CapabilityError where the layer's method lacks a hook that the layer cannot do without."""
+
     @property
     def scheme(self) -> Any:
         """What the layer's method does to it, a value of the method's own; None where it is not quantized."""
@@ -89,12 +94,31 @@ class Layer(nn.Module):
         return {**self.declared, **self.derived}
 
     def allocate(self, device: torch.device | str) -> None:
-        """Make every declared tensor on `device`, in the first dtype that its declaration allows, unwritten."""
+        """Make every declared tensor on `device`, in the first dtype that its declaration allows, unwritten.
+
+        Padding is zero.
+        """
         self.reset()
         for spec in self.declared.values():
-            dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
-            self._register(spec.name, make_filled(self.local_shape(spec), dtype, spec.fill, torch.device(device)))
+            self._register(spec.name, self._make_unwritten(spec, torch.device(device)))
         self._select()
+
+    def _make_unwritten(self, spec: ParameterSpec, device: torch.device) -> Tensor:
+        dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
+        if spec.fill == 0 or not any(cut.padding for cut in self.shard.out):
+            return make_filled(self.local_shape(spec), dtype, spec.fill, device)
+        tensor = make_filled(self.local_shape(spec), dtype, 0, device)
+        for number in range(len(self.shard.out)):
+            region = tensor[self.region(spec, number)]
+            region.copy_(make_filled(tuple(region.shape), dtype, spec.fill, device))
+        return tensor
+
+    def region(self, spec: ParameterSpec, number: int) -> tuple[slice, ...]:
+        """Where a tensor of that declaration has the rows that the rank owns of the part with that number."""
+        owned = self.shard.out[number]
+        place = Place({Dim.OUT: number, Dim.PART: number}, {Dim.OUT: Cut(0, owned.size, owned.padding)})
+        intervals = spec.layout.region(self.local.extents, place, whole=self.geometry.extents)
+        return tuple(interval.slice for interval in intervals)
 
     def local_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
         """The shape that a tensor of that declaration has on this rank."""
@@ -162,6 +186,23 @@ class Layer(nn.Module):
         self.derived[spec.name] = spec
         self.set_tensor(spec.name, tensor)
 
+    @property
+    def loaded_shard(self) -> Shard:
+        """The share of the layer that a load fills."""
+        return self.shard
+
+    def prepare(self, present: Set[str]) -> None:
+        """Make ready for a load that fills the tensors of the names `present`.
+
+        What an earlier load derived goes, and the optional tensors that the checkpoint does not have.
+        """
+        self.reset()
+        for name in self.declared.keys() - present:
+            self.set_tensor(name, None)
+
+    def complete(self, name: str, tensor: Tensor) -> None:
+        """Add to a tensor that a load has filled what the layer keeps of what is there."""
+
     def reset(self) -> None:
         """Take away what a post-load hook derived."""
         for name in self.derived:
@@ -208,26 +249,21 @@ class Layer(nn.Module):
         pieces, last = self.pieces(expert), x.dim() - 1
         biases = self._split_bias(bias, pieces)
         outputs = [self.hooks.apply(piece, x, part) for piece, part in zip(pieces, biases, strict=True)]
-        return self._pad(self._join(outputs, last), last)
+        return self._join(outputs, last)
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
-        weight = self._pad(self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0), 0)
+        weight = self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
         return weight if dtype is None else weight.to(dtype)
 
     def _join(self, parts: list[Tensor], dim: int) -> Tensor:
-        """Put the parts together along `dim`, as the layer has them."""
+        """Put the parts together along `dim`, as the layer has them, with the padding that solid tensors lack."""
+        sizes = [selection.out_features for selection in self._selections]
         if len(parts) == 1:
-            return parts[0]
+            return _pad(parts[0], dim, self.local.out_features - sizes[0])
         if self.geometry.interleaved:
             return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
-        return torch.cat(parts, dim)
-
-    def _pad(self, tensor: Tensor, dim: int) -> Tensor:
-        """Add along `dim` the padding for which solid tensors have no room."""
-        lacking = self.local.out_features - sum(selection.out_features for selection in self._selections)
-        if lacking == 0:
-            return tensor
-        return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, lacking))
+        lacking = [part.size - size for part, size in zip(self.local.parts, sizes, strict=True)]
+        return torch.cat([_pad(part, dim, count) for part, count in zip(parts, lacking, strict=True)], dim)
 
     def _split_bias(self, bias: Tensor | None, pieces: Sequence[Piece]) -> list[Tensor | None]:
         """Each piece's own share of the bias."""
@@ -235,8 +271,8 @@ class Layer(nn.Module):
             return [None] * len(pieces)
         if self.geometry.interleaved:
             return [bias[number :: len(pieces)] for number in range(len(pieces))]
-        ends = list(accumulate(piece.out_features for piece in pieces))
-        return [bias[end - piece.out_features : end] for piece, end in zip(pieces, ends, strict=True)]
+        starts = accumulate((part.size for part in self.local.parts), initial=0)
+        return [bias[start : start + piece.out_features] for start, piece in zip(starts, pieces, strict=False)]
 
     def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
@@ -292,6 +328,11 @@ def _shard_part(whole: Geometry, sharding: Sharding, number: int, geometry: Geom
 def _join_biases(parts: Sequence[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     return torch.cat(present, -1) if present else None
+
+
+def _pad(tensor: Tensor, dim: int, count: int) -> Tensor:
+    """The tensor with `count` zeros after it along `dim`."""
+    return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, count)) if count else tensor
 
 
 def _cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:

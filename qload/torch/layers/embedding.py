@@ -1,46 +1,30 @@
-"""The vocabulary's layers: an embedding table and a head, divided by rows."""
+"""Embedding tables, divided by rows or by columns."""
 
 import torch
 from torch import Tensor
 
-from qload.errors import CapabilityError, ModelError
-from qload.geometry import Kind, single, vocabulary
+from qload.errors import CapabilityError, LayoutError, ModelError
+from qload.geometry import Sharding, vocabulary, vocabulary_columns
+from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
-from qload.sharding import order_gathered
-from qload.torch.dtypes import dtype_code
-from qload.torch.layers.base import Layer
-from qload.torch.layers.linear import take_runs
-from qload.torch.parallel import copy, gather, reduce
+from qload.torch.layers.vocabulary import VocabularyLayer
+from qload.torch.norms import NormBound
+from qload.torch.parallel import gather, reduce
 from qload.torch.sites import Site
+from qload.torch.tokens import as_places, check_ids, find_rows, keep_rows
 
 
-class _VocabularyLayer(Layer):
-    kind = Kind.EMBEDDING
-    class_name = "Embedding"
+class VocabParallelEmbedding(VocabularyLayer):
+    """An embedding table of which this rank holds some rows, and the padding's share; or some columns.
 
-    def __init__(
-        self,
-        vocabulary_size: int,
-        features: int,
-        site: Site,
-        *,
-        bias: bool = False,
-        multiple: int = 64,
-        source: Source | None = None,
-        treatment: Treatment | None = None,
-    ) -> None:
-        geometry = single(vocabulary_size, features, kind=self.kind, dtype=dtype_code(site.dtype), bias=bias)
-        source = source or Source(site.name)
-        treatment = treatment or site.treat((source,), self.kind, (self.class_name,))
-        super().__init__(geometry, (source,), site, treatment, vocabulary(multiple))
-        self.vocabulary_size = vocabulary_size
+    `num_embeddings` rows are those of the base vocabulary, to which `added` ones are added. `sharding_dim` is 0 for
+    rows and 1 for columns. Ids that the vocabulary does not have raise TokenError, or with `zeros_out_of_range` give
+    zeros. `padding_idx`, `max_norm` and `norm_type` are as of `torch.nn.Embedding`, for tables that are not quantized.
 
-
-class VocabParallelEmbedding(_VocabularyLayer):
-    """An embedding table of which this rank holds some rows, and the padding's share.
-
-    Raises CapabilityError, also for every subclass, where the table's method cannot look rows up.
+    Raises CapabilityError, also for every subclass, where the table's method cannot look rows up; LayoutError for sizes
+    that no vocabulary has, ShardError for columns that cannot be divided evenly, and ModelError for a quantized table
+    that is to be trained.
     """
 
     def __init__(
@@ -49,115 +33,98 @@ class VocabParallelEmbedding(_VocabularyLayer):
         embedding_dim: int,
         site: Site,
         *,
+        added: int = 0,
+        sharding_dim: int = 0,
         multiple: int = 64,
+        zeros_out_of_range: bool = False,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
         source: Source | None = None,
         treatment: Treatment | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, site, multiple=multiple, source=source, treatment=treatment)
+        sharding = _choose_sharding(sharding_dim, multiple, site.name)
+        super().__init__(
+            num_embeddings, embedding_dim, site, added=added, source=source, treatment=treatment, sharding=sharding
+        )
+        self.zeros_out_of_range = zeros_out_of_range
+        self.padding_idx = self._find_padding(padding_idx)
+        self.norm_bound = NormBound(max_norm, norm_type) if max_norm is not None else None
+        if self.scheme is not None and (padding_idx is not None or max_norm is not None):
+            raise ModelError(
+                "a quantized table is not trained, and takes no padding_idx or max_norm",
+                where=site.name,
+                found=self.treatment.label,
+                remedy="leave the table unquantized, or these out",
+            )
+
+    def check_hooks(self) -> None:
+        """Raises CapabilityError where the table's method cannot look rows up."""
         if self.hooks.embedding is None:
-            raise CapabilityError(self.treatment.method.name, "qload_embedding", site.name)
+            raise CapabilityError(self.treatment.method.name, "qload_embedding", self.name)
 
     @property
     def num_embeddings(self) -> int:
+        """The tokens of the vocabulary, with the added ones."""
         return self.vocabulary_size
 
     @property
     def embedding_dim(self) -> int:
-        return self.local.in_features
+        """The features of a row, on all ranks together."""
+        return self.geometry.in_features
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...], which every rank has alike, into [..., embedding_dim] on every rank."""
-        return reduce(self.look_up(ids), self.group)
+        return self._join_ranks(self.look_up(ids))
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """This rank's share of `forward`, to be summed: zeros for the rows that other ranks hold."""
-        look_up = self._look_up if self.shard.size == 1 else self._look_up_owned
-        return look_up(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+        """This rank's share of `forward`: of rows, with zeros for those that other ranks hold, or of columns."""
+        flat = ids.reshape(-1)
+        flat = (
+            as_places(flat, self.name) if self.zeros_out_of_range else check_ids(flat, self.vocabulary_size, self.name)
+        )
+        rows, owned = find_rows(flat, self.index.spans)
+        if self.norm_bound is not None:
+            self.norm_bound.impose(
+                self.get_parameter("weight"), rows[owned], self.group if Dim.IN in self.divided else None
+            )
+        found = keep_rows(self._look_up(rows), owned).to(self.dtype)
+        if self.padding_idx is not None:
+            found = torch.where((flat == self.padding_idx)[:, None], found.detach(), found)
+        return found.reshape(*ids.shape, self.local.in_features)
 
-    def _look_up(self, ids: Tensor) -> Tensor:
-        hook = self.hooks.embedding
+    def _look_up(self, rows: Tensor) -> Tensor:
+        """Rows of this rank's table: [n] into [n, width]."""
+        hook, pieces = self.hooks.embedding, self.pieces()
         if hook is None:
             raise CapabilityError(self.treatment.method.name, "qload_embedding", self.name)
-        return hook(self.pieces()[0], ids)
+        if len(pieces) == 1:
+            return hook(pieces[0], rows)
+        base, added = pieces
+        first = self.index.base.padded_size
+        is_added = rows >= first
+        found = hook(added, torch.where(is_added, rows - first, 0))
+        return torch.where(is_added[:, None], found, hook(base, torch.where(is_added, 0, rows)))
 
-    def _look_up_owned(self, ids: Tensor) -> Tensor:
-        cut = self.shard.out[0]
-        owned = (ids >= cut.start) & (ids < cut.stop)
-        rows = self._look_up(torch.where(owned, ids - cut.start, 0))
-        return torch.where(owned[:, None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+    def _join_ranks(self, found: Tensor) -> Tensor:
+        return gather(found, self.group) if Dim.IN in self.divided else reduce(found, self.group)
 
-
-class ParallelLMHead(_VocabularyLayer):
-    """The head: logits of this rank's rows of the vocabulary. It needs no embedding hook.
-
-    With `gather_output` every rank gets those of all tokens, in their order, and none of padding.
-    """
-
-    kind = Kind.LM_HEAD
-    class_name = "Linear"
-    table: VocabParallelEmbedding | None = None
-    """The embedding whose table the head shares, if it is tied."""
-
-    def __init__(
-        self,
-        vocabulary_size: int,
-        features: int,
-        site: Site,
-        *,
-        bias: bool = False,
-        gather_output: bool = False,
-        multiple: int = 64,
-        source: Source | None = None,
-        treatment: Treatment | None = None,
-    ) -> None:
-        super().__init__(
-            vocabulary_size, features, site, bias=bias, multiple=multiple, source=source, treatment=treatment
-        )
-        self.gather_output = gather_output
-        self.settle_share()
-
-    def settle_share(self) -> None:
-        super().settle_share()
-        self.token_order = order_gathered(self.shards)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden [..., features], which every rank has alike, into logits.
-
-        They are [..., rows of this rank, padding included], or [..., vocabulary size] with `gather_output`.
-        """
-        logits = self.compute(copy(hidden, self.group))
-        return take_runs(gather(logits, self.group), self.token_order) if self.gather_output else logits
-
-    def tie(self, embedding: VocabParallelEmbedding) -> None:
-        """Share the table of an embedding, quantized or not, instead of having one, now and after each load.
-
-        Raises ModelError where the two are not alike.
-        """
-        if embedding.local.extents != self.local.extents:
+    def _find_padding(self, padding_idx: int | None) -> int | None:
+        if padding_idx is None:
+            return None
+        if not -self.vocabulary_size <= padding_idx < self.vocabulary_size:
             raise ModelError(
-                "a head can only be tied to a table of its own shape",
+                "the vocabulary has no token that could be padding",
                 where=self.name,
-                expected=f"{self.local.out_features} x {self.local.in_features}",
-                found=f"{embedding.local.out_features} x {embedding.local.in_features}",
+                expected=f"padding_idx of {-self.vocabulary_size} to {self.vocabulary_size - 1}",
+                found=str(padding_idx),
             )
-        # Not as a submodule, below which the table's tensors would be listed once more.
-        object.__setattr__(self, "table", embedding)
-        self.share(embedding)
+        return padding_idx % self.vocabulary_size
 
-    def share(self, embedding: VocabParallelEmbedding) -> None:
-        """Take an embedding's tensors as they are now in place of the head's own, but for the bias."""
-        self.leave_table()
-        self.treatment, self.hooks = embedding.treatment, embedding.hooks
-        self.quantize_activations = embedding.quantize_activations
-        self.localize = embedding.localize
-        self.declared, self.derived = {**embedding.declared, **self.declared}, dict(embedding.derived)
-        for name in embedding.specs:
-            self.register_parameter(name, getattr(embedding, name))
-        self._select()
 
-    def leave_table(self) -> None:
-        """Have no tensors but the bias, which is the head's own."""
-        for name in self.specs.keys() - {"bias"}:
-            delattr(self, name)
-        self.declared = {name: spec for name, spec in self.declared.items() if name == "bias"}
-        self.derived = {}
+def _choose_sharding(dim: int, multiple: int, name: str) -> Sharding:
+    if type(dim) is not int or dim not in (0, 1):
+        raise LayoutError(
+            "a table is divided by rows or by columns", where=name, expected="sharding_dim 0 or 1", found=repr(dim)
+        )
+    return (vocabulary, vocabulary_columns)[dim](multiple)

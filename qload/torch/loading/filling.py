@@ -64,12 +64,14 @@ def _fill_layer(
     # A tied head's own bias is a plain tensor: the rest of the head is its table's.
     whole = module if isinstance(module, Layer) and layer.target is not None else None
     if whole is not None:
-        _clear(whole, layer)
+        whole.prepare({slot.name for slot in layer.slots})
     for slot in layer.slots:
         tensor = make_filled(slot.shape, slot.dtype, slot.fill, device)
         for copy in slot.copies:
             region = tensor[tuple(interval.slice for interval in copy.destination)]
             tally.add(reader.read(copy, region), copy.nbytes, layer.name)
+        if whole is not None:
+            whole.complete(slot.name, tensor)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
     return findings if whole is None or findings else _finish(whole)
@@ -92,14 +94,6 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     else:
         trains = tensor.is_floating_point() and module.get_parameter(name).requires_grad
         module._parameters[name] = nn.Parameter(tensor, requires_grad=trains)
-
-
-def _clear(module: Layer, layer: LayerPlan) -> None:
-    """Take away what an earlier load derived, and the optional tensors that the checkpoint does not have."""
-    module.reset()
-    present = {slot.name for slot in layer.slots}
-    for name in module.declared.keys() - present:
-        module.set_tensor(name, None)
 
 
 def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:

@@ -91,7 +91,7 @@ def _has_own(layer: Layer) -> bool:
 
 def target_of(name: str, layer: Layer) -> Target:
     """What a layer wants of a checkpoint; `name` is its name in the model."""
-    return Target(name, layer.geometry, layer.treatment, layer.shard, layer.sources)
+    return Target(name, layer.geometry, layer.treatment, layer.loaded_shard, layer.sources)
 
 
 def _plain_targets(module: nn.Module, others: Iterable[str], prefix: str) -> Iterator[PlainTarget]:
@@ -99,7 +99,12 @@ def _plain_targets(module: nn.Module, others: Iterable[str], prefix: str) -> Ite
     taken = tuple(f"{name}." if name else "" for name in others)
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not f"{name}.".startswith(taken):
-            yield PlainTarget(name, prefix + name, tuple(tensor.shape), dtype_code(tensor.dtype))
+            owner, _, leaf = name.rpartition(".")
+            head = module.get_submodule(owner)
+            # A tied head's own bias is read whole, and cut afterwards.
+            is_whole = isinstance(head, ParallelLMHead) and leaf == "bias"
+            shape = (head.vocabulary_size,) if is_whole else tuple(tensor.shape)
+            yield PlainTarget(name, prefix + name, shape, dtype_code(tensor.dtype))
 
 
 def _move_computed(module: nn.Module, device: torch.device) -> None:

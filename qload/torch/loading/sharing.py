@@ -31,6 +31,7 @@ class Sharing:
         for head in self.heads:
             if head.table is not None:
                 head.share(head.table)
+                head.take_bias()
         for name, owner in self.owners.items():
             _place(module, name, _find(module, owner))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from qload.declare import ParameterSpec
-from qload.errors import LayoutError, ShardError
+from qload.errors import LayoutError, ModelError, ShardError
 from qload.geometry import Geometry, Shard, Sharding, replicated
 from qload.sharding import cut_layer, fitting_sizes
 from qload.torch.layers import Layer
@@ -52,6 +52,12 @@ def _divide(name: str, layer: Layer, size: int, plan: Plan | None) -> Division:
     where = name or layer.name
     shards = [cut_layer(layer.geometry, sharding, specs, where, rank, size) for rank in range(size)]
     apart = must_be_apart(layer, sharding, size)
+    if apart and table is not None:
+        raise ModelError(
+            "a head cannot share a table whose base and added rows are divided each",
+            where=where,
+            remedy="build the model with its ranks: Site(..., group=group_of(mesh))",
+        )
     _check_ways(where, layer, sharding, shards, apart)
     return Division(where, layer, sharding, apart)
 

@@ -16,6 +16,7 @@ from jobs.spmd import (
     compute_on_axes,
     compute_tied,
     drop_index,
+    look_up,
     make_linear,
     save_and_load,
     try_to_shard,
@@ -109,6 +110,13 @@ def test_tied_tables_stay_tied_and_vocabularies_are_padded(
         assert before.shape == after.shape == (1, rows, rows)
         assert relative_error(after, before) < 1e-5
         assert said == {"one module": True, "one table": True, "one parameter": True, "rows": lies}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("added", "dim"), [(0, 0), (5, 0), (5, 1)])
+def test_tables_with_added_rows_or_divided_by_columns(worlds: Worlds, size: int, added: int, dim: int) -> None:
+    for before, after in worlds(size).run(look_up, added, dim):
+        assert torch.equal(after, before)
 
 
 @pytest.mark.parametrize("size", [2, 4])
