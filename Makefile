@@ -16,15 +16,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHOSEN := $(VENV)/.torch
 
-.PHONY: help setup FORCE demo test check coverage docs clean
+.PHONY: help setup FORCE demo test check coverage xla docs clean
 
 help:
 	@echo "make demo      load a 4-bit checkpoint that ships with the repository, and generate"
 	@echo "make test      run the tests on all cores (QLOAD_CHECKPOINTS names a folder of further checkpoints)"
 	@echo "make check     lint and type-check"
 	@echo "make coverage  run the tests, and list the lines that they do not reach"
+	@echo "make xla       set up .venv-xla with torch_xla, and run the tests of its backend there"
 	@echo "make docs      measure and write the made parts of the docs"
-	@echo "make clean     remove $(VENV)"
+	@echo "make clean     remove $(VENV) and $(XLA_VENV)"
 
 setup: $(READY)
 
@@ -56,8 +57,22 @@ check: $(READY)
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
+# torch_xla goes with one version of torch, older than qload's own: pip would refuse the two together.
+XLA_VENV ?= .venv-xla
+XLA_NEEDS := click gguf numpy pluggy pydantic pytest rich safetensors transformers
+
+$(XLA_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(XLA_VENV)
+	$(XLA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.9.0 torch_xla==2.9.0
+	$(XLA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(XLA_NEEDS)
+	$(XLA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+xla: $(XLA_VENV)/.ready
+	PJRT_DEVICE=CPU CPU_NUM_DEVICES=4 $(XLA_VENV)/bin/python -m pytest tests/xla
+
 docs: $(READY)
 	$(BIN)/python docs/make.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(XLA_VENV)

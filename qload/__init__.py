@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qload.torch.loading.modules import load_tensors, load_weights
     from qload.torch.loading.progress import LoadReport, Progress
     from qload.torch.models.loading import load, report
+    from qload.torch.spmd.model import shard_model
     from qload.torch.weights import dequantize
 
 _TORCH = {
@@ -42,6 +43,7 @@ _TORCH = {
     "load_tensors": "qload.torch.loading",
     "load_weights": "qload.torch.loading",
     "report": "qload.torch.models",
+    "shard_model": "qload.torch.spmd",
 }
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "plan_ranks",
     "read_quantization",
     "report",
+    "shard_model",
     "validate",
 ]
 

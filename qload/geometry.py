@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 
 from qload.errors import LayoutError, ShardError
 from qload.layout import Cut, Dim, Extent, Extents
@@ -146,6 +147,11 @@ def replicated(geometry: Geometry, rank: int = 0, size: int = 1) -> Shard:
     )
 
 
+def kept_whole(geometry: Geometry, rank: int = 0, size: int = 1) -> Shard:
+    """As `replicated`, of a layer that nobody is to divide later either."""
+    return replicated(geometry, rank, size)
+
+
 def column(geometry: Geometry, rank: int, size: int) -> Shard:
     """Each part's output features are divided, by whole heads where it has some."""
     whole = replicated(geometry, rank, size)
@@ -171,22 +177,22 @@ def vocabulary(multiple: int = 64) -> Sharding:
 
     Where `size` does not divide the padded vocabulary, the multiple is raised to multiple * size.
     """
+    return partial(_divide_vocabulary, multiple)
 
-    def shard(geometry: Geometry, rank: int, size: int) -> Shard:
-        cuts = tuple(vocabulary_cut(part.size, rank, size, multiple) for part in geometry.parts)
-        return replace(replicated(geometry, rank, size), out=cuts)
 
-    return shard
+def _divide_vocabulary(multiple: int, geometry: Geometry, rank: int, size: int) -> Shard:
+    cuts = tuple(vocabulary_cut(part.size, rank, size, multiple) for part in geometry.parts)
+    return replace(replicated(geometry, rank, size), out=cuts)
 
 
 def vocabulary_columns(multiple: int = 64) -> Sharding:
     """Features are divided; each rank has all rows, of which there are as many as `vocabulary` has of one rank."""
+    return partial(_divide_features, multiple)
 
-    def shard(geometry: Geometry, rank: int, size: int) -> Shard:
-        cuts = tuple(vocabulary_cut(part.size, 0, 1, multiple) for part in geometry.parts)
-        return replace(row(geometry, rank, size), out=cuts)
 
-    return shard
+def _divide_features(multiple: int, geometry: Geometry, rank: int, size: int) -> Shard:
+    cuts = tuple(vocabulary_cut(part.size, 0, 1, multiple) for part in geometry.parts)
+    return replace(row(geometry, rank, size), out=cuts)
 
 
 def vocabulary_cut(rows: int, rank: int, size: int, multiple: int = 64) -> Cut:

@@ -200,7 +200,10 @@ class RuntimeSpecs:
 
     @hookspec
     def qload_process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Prepare a whole layer once its last copy has landed. Must be idempotent and safe to reload."""
+        """Prepare a whole layer once its last copy has landed. Must be idempotent and safe to reload.
+
+        It runs again on a rank's share of a layer that was loaded whole, where stored tensors may be gone by then.
+        """
 
     @hookspec
     def qload_apply(self, layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:

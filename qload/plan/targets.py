@@ -45,6 +45,18 @@ class Source:
             chosen = replace(chosen, parts=(Part("", rows),))
         return chosen if self.expert is not None else replace(chosen, experts=layer.experts)
 
+    def has(self, part: int) -> bool:
+        """Whether the part of that number is among those stored there."""
+        return self.part <= part < self.part + self.parts
+
+    def of_part(self, part: int, layer: Geometry) -> "Source":
+        """The same tensors for a layer that is nothing but the part of that number."""
+        own = layer.parts[self.part : self.part + self.parts]
+        sizes, at = [each.size for each in own], part - self.part
+        return replace(
+            self, part=0, parts=1, before=self.before + sum(sizes[:at]), after=self.after + sum(sizes[at + 1 :])
+        )
+
     def fused_extents(self, layer: Geometry) -> Extents:
         """As `geometry(layer).extents`, with an entry for each part along axes of parts."""
         return {**self.geometry(layer).extents, Dim.PART: Extent((1,) * self.parts)}

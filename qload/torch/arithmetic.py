@@ -16,7 +16,7 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     if bits == 8:
         return stream[..., :count]
     if 8 % bits == 0:
-        places = [torch.bitwise_right_shift(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
+        places = [shift_right(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
         return torch.stack(places, -1).flatten(-2)[..., :count]
     return take(words, bits, torch.arange(count, device=words.device))
 
@@ -67,7 +67,7 @@ def pick(stored: Tensor, rows: Tensor | None) -> Tensor:
 def extend_sign(values: Tensor, bits: int) -> Tensor:
     """Unsigned values of `bits` bits (1 to 8), uint8, read as two's complement: int8."""
     unused = 8 - bits
-    return torch.bitwise_right_shift(torch.bitwise_left_shift(values, unused).view(torch.int8), unused)
+    return shift_right(torch.bitwise_left_shift(values, unused).to(torch.uint8).view(torch.int8), unused)
 
 
 def unpack_striped(words: Tensor, bits: int, shifts: Sequence[int], count: int) -> Tensor:
@@ -76,7 +76,7 @@ def unpack_striped(words: Tensor, bits: int, shifts: Sequence[int], count: int) 
     `shifts` are the places of the stripes in a word, the first stripe's first. uint8 [count].
     """
     flat, mask = words.flatten(), _mask(bits)
-    stripes = [(torch.bitwise_right_shift(flat, shift) & mask).to(torch.uint8) for shift in shifts]
+    stripes = [(shift_right(flat, shift) & mask).to(torch.uint8) for shift in shifts]
     return (stripes[0] if len(stripes) == 1 else torch.cat(stripes))[:count]
 
 
@@ -161,6 +161,14 @@ def _scale(values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = Fal
     elif zero:
         dense.sub_(zero)
     return dense.div_(scale) if divide else dense.mul_(scale)
+
+
+def shift_right(x: Tensor, count: int) -> Tensor:
+    """Integers shifted right, with their sign, in their dtype.
+
+    On XLA the operator rounds negative ones toward zero, and the function answers in int64.
+    """
+    return torch.bitwise_right_shift(x, count).to(x.dtype)
 
 
 def _mask(bits: int) -> int:

@@ -1,8 +1,10 @@
 """Columns that are assigned to groups by an index, as activation order leaves them."""
 
 import torch
+from torch import Tensor
 
 from qload.errors import ModelError
+from qload.torch.dtypes import torch_dtype
 from qload.torch.layers import Layer
 
 
@@ -10,16 +12,20 @@ def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) ->
     """Drop an index of groups [parts, columns] that says only what the columns' positions say.
 
     `ordered` is whether the method keeps the scales whole, as an order by activation needs. An index below
-    zero means no order. Raises ModelError where the columns are reordered, and the scales have been cut.
+    zero means no order. Where it was dropped for the whole layer, and a rank has a share of the columns, which are
+    beside whole scales, it is made again. Raises ModelError where the columns are reordered, and the scales have been
+    cut.
     """
     index = getattr(layer, name)
-    if index is None:
-        return
     start, columns = layer.shard.in_.start, layer.local.in_features
+    cut = columns != layer.geometry.in_features
+    if index is None:
+        if cut and ordered:
+            layer.set_tensor(name, _make_index(layer, name, group))
+        return
     position = (torch.arange(start, start + columns, device=index.device) // group).to(index.dtype)
     settled = torch.where((index < 0).all(-1, keepdim=True), position, index)
     plain = torch.equal(settled, position.expand_as(index))
-    cut = columns != layer.geometry.in_features
     if plain and not (cut and ordered):
         layer.set_tensor(name, None)
     elif cut and not ordered:
@@ -30,3 +36,11 @@ def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) ->
         )
     else:
         layer.set_tensor(name, settled)
+
+
+def _make_index(layer: Layer, name: str, group: int) -> Tensor:
+    """The groups of a rank's columns, which are in their order."""
+    spec, start = layer.specs[name], layer.shard.in_.start
+    columns = torch.arange(start, start + layer.local.in_features, device=next(layer.parameters()).device)
+    groups = (columns // group).to(torch_dtype(spec.dtypes[0]))
+    return groups.expand(layer.local_shape(spec)).contiguous()

@@ -47,16 +47,29 @@ def settle_states(layer: Layer) -> None:
     """
     documents = layer._parameters.get("quant_state")
     if documents is None:
+        _settle_share(layer)
         return
     states = _read_states(layer, documents.cpu())
     code = _find_dtype(layer, states.values())
     # Any value: its dtype is the one that the weight is rounded to.
     _derive(layer, metadata("dense_like", fixed(1), dtypes=(code,)), torch.zeros(1, dtype=torch_dtype(code)))
     if layer.scheme.nested is not None:
-        _derive(layer, index("blocks", fixed(2), bounds=(0, 0), dtypes=("I64",)), torch.tensor(_count_blocks(layer)))
+        _derive_blocks(layer)
         _derive_offsets(layer, states, documents)
     _clear_padding(layer)
     layer.set_tensor("quant_state", None)
+
+
+def _settle_share(layer: Layer) -> None:
+    """What depends on the share of a layer whose documents have been read: it may be another now."""
+    if "blocks" in layer.derived:
+        _derive_blocks(layer)
+    if "dense_like" in layer.derived:
+        _clear_padding(layer)
+
+
+def _derive_blocks(layer: Layer) -> None:
+    _derive(layer, index("blocks", fixed(2), bounds=(0, 0), dtypes=("I64",)), torch.tensor(_count_blocks(layer)))
 
 
 def _read_states(layer: Layer, documents: Tensor) -> Mapping[Source, QuantState]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -19,20 +20,26 @@ from qload.sharding import cut_layer, divided_dims
 from qload.torch.hooks import bind
 from qload.torch.identity import Identity
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
+from qload.torch.parallel import Group
 from qload.torch.parameters import TypedParameter, is_typed, retype
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
+
+Localize = Callable[[Tensor], Tensor]
 
 
 class Layer(nn.Module):
     """A layer of which this rank holds one shard, in whatever form its method stores it.
 
     The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
-    the checkpoint that fill it. `shards` are those of all ranks of its `group`, `shard` this one's, and `divided` the
-    dimensions in which they differ. `declared` are the tensors that its method declares, `derived` those that the
-    method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
+    the checkpoint that fill it. `sharding` is how it is divided over the ranks of its `group`; `shards` are those of
+    all ranks, `shard` this one's, and `divided` the dimensions in which they differ. `declared` are the tensors that
+    its method declares, `derived` those that the method's post-load hook made of them. `apart` names the layers inside
+    this one that hold a part each, where its parts are held apart; `localize` makes this rank's plain tensor of one
+    that is held for all ranks. Raises ShardError where the site's rank and size split a unit.
     """
 
+    sharding: Sharding = staticmethod(replicated)
     aliases: tuple[str, ...] = ()
     """Further names of the layer's parts, for loading them by hand."""
     _selections: tuple[Selection, ...]
@@ -43,7 +50,7 @@ class Layer(nn.Module):
         sources: Sequence[Source],
         site: Site,
         treatment: Treatment,
-        sharding: Sharding = replicated,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.name = site.name
@@ -54,15 +61,28 @@ class Layer(nn.Module):
         self.check_hooks()
         self.quantize_activations = True
         self.dtype = site.dtype
-        specs = [spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded]
-        self.declared = {spec.name: spec for spec in specs}
+        self.declared = {spec.name: spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded}
         self.derived: dict[str, ParameterSpec] = {}
-        self.group = site.group
-        self.shard = cut_layer(geometry, sharding, specs, site.name, self.group.rank, self.group.size)
-        self.shards = tuple(sharding(geometry, rank, self.group.size) for rank in range(self.group.size))
-        self.divided = divided_dims(self.shards)
-        self.local = self.shard.local(geometry)
+        self.apart: tuple[str, ...] = ()
+        self.localize: Localize | None = None
+        self.take_share(site.group, sharding or self.sharding)
         self.allocate("meta")
+
+    def take_share(self, group: Group, sharding: Sharding) -> None:
+        """Be this rank's share, as `group` has it. The tensors stay as they are: once they are cut, `settle_share`.
+
+        Raises ShardError where a unit is split, before anything is changed.
+        """
+        specs = tuple(self.specs.values())
+        self.shard = cut_layer(self.geometry, sharding, specs, self.name, group.rank, group.size)
+        self.group, self.sharding = group, sharding
+        self.shards = tuple(sharding(self.geometry, rank, group.size) for rank in range(group.size))
+        self.divided = divided_dims(self.shards)
+        self.local = self.shard.local(self.geometry)
+
+    def settle_share(self) -> None:
+        """Work out what follows from all ranks' shards, and from the tensors that are there."""
+        self._select()
 
     def check_hooks(self) -> None:
         """Raises CapabilityError where the layer's method lacks a hook that the layer cannot do without."""
@@ -107,6 +127,42 @@ class Layer(nn.Module):
             parameter = TypedParameter(tensor, identity, identity.owned)
         self.register_parameter(name, parameter)
         self._select()
+
+    def own_tensor(self, name: str) -> Tensor | None:
+        """A tensor of this rank, plain however it is held; None where the layer has none of that name."""
+        if self.apart and name == "bias":
+            return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
+        held: Tensor | None = getattr(self, name, None)
+        return held if held is None or self.localize is None else self.localize(held)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """As of any module; of those held for all ranks, this one's share."""
+        held = super().get_parameter(target)
+        if self.localize is None or target not in self._parameters:
+            return held
+        return nn.Parameter(self.localize(held), requires_grad=False)
+
+    def parts_apart(self) -> "list[Layer]":
+        """The layers that hold a part each, where they are held apart."""
+        return [self.get_submodule(name) for name in self.apart]  # type: ignore[misc]
+
+    def make_part(self, number: int) -> "Layer":
+        """One of the parts as a layer of its own, on as many ranks, without tensors."""
+        made = Layer.__new__(Layer)
+        nn.Module.__init__(made)
+        made.geometry = replace(self.geometry.select(number), experts=self.geometry.experts)
+        made.name = f"{self.name}.{made.geometry.parts[0].name or number}"
+        made.sources = tuple(source.of_part(number, self.geometry) for source in self.sources if source.has(number))
+        made.treatment, made.hooks, made.dtype = self.treatment, self.hooks, self.dtype
+        made.quantize_activations = self.quantize_activations
+        made.declared, made.derived = dict(self.declared), dict(self.derived)
+        made.apart, made.localize, made.aliases = (), None, self.aliases[number : number + 1]
+        made.take_share(self.group, self.part_sharding(number, self.sharding))
+        return made
+
+    def part_sharding(self, number: int, sharding: Sharding) -> Sharding:
+        """How one of the parts is divided where the whole is divided so."""
+        return partial(_shard_part, self.geometry, sharding, number)
 
     def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
         """Give the layer a tensor that no checkpoint stores, for a post-load hook that repacks.
@@ -177,6 +233,9 @@ class Layer(nn.Module):
         return Identity(self.name, spec, self.geometry, self.shard, self.treatment, self.aliases)
 
     def _select(self) -> None:
+        if self.apart:
+            self._selections = tuple(each for part in self.parts_apart() for each in part._selections)
+            return
         present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
         self._selections = select_pieces(present, self.geometry, self.local)
 
@@ -185,6 +244,8 @@ class Layer(nn.Module):
 
         With `dtype`, scales are cast to it first, so that the hooks compute in it.
         """
+        if self.apart:
+            return [piece for part in self.parts_apart() for piece in part.pieces(expert, dtype)]
         return [self._piece(selection, expert, dtype) for selection in self._selections]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -201,7 +262,7 @@ class Layer(nn.Module):
 
         Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias.
         """
-        bias = getattr(self, "bias", None) if biased and self.shard.in_.start == 0 else None
+        bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
             bias = bias[expert]
         pieces, last = self.pieces(expert), x.dim() - 1
@@ -235,7 +296,7 @@ class Layer(nn.Module):
     def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
         for name, spec in self.specs.items():
-            tensor = getattr(self, name)
+            tensor = self.own_tensor(name)
             if tensor is not None:
                 index = selection.indices[name]
                 tensor = tensor[index if expert is None else (expert, *index)]
@@ -291,6 +352,17 @@ class Layer(nn.Module):
             f"{experts}in_features={self.local.in_features}, out_features={self.local.out_features}, "
             f"{self.treatment.label}{shard}"
         )
+
+
+def _shard_part(whole: Geometry, sharding: Sharding, number: int, geometry: Geometry, rank: int, size: int) -> Shard:  # noqa: ARG001
+    """A part's share, as the layer that it belongs to is divided."""
+    shard = sharding(whole, rank, size)
+    return replace(shard, out=(shard.out[number],))
+
+
+def _join_biases(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present, -1) if present else None
 
 
 def _pad(tensor: Tensor, dim: int, count: int) -> Tensor:

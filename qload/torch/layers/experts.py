@@ -47,12 +47,16 @@ class Experts(nn.Module):
 
     def __init__(self, gate_up_proj: ExpertLinear, down_proj: ExpertLinear, gate: Gate) -> None:
         super().__init__()
-        is_divided = Dim.OUT in gate_up_proj.divided
-        gate_up_proj.set_flow(Flow(gather_output=not is_divided))
-        down_proj.set_flow(Flow(input_is_parallel=is_divided))
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self.gate = gate
+        self.settle_flows()
+
+    def settle_flows(self) -> None:
+        """Let the layers hand on to each other what each rank has, where the first one's outputs are divided."""
+        is_divided = Dim.OUT in self.gate_up_proj.divided
+        self.gate_up_proj.set_flow(Flow(gather_output=not is_divided))
+        self.down_proj.set_flow(Flow(input_is_parallel=is_divided))
 
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """hidden [tokens, hidden_size], ids and weights [tokens, k], alike on all ranks, into [tokens, hidden_size]."""
@@ -60,7 +64,7 @@ class Experts(nn.Module):
         if not self.is_summed:
             return apply_one_by_one(self, hidden, expert_ids, expert_weights)
         hidden, expert_weights = copy(hidden, group), copy(expert_weights, group)
-        return reduce(self._apply_own(hidden, expert_ids, expert_weights), group)
+        return reduce(self.compute(hidden, expert_ids, expert_weights), group)
 
     @property
     def is_summed(self) -> bool:
@@ -68,9 +72,11 @@ class Experts(nn.Module):
         up, down = self.gate_up_proj.divided, self.down_proj.divided
         return Dim.EXPERT in up or (Dim.OUT in up and Dim.IN in down) or self.gate_up_proj.group.size == 1
 
-    def _apply_own(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+    def compute(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """This rank's share of `forward`, to be summed: without what other ranks' experts or features add."""
         apply = self.gate_up_proj.hooks.apply_experts
-        if apply is None or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
+        is_apart = self.gate_up_proj.apart or self.down_proj.apart
+        if apply is None or is_apart or self.down_proj.hooks.runtime is not self.gate_up_proj.hooks.runtime:
             return apply_one_by_one(self, hidden, expert_ids, expert_weights)
         return apply(self, hidden, expert_ids, expert_weights)
 

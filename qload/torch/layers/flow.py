@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from qload.geometry import Geometry, Sharding, column, replicated
+from qload.geometry import Geometry, Sharding, column
 from qload.layout import Dim, Interval
 from qload.plan import Source
 from qload.quantization import Treatment
@@ -39,11 +39,15 @@ class Projection(Layer):
         sources: Sequence[Source],
         site: Site,
         treatment: Treatment,
-        sharding: Sharding = replicated,
+        sharding: Sharding | None = None,
         flow: Flow = Flow(),
     ) -> None:
         super().__init__(geometry, sources, site, treatment, sharding)
         self.set_flow(flow)
+
+    def settle_share(self) -> None:
+        super().settle_share()
+        self._order = self._order_outputs()
 
     def set_flow(self, flow: Flow) -> None:
         """Change what the layer is handed and hands on. Raises ShardError where outputs cannot be divided so."""
@@ -59,7 +63,7 @@ class Projection(Layer):
             biased = not self.flow.skip_bias_add
             return self._hand_on(self.compute(self._bring(x), expert, biased=biased))
         y = reduce(self.compute(self._bring(x), expert, biased=False), self.group)
-        bias = None if self.flow.skip_bias_add else getattr(self, "bias", None)
+        bias = None if self.flow.skip_bias_add else self.own_tensor("bias")
         return self._hand_on(y if bias is None else y + (bias if expert is None else bias[expert]))
 
     def _bring(self, x: Tensor) -> Tensor:

@@ -52,6 +52,9 @@ class ParallelLMHead(VocabularyLayer):
             sharding=vocabulary(multiple),
         )
         self.gather_output = gather_output
+
+    def settle_share(self) -> None:
+        super().settle_share()
         self.token_order = order_gathered(self.shards)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -89,15 +92,21 @@ class ParallelLMHead(VocabularyLayer):
 
     def share(self, embedding: VocabParallelEmbedding) -> None:
         """Take an embedding's tensors as they are now in place of the head's own, but for the bias."""
-        for name in self.specs.keys() - {"bias"}:
-            delattr(self, name)
+        self.leave_table()
         self.treatment, self.hooks = embedding.treatment, embedding.hooks
         self.quantize_activations = embedding.quantize_activations
-        own_bias = {name: spec for name, spec in self.declared.items() if name == "bias"}
-        self.declared, self.derived = {**embedding.declared, **own_bias}, dict(embedding.derived)
+        self.localize = embedding.localize
+        self.declared, self.derived = {**embedding.declared, **self.declared}, dict(embedding.derived)
         for name in embedding.specs:
             self.register_parameter(name, getattr(embedding, name))
         self._select()
+
+    def leave_table(self) -> None:
+        """Have no tensors but the bias, which is the head's own."""
+        for name in self.specs.keys() - {"bias"}:
+            delattr(self, name)
+        self.declared = {name: spec for name, spec in self.declared.items() if name == "bias"}
+        self.derived = {}
 
     def take_bias(self) -> None:
         """Put this rank's share of a bias in the place of the whole one, [vocabulary size], that a load read."""

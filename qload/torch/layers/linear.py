@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from qload.errors import LayoutError
-from qload.geometry import Geometry, Kind, Part, Sharding, column, replicated, row
+from qload.geometry import Geometry, Kind, Part, Sharding, column, row
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
@@ -20,9 +20,6 @@ class Linear(Projection):
     `sources` that are given. `treatment` says what is done to them where the config is not to be asked. `sharding`
     says how W is divided, and `flow` what of x and y each rank has: whatever of them is not so is brought there.
     """
-
-    sharding: Sharding = staticmethod(replicated)
-    """How the layer is divided over ranks."""
 
     def __init__(
         self,
@@ -39,14 +36,14 @@ class Linear(Projection):
         sources = sources or fused_sources(site, parts)
         geometry = Geometry(in_features, tuple(parts), None, Kind.LINEAR, dtype_code(site.dtype), bias)
         treatment = treatment or site.treat(sources, Kind.LINEAR, ("Linear",))
-        super().__init__(geometry, sources, site, treatment, sharding or self.sharding, flow)
+        super().__init__(geometry, sources, site, treatment, sharding, flow)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x [..., in_features] into [..., out_features]: this rank's, or all, as the flow has it; and the bias."""
         y = self.project(x)
         if not self.flow.return_bias:
             return y
-        bias = getattr(self, "bias", None) if self.flow.skip_bias_add else None
+        bias = self.own_tensor("bias") if self.flow.skip_bias_add else None
         return y, None if bias is None else self._hand_on(bias)
 
     @property

@@ -60,7 +60,11 @@ class VocabularyLayer(Layer):
         treatment = treatment or site.treat((source,), self.kind, (self.class_name,))
         super().__init__(geometry, (source,), site, treatment, sharding)
         self.vocabulary_size = geometry.out_features
-        self.index = index_tokens(geometry, self.shard)
+        self.settle_share()
+
+    def settle_share(self) -> None:
+        super().settle_share()
+        self.index = index_tokens(self.geometry, self.shard)
 
     @property
     def loaded_shard(self) -> Shard:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qload.errors import ModelError, ShardError
-from qload.geometry import Geometry, Sharding
+from qload.geometry import Geometry, Sharding, replicated
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
 from qload.roles import Heads, choose_sharding, find_sizes
@@ -69,6 +69,8 @@ class Context:
 
         Raises ShardError where no way fits, with the numbers of ranks for which one does.
         """
+        if self.group.size == 1:
+            return replicated
         specs = self.quantization.declare(treatment, geometry)
         sharding = choose_sharding(name, geometry, specs, self.group.size)
         try:

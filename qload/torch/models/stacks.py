@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from qload.declare import ParameterKind
 from qload.errors import ModelError
-from qload.geometry import Geometry, Kind, Part, expert_parallel, replicated
+from qload.geometry import Geometry, Kind, Part, expert_parallel, kept_whole
 from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
@@ -156,7 +156,7 @@ def _make_layer(
     geometry = Geometry(inputs, tuple(parts), experts, Kind.EXPERTS, dtype_code(site.dtype), bias, interleaved)
     sharding = context.choose_sharding(place, geometry, treatment)
     if any(source.parts > 1 for source in sources) and _are_packed_together(context.quantization, treatment, geometry):
-        parts, interleaved, sharding = [Part("", geometry.out_features)], False, replicated
+        parts, interleaved, sharding = [Part("", geometry.out_features)], False, kept_whole
         sources = tuple(replace(source, parts=1) for source in sources)
     if context.by_experts:
         sharding = expert_parallel

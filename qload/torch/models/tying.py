@@ -137,8 +137,15 @@ def _make_head(
     else:
         site = Site(quantization, name, dtype=table.weight.dtype)
         treatment = Treatment(quantization.unquantized, None)
+    has_bias = getattr(head, "bias", None) is not None
     tied = ParallelLMHead(
-        table.num_embeddings, table.embedding_dim, site, gather_output=True, multiple=1, treatment=treatment
+        table.num_embeddings,
+        table.embedding_dim,
+        site,
+        bias=has_bias,
+        gather_output=True,
+        multiple=1,
+        treatment=treatment,
     )
     if isinstance(table, VocabParallelEmbedding):
         tied.tie(table)
