@@ -47,13 +47,13 @@ def sample(group: Group, path: Path, seed: int, unlike: bool = False) -> Tensor:
     return tokens.clone()
 
 
-def load_unlike(group: Group, paths: Sequence[Path]) -> QloadError | None:
+def load_unlike(group: Group, paths: Sequence[Path]) -> tuple[QloadError | None]:
     """Load another folder on each rank; what that raises."""
     try:
         qload.load(paths[group.rank], mesh=make_mesh(group))
     except QloadError as error:
-        return error
-    return None
+        return (error,)
+    return (None,)
 
 
 def compute_after_death(group: Group, path: Path, ids: Tensor, signal: int) -> Any:

@@ -98,16 +98,17 @@ def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, exper
 
     Where what ranks have is summed, of this rank's share alone. A method's own hook may come back to it.
     """
-    output, summed = torch.zeros_like(hidden), not experts.is_summed
+    output = torch.zeros_like(hidden)
+    up_proj, down_proj = experts.gate_up_proj, experts.down_proj
+    up, down = (up_proj.compute, down_proj.compute) if experts.is_summed else (up_proj.project, down_proj.project)
     first = experts.gate_up_proj.shard.experts.start
     for expert in expert_ids.unique().tolist():
         local = expert - first
         if not 0 <= local < (experts.gate_up_proj.local.experts or 0):
             continue
         tokens, choices = torch.where(expert_ids == expert)
-        up = experts.gate_up_proj.project(hidden[tokens], local)
-        down = experts.down_proj.project(experts.gate(up), local, summed=summed)
-        output.index_add_(0, tokens, (down * expert_weights[tokens, choices, None]).to(output.dtype))
+        made = down(experts.gate(up(hidden[tokens], local)), local)
+        output.index_add_(0, tokens, (made * expert_weights[tokens, choices, None]).to(output.dtype))
     return output
 
 

@@ -54,12 +54,9 @@ class Projection(Layer):
         self.flow = flow
         self._order = self._order_outputs()
 
-    def project(self, x: Tensor, expert: int | None = None, *, summed: bool = True) -> Tensor:
-        """x [..., in_features] into [..., out_features], each of this rank or whole as the flow has it.
-
-        Without `summed`, what ranks have that divide the inputs is left for the caller to sum.
-        """
-        if Dim.IN not in self.divided or not summed:
+    def project(self, x: Tensor, expert: int | None = None) -> Tensor:
+        """x [..., in_features] into [..., out_features], each of this rank or whole as the flow has it."""
+        if Dim.IN not in self.divided:
             biased = not self.flow.skip_bias_add
             return self._hand_on(self.compute(self._bring(x), expert, biased=biased))
         y = reduce(self.compute(self._bring(x), expert, biased=False), self.group)
