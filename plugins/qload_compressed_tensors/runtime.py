@@ -170,6 +170,7 @@ def _quantize(layer: LayerPiece, name: str, quantizer: Quantizer, x: Tensor) -> 
         global_scale=getattr(layer, f"{name}_global_scale") if quantizer.has_global_scale else None,
         scale_dtype=_scale_dtype(quantizer),
         rounds_up=quantizer.scale_dtype == "uint8",
+        agree=layer.agree,
     )
     return rounded.reshape(x.shape)
 

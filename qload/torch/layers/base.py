@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from qload.declare import ParameterKind, ParameterSpec, stack_experts
 from qload.errors import ModelError
 from qload.geometry import Geometry, Sharding, replicated
+from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.sharding import cut_layer, divided_dims
 from qload.torch.dtypes import make_filled
 from qload.torch.hooks import bind
+from qload.torch.parallel import Group, maximize
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
@@ -25,7 +27,8 @@ class Layer(nn.Module):
 
     The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
     the checkpoint that fill it. `shards` are those of all ranks of its `group`, `shard` this one's, and `divided` the
-    dimensions in which they differ. `declared` are the tensors that its method declares, `derived` those that the
+    dimensions in which they differ. `peers` are the ranks each of which is handed a share of the same values, so that
+    none knows the greatest of them alone. `declared` are the tensors that its method declares, `derived` those that the
     method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
     """
 
@@ -54,6 +57,7 @@ class Layer(nn.Module):
         self.shard = cut_layer(geometry, sharding, specs, site.name, self.group.rank, self.group.size)
         self.shards = tuple(sharding(geometry, rank, self.group.size) for rank in range(self.group.size))
         self.divided = divided_dims(self.shards)
+        self.peers = self.group if Dim.IN in self.divided else Group()
         self.local = self.shard.local(geometry)
         self.allocate("meta")
 
@@ -135,10 +139,19 @@ class Layer(nn.Module):
             return self._dequantize(None, dtype)
         return torch.stack([self._dequantize(expert, dtype) for expert in range(self.local.experts)])
 
+    def agree(self, greatest: Tensor) -> Tensor:
+        """The greatest of what all ranks found in their shares of the inputs, element by element, on every rank.
+
+        It is what this one found where ranks do not divide them. Elsewhere all ranks have to call it, with the same
+        shape. Raises ParallelError where they have no process group.
+        """
+        return maximize(greatest, self.peers)
+
     def compute(self, x: Tensor, expert: int | None = None, *, biased: bool = True) -> Tensor:
         """x [..., in_features] into [..., out_features] with this rank's weight and bias, and no other rank's.
 
-        Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias.
+        Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias. They then talk
+        only to agree on scales of the inputs, where the method finds some.
         """
         bias = getattr(self, "bias", None) if biased and self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
@@ -190,6 +203,7 @@ class Layer(nn.Module):
             selection.out_features,
             self.local.in_features,
             self.quantize_activations,
+            self.agree,
             tensors,
         )
 
