@@ -21,18 +21,20 @@ from qload.torch.parallel import Group, maximize
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
+_ALONE = Group()
+
 
 class Layer(nn.Module):
     """A layer of which this rank holds one shard, in whatever form its method stores it.
 
     The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
     the checkpoint that fill it. `shards` are those of all ranks of its `group`, `shard` this one's, and `divided` the
-    dimensions in which they differ. `peers` are the ranks each of which is handed a share of the same values, so that
-    none knows the greatest of them alone. `declared` are the tensors that its method declares, `derived` those that the
+    dimensions in which they differ. `declared` are the tensors that its method declares, `derived` those that the
     method's post-load hook made of them. Raises ShardError where the site's rank and size split a unit.
     """
 
     _selections: tuple[Selection, ...]
+    _peers: Group | None = None
 
     def __init__(
         self,
@@ -57,7 +59,6 @@ class Layer(nn.Module):
         self.shard = cut_layer(geometry, sharding, specs, site.name, self.group.rank, self.group.size)
         self.shards = tuple(sharding(geometry, rank, self.group.size) for rank in range(self.group.size))
         self.divided = divided_dims(self.shards)
-        self.peers = self.group if Dim.IN in self.divided else Group()
         self.local = self.shard.local(geometry)
         self.allocate("meta")
 
@@ -65,6 +66,17 @@ class Layer(nn.Module):
     def scheme(self) -> Any:
         """What the layer's method does to it, a value of the method's own; None where it is not quantized."""
         return self.treatment.scheme
+
+    @property
+    def peers(self) -> Group:
+        """The ranks each of which hands its hooks a share of the same values, so that none alone knows the greatest."""
+        if self._peers is not None:
+            return self._peers
+        return self.group if Dim.IN in self.divided else _ALONE
+
+    def join(self, peers: Group) -> None:
+        """Say that the hooks are handed a share of what they round, though the tensors are whole: some heads."""
+        self._peers = peers
 
     @property
     def specs(self) -> dict[str, ParameterSpec]:
@@ -140,10 +152,9 @@ class Layer(nn.Module):
         return torch.stack([self._dequantize(expert, dtype) for expert in range(self.local.experts)])
 
     def agree(self, greatest: Tensor) -> Tensor:
-        """The greatest of what all ranks found in their shares of the inputs, element by element, on every rank.
+        """The greatest of what all `peers` found in their shares, element by element, on each of them.
 
-        It is what this one found where ranks do not divide them. Elsewhere all ranks have to call it, with the same
-        shape. Raises ParallelError where they have no process group.
+        All of them have to call it, with the same shape. Raises ParallelError where they have no process group.
         """
         return maximize(greatest, self.peers)
 
