@@ -24,8 +24,13 @@ class Computed:
 def compute(group: Group, path: Path, ids: Tensor, **options: Any) -> Computed:
     """Load a checkpoint on all ranks; logits of `ids`, and what is generated from the first of them."""
     mesh = init_device_mesh("cpu", (group.size,)) if group.size > 1 else None
-    model = qload.load(path, mesh=mesh, dtype="float32", **options)
+    model = qload.load(path, mesh=mesh, **{"dtype": "float32", **options})
     return compute_loaded(model, ids)
+
+
+def compute_in_float64(group: Group, path: Path, ids: Tensor) -> Computed:
+    """The same, so precisely that ranks round alike whatever the order in which they take their sums."""
+    return compute(group, path, ids, dtype="float64")
 
 
 def compute_loaded(model: Any, ids: Tensor) -> Computed:
