@@ -146,6 +146,18 @@ class LayerPiece(Protocol):
     @property
     def quantize_activations(self) -> bool: ...
 
+    def agree(self, greatest: Tensor) -> Tensor:
+        """The greatest of what all ranks found, element by element, on each of them.
+
+        Where ranks divide the input features, or the heads of keys and values, a hook sees its rank's share of them:
+        what it finds in all features of a token, or in all of x, as the sizes that scales are made of, is not what one
+        process would find until it has gone through here. (Of the least values, agree on the negated ones.) All ranks
+        have to call it, as often and with the same shapes; what is found in a group inside the share is not to be
+        agreed on. Where ranks divide nothing that the hook sees, as on one rank, under columns, and with whole experts
+        on each, it is the identity.
+        """
+        ...
+
     def __getattr__(self, name: str) -> Tensor: ...
 
 

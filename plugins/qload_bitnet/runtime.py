@@ -33,7 +33,7 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if scheme.sense is Sense.DIVIDES:
         return _divide_product(layer, x, bias)
     if layer.quantize_activations:
-        scale = _choose_scale(x.float())
+        scale = _choose_scale(layer, x.float())
         x = (_round(x.float(), scale) / scale).to(x.dtype)
     if scheme.sense is Sense.ONLINE:
         return F.linear(x, _make_ternary(layer.weight_latent).to(x.dtype), bias)
@@ -49,7 +49,7 @@ def _divide_product(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor
         return _add((_multiply(layer, x) / layer.weight_scale).to(x.dtype), bias)
     # Scales of small inputs, and sums of integers, are beyond float16.
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    scale = _choose_scale(x.float()).to(dtype).float()
+    scale = _choose_scale(layer, x.float()).to(dtype).float()
     y = _multiply(layer, _round(x.float(), scale).to(dtype)).float() / (layer.weight_scale.float() * scale)
     return _add(y.to(x.dtype), bias)
 
@@ -63,9 +63,9 @@ def _add(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def _choose_scale(x: Tensor) -> Tensor:
+def _choose_scale(layer: LayerPiece, x: Tensor) -> Tensor:
     """127 over the greatest size of each token's values."""
-    return 127 / x.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
+    return 127 / layer.agree(x.abs().amax(-1, keepdim=True)).clamp_min(_LEAST)
 
 
 def _round(x: Tensor, scale: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from qload.declare import (
     global_scale,
     group_scale,
     index,
+    keep_together,
     mask,
     metadata,
     packed,
@@ -30,8 +31,10 @@ from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Spar
 
 def declare_weight(scheme: CompressedScheme, geometry: Geometry) -> Iterator[ParameterSpec]:
     """Everything that a quantized module stores."""
+    group = scheme.inputs.group if scheme.inputs is not None else None
     for spec in _declare(scheme, geometry):
-        yield replace(spec, layout=spec.layout.solidify(*_solid_dims(scheme)))
+        made = replace(spec, layout=spec.layout.solidify(*_solid_dims(scheme)))
+        yield made if group is None else keep_together(made, Dim.IN, group)
 
 
 def _solid_dims(scheme: CompressedScheme) -> tuple[Dim, ...]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
-from qload.torch.activations import fake_quantize, fake_quantize_dynamic
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic, keep
 from qload.torch.arithmetic import pick, scale_blocks, scale_by_index, scale_groups, take, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
 from qload.torch.ordering import settle_group_index
@@ -18,6 +18,9 @@ from qload_compressed_tensors.formats import MARLIN_24, MXFP8, NVFP4, PACKED, SM
 from qload_compressed_tensors.quantizers import Quantizer
 from qload_compressed_tensors.quantizing import quantize
 from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Scheme, SparseScheme
+
+_KEYS, _VALUES = "k", "v"
+"""What the scales of a cache are stored under."""
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
@@ -39,7 +42,7 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
 
 def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     scheme: CacheScheme = layer.scheme
-    return _quantize(layer, "k", scheme.states, keys), _quantize(layer, "v", scheme.states, values)
+    return _quantize(layer, _KEYS, scheme.states, keys), _quantize(layer, _VALUES, scheme.states, values)
 
 
 def qload_process_weights_after_loading(layer: Layer) -> None:
@@ -170,6 +173,8 @@ def _quantize(layer: LayerPiece, name: str, quantizer: Quantizer, x: Tensor) -> 
         global_scale=getattr(layer, f"{name}_global_scale") if quantizer.has_global_scale else None,
         scale_dtype=_scale_dtype(quantizer),
         rounds_up=quantizer.scale_dtype == "uint8",
+        # Each head of a cache has a scale of its own there, and is whole on its rank.
+        agree=keep if is_token and name in (_KEYS, _VALUES) else layer.agree,
     )
     return rounded.reshape(x.shape)
 

@@ -49,5 +49,6 @@ def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
         return fake_quantize(x, layer.input_scale, None, 8, is_float=True)
     if layer.scheme.inputs == "dynamic":
         block = layer.scheme.block
-        return fake_quantize_dynamic(x, 8, is_float=True, group=None if block is None else block[1])
+        group = None if block is None else block[1]
+        return fake_quantize_dynamic(x, 8, is_float=True, group=group, agree=layer.agree)
     return x

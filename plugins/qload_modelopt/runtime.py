@@ -102,10 +102,10 @@ def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
     inputs = layer.scheme.inputs
     if inputs.may_have_scale:
         scale = cast("Tensor | None", layer.input_scale)
-        return _quantize_without_scale(inputs, x) if scale is None else _quantize_by_scale(layer, x, scale)
+        return _quantize_without_scale(layer, x) if scale is None else _quantize_by_scale(layer, x, scale)
     match inputs:
         case Inputs.FP8_TOKEN:
-            return fake_quantize_dynamic(x, 8, is_float=True)
+            return fake_quantize_dynamic(x, 8, is_float=True, agree=layer.agree)
         case Inputs.FP8_GROUP:
             return fake_quantize_dynamic(x, 8, is_float=True, group=layer.scheme.size)
         case Inputs.MXFP4:
@@ -120,9 +120,11 @@ def _quantize_by_scale(layer: LayerPiece, x: Tensor, scale: Tensor) -> Tensor:
     return fake_quantize(x, scale, None, 8, is_float=layer.scheme.inputs is not Inputs.INT8)
 
 
-def _quantize_without_scale(inputs: Inputs, x: Tensor) -> Tensor:
+def _quantize_without_scale(layer: LayerPiece, x: Tensor) -> Tensor:
     """Uncalibrated inputs have the scale of their tensor; a head that is tied to a table without one has none."""
-    return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True) if inputs is Inputs.FP8_TENSOR else x
+    if layer.scheme.inputs is not Inputs.FP8_TENSOR:
+        return x
+    return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True, agree=layer.agree)
 
 
 def _quantize_by_powers(x: Tensor, number: Float) -> Tensor:

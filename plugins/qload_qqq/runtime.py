@@ -27,7 +27,7 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if layer.quantize_activations:
-        scale = x.abs().amax(-1, keepdim=True).float() / _INT8[1]
+        scale = layer.agree(x.abs().amax(-1, keepdim=True)).float() / _INT8[1]
         x = fake_quantize(x, scale.clamp_min(torch.finfo(torch.float32).tiny), None, 8, is_float=False)
     return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
 

@@ -15,6 +15,7 @@ from qload.declare import (
     channel_scale,
     global_scale,
     group_scale,
+    keep_together,
     packed,
     power_scale,
     tensor_scale,
@@ -74,7 +75,10 @@ def qload_create_weights(scheme: Scheme, geometry: Geometry) -> tuple[ParameterS
     if isinstance(scheme, CacheScheme):
         return (*_states("k", scheme.keys), *_states("v", scheme.values))
     solid = _solid_dims(scheme)
-    return tuple(replace(spec, layout=spec.layout.solidify(*solid)) for spec in _declare(scheme, geometry))
+    specs = (replace(spec, layout=spec.layout.solidify(*solid)) for spec in _declare(scheme, geometry))
+    if scheme.inputs is None or scheme.inputs.group is None:
+        return tuple(specs)
+    return tuple(keep_together(spec, Dim.IN, scheme.inputs.group) for spec in specs)
 
 
 def _find_cache_scheme(config: QuarkConfig, module: ModuleInfo) -> CacheScheme | None:

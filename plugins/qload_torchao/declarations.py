@@ -10,12 +10,13 @@ from qload.declare import (
     channel_scale,
     global_scale,
     group_scale,
+    keep_together,
     packed,
     tensor_scale,
     zero_point,
 )
 from qload.dtypes import FLOATS, SCALE_DTYPES
-from qload.layout import Axis, fixed, in_, out, part
+from qload.layout import Axis, Dim, fixed, in_, out, part
 from qload_torchao.schemes import (
     FLOAT8,
     FP4,
@@ -42,7 +43,10 @@ _SCALES = {Storage.MX: ("F8_E8M0",), Storage.NVFP4: ("F8_E4M3",)}
 
 def create_weights(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
     """The tensors of a weight. An embedding has those of inputs too, and no use for them."""
-    return (_values(scheme), _scale(scheme), *_zero_point(scheme), *_global_scale(scheme), *_inputs(scheme))
+    specs = (_values(scheme), _scale(scheme), *_zero_point(scheme), *_global_scale(scheme), *_inputs(scheme))
+    if scheme.inputs is None or scheme.inputs.block[1] is None:
+        return specs
+    return tuple(keep_together(spec, Dim.IN, scheme.inputs.block[1]) for spec in specs)
 
 
 def _values(scheme: TorchaoScheme) -> ParameterSpec:

@@ -22,7 +22,7 @@ from qload.declare.constructors import (
     weight,
     zero_point,
 )
-from qload.declare.layers import complete, stack_experts, striped
+from qload.declare.layers import complete, keep_together, stack_experts, striped
 from qload.declare.specs import ParameterKind, ParameterSpec, View
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "global_scale",
     "group_scale",
     "index",
+    "keep_together",
     "mask",
     "metadata",
     "packed",

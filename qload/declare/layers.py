@@ -1,7 +1,7 @@
 """What a layer's geometry makes of declarations: its bias, its experts, and axes that depend on its sizes."""
 
 from dataclasses import replace
-from math import gcd
+from math import gcd, lcm
 
 from qload.declare.constructors import bias
 from qload.declare.specs import ParameterKind, ParameterSpec
@@ -24,6 +24,18 @@ def striped(geometry: Geometry, count: int, group: int | None) -> tuple[Axis, Ax
 
 def _are_stripes(rows: int, columns: int, count: int, group: int) -> bool:
     return rows % count == 0 and rows * columns // group % count == 0
+
+
+def keep_together(spec: ParameterSpec, dim: Dim, count: int) -> ParameterSpec:
+    """The same tensor, of which no rank can hold some of `count` elements along `dim` that a scale of inputs serves."""
+    axes = (_widen(axis, count) if axis.dim is dim else axis for axis in spec.layout.axes)
+    return replace(spec, layout=Layout(tuple(axes)))
+
+
+def _widen(axis: Axis, count: int) -> Axis:
+    """The same axis in units of several of its own. Padding is by its own alone, so that a padded one stays."""
+    units = 1 if axis.padded else lcm(axis.logical, count) // axis.logical
+    return replace(axis, logical=axis.logical * units, stored=axis.stored * units)
 
 
 def complete(specs: tuple[ParameterSpec, ...], geometry: Geometry) -> tuple[ParameterSpec, ...]:

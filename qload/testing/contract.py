@@ -16,6 +16,7 @@ from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
 from qload.sharding import fitting_sizes
+from qload.testing.agreement import sum_shares
 from qload.testing.answers import check_answers
 from qload.testing.tensors import make_tensors
 from qload.torch.layers import ExpertLinear, Experts, Layer, VocabParallelEmbedding, apply_one_by_one
@@ -96,7 +97,7 @@ def _check_laws(
     quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
 ) -> Iterator[str]:
     size = f"{geometry.out_features} x {geometry.in_features}"
-    for law in (_check_whole, _check_shards, _check_fused, _check_embedding, _check_experts):
+    for law in (_check_whole, _check_shards, _check_inputs, _check_fused, _check_embedding, _check_experts):
         try:
             yield from law(_Case(quantization, treatment, geometry, sizes))
         except QloadError as error:
@@ -158,6 +159,19 @@ def _check_shards(case: _Case) -> Iterator[str]:
             shards = [case.load(sharding, rank, size).dequantize() for rank in range(size)]
             if not torch.equal(torch.cat(shards, dim), whole):
                 yield f"{case.label}: the {size} shards of {sharding.__name__} are not the whole"
+
+
+def _check_inputs(case: _Case) -> Iterator[str]:
+    """Ranks that divide the inputs round them as one process does, with scales that they agree on."""
+    sizes = [size for size in fitting_sizes(case.geometry, row, case.specs) if 1 < size <= max(case.sizes)]
+    if not sizes:
+        return
+    x = torch.randn(3, case.geometry.in_features, generator=torch.Generator().manual_seed(3))
+    x *= torch.linspace(1, 3, case.geometry.in_features)
+    expected, size = case.load(row).compute(x), sizes[0]
+    found = sum_shares([case.load(row, rank, size) for rank in range(size)], x)
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        yield f"{case.label}: the inputs that {size} ranks share are not rounded as one rank rounds them"
 
 
 def _check_fused(case: _Case) -> Iterator[str]:

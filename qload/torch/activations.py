@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from qload.torch.floats import Float
 
+Agree = Callable[[Tensor], Tensor]
+"""What makes the greatest of all ranks out of this rank's: `LayerPiece.agree`."""
 E4M3_MAX = 448.0
 """The greatest value of E4M3 without infinities."""
 _FLOATS = {4: Float(2, 1), 6: Float(2, 3), 8: Float(4, 3)}
@@ -39,6 +41,11 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_f
     return (rounded * scale).to(x.dtype)
 
 
+def keep(greatest: Tensor) -> Tensor:
+    """What is found alone: for callers that have all of x."""
+    return greatest
+
+
 def fake_quantize_dynamic(
     x: Tensor,
     bits: int,
@@ -50,17 +57,23 @@ def fake_quantize_dynamic(
     global_scale: Tensor | None = None,
     scale_dtype: torch.dtype | None = None,
     rounds_up: bool = False,
+    agree: Agree = keep,
 ) -> Tensor:
     """x rounded with scales of its own: for each token, each group of its features, or the whole tensor.
 
     x [..., features]; the last group may be short. Zero is always inside the range. With a `global_scale` [],
     the scales are rounded to E4M3 once they are multiplied by it. Without, they are rounded to `scale_dtype`; those
-    of E8M0 are powers of two, as `choose_power` has them.
+    of E8M0 are powers of two, as `choose_power` has them. Where x is a rank's share of its features, `agree` is the
+    layer's own, for scales of tokens and tensors; groups must lie inside the share.
     """
+
+    is_shared = by_tensor or group is None
 
     def quantize(values: Tensor) -> Tensor:
         low = values.amin() if by_tensor else values.amin(-1, keepdim=True)
         high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
+        if is_shared:
+            low, high = agree_on_range(low, high, symmetric, agree)
         scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
         if global_scale is not None:
             scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
@@ -71,6 +84,15 @@ def fake_quantize_dynamic(
         return fake_quantize(values, scale, zero, bits, is_float)
 
     return quantize(x) if group is None else by_groups(x, group, quantize)
+
+
+def agree_on_range(low: Tensor, high: Tensor, symmetric: bool, agree: Agree) -> tuple[Tensor, Tensor]:
+    """The least and greatest values of all ranks, as far as scales are made of them: their size, where symmetric."""
+    if symmetric:
+        size = agree(torch.maximum(-low, high))
+        return -size, size
+    negated, high = agree(torch.stack((-low, high))).unbind()
+    return -negated, high
 
 
 def by_groups(x: Tensor, group: int, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from qload.calls import call
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import LayerPiece
 from qload.registry import Runtime
+from qload.torch.activations import keep
 from qload.torch.dtypes import torch_dtype
 
 _HEAD_SIZE = 128
@@ -103,6 +104,8 @@ class Completion:
     def _prove(self, layer: LoadedLayer) -> None:
         pieces = layer.pieces(None if layer.local.experts is None else 0)
         piece = max(pieces, key=lambda each: each.out_features)
+        # Other ranks prove their hooks when they come to it.
+        piece.agree = keep
         device = next((tensor.device for tensor in layer.parameters()), torch.device("cpu"))
         if layer.local.kind is Kind.KV_CACHE:
             states = torch.ones(1, piece.out_features, 1, _HEAD_SIZE, device=device)

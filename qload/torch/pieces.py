@@ -4,7 +4,7 @@ A method never sees fused parts or stacks of experts. A layer whose parts are st
 a whole unit, is one piece; otherwise every part is one. Only the tensors that a layer has count.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,14 @@ class Piece:
         out_features: int,
         in_features: int,
         quantize_activations: bool,
+        agree: Callable[[Tensor], Tensor],
         tensors: Mapping[str, Tensor | None],
     ) -> None:
         self.scheme = scheme
         self.out_features = out_features
         self.in_features = in_features
         self.quantize_activations = quantize_activations
+        self.agree = agree
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
 

@@ -30,7 +30,15 @@ def make_mesh(group: Group) -> DeviceMesh | None:
 
 def compute(group: Group, path: Path, ids: Tensor, by_experts: bool = False) -> Computed:
     """Load a checkpoint on all ranks; logits of `ids`, and what is generated from the first of them."""
-    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32", expert_parallel=by_experts)
+    return compute_loaded(qload.load(path, mesh=make_mesh(group), dtype="float32", expert_parallel=by_experts), ids)
+
+
+def compute_in_float64(group: Group, path: Path, ids: Tensor, by_experts: bool = False) -> Computed:
+    """The same, so precisely that ranks round alike whatever the order in which they take their sums."""
+    return compute_loaded(qload.load(path, mesh=make_mesh(group), dtype="float64", expert_parallel=by_experts), ids)
+
+
+def compute_loaded(model: Any, ids: Tensor) -> Computed:
     with torch.inference_mode():
         logits = model(ids).logits
         tokens = model.generate(ids[:1, :4], max_new_tokens=8, do_sample=False)

@@ -24,7 +24,7 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer.scheme, Int8Scheme) and layer.quantize_activations:
-        return int8.multiply(x, layer.weight_quantized, layer.row_scale, bias, layer.scheme.threshold)
+        return int8.multiply(layer, x, bias)
     return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
 
 

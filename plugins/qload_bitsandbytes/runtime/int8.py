@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qload.hookspecs import LayerPiece
+from qload.torch.activations import Agree, keep
+
 GREATEST = 127
 
 
@@ -15,14 +18,15 @@ def dequantize(values: Tensor, row_scale: Tensor) -> Tensor:
     return values * row_scale.float()[:, None] * (1 / GREATEST)
 
 
-def multiply(x: Tensor, values: Tensor, row_scale: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
+def multiply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., in] times the weight, both in int8, in x's dtype.
 
     A feature that reaches the threshold in any token is left as it is in all of them, and meets the weight made dense.
     """
+    values, row_scale = layer.weight_quantized, layer.row_scale
     tokens = x.reshape(-1, x.shape[-1])
-    outliers = find_outliers(tokens, threshold)
-    quantized, scale = quantize(tokens, outliers)
+    outliers = find_outliers(tokens, layer.scheme.threshold)
+    quantized, scale = quantize(tokens, outliers, layer.agree)
     y = F.linear(quantized, values.float()) * (scale * row_scale.float() * (1 / GREATEST**2))
     y = (y if bias is None else y + bias).to(x.dtype)
     columns = outliers.any(0).nonzero().squeeze(-1)
@@ -39,9 +43,9 @@ def find_outliers(tokens: Tensor, threshold: float) -> Tensor:
     return tokens.half().abs() >= threshold
 
 
-def quantize(tokens: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(tokens: Tensor, outliers: Tensor, agree: Agree = keep) -> tuple[Tensor, Tensor]:
     """Tokens as whole numbers in float32, features with outliers as zeros; and the greatest magnitude of each."""
     inliers = tokens.half().masked_fill(outliers, 0).float()
-    scale = inliers.abs().amax(-1, keepdim=True)
+    scale = agree(inliers.abs().amax(-1, keepdim=True))
     rounded = (inliers * (GREATEST / scale)).nan_to_num(0).round()
     return rounded.masked_fill(outliers.any(0), 0), scale

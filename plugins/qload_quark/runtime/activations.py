@@ -26,7 +26,7 @@ def quantize_activations(layer: LayerPiece, name: str, inputs: Quantizer, x: Ten
     if inputs.scales is not None:
         return _quantize_microscaled(inputs, x)
     if inputs.number.is_float and inputs.dtype not in _KNOWN_FLOATS:
-        return _quantize_float(inputs, x)
+        return _quantize_float(layer, inputs, x)
     is_scaled = name == "input" and layer.scheme.inputs_scaled
     global_scale = 1 / layer.input_scale_2.float() if is_scaled else None
     return fake_quantize_dynamic(
@@ -37,6 +37,7 @@ def quantize_activations(layer: LayerPiece, name: str, inputs: Quantizer, x: Ten
         group=inputs.group,
         by_tensor=inputs.extent is Extent.TENSOR,
         global_scale=global_scale,
+        agree=layer.agree,
     )
 
 
@@ -76,13 +77,14 @@ def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:
     return torch.exp2((exponent - _float(number).greatest_power).clamp(-127, 127))
 
 
-def _quantize_float(inputs: Quantizer, x: Tensor) -> Tensor:
+def _quantize_float(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
     """With a scale for each group, token or tensor that takes the greatest value to the greatest float."""
     number = _float(inputs.number)
 
     def quantize(values: Tensor) -> Tensor:
         sizes = values.abs()
         size = sizes.amax() if inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
+        size = size if inputs.group is not None else layer.agree(size)
         scale = size / number.greatest
         scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
         return number.round(values / scale) * scale

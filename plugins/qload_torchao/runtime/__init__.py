@@ -146,11 +146,11 @@ def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
             zero = cast("Tensor | None", getattr(layer, "input_zero_point", None))
             return fake_quantize_int8(x, inputs, layer.input_scale, zero)
         case Storage.INT8:
-            return round_int8(x, inputs, torch.float32, torch.finfo(torch.float32).eps)
+            return round_int8(x, inputs, torch.float32, torch.finfo(torch.float32).eps, layer.agree)
         case Storage.INTX:
-            return round_int8(x, inputs, x.dtype, torch.finfo(x.dtype).smallest_normal)
+            return round_int8(x, inputs, x.dtype, torch.finfo(x.dtype).smallest_normal, layer.agree)
         case Storage.MX:
             return round_mx(x, inputs)
         case Storage.NVFP4:
-            return round_nvfp4(x, inputs, layer.input_global_scale if inputs.static else None)
-    return round_float8(x, inputs)
+            return round_nvfp4(x, inputs, layer.input_global_scale if inputs.static else None, layer.agree)
+    return round_float8(x, inputs, layer.agree)

@@ -8,7 +8,7 @@ its, step by step. Source: `choose_qparams_affine`, `quantize_affine`, `_choose_
 import torch
 from torch import Tensor
 
-from qload.torch.activations import E4M3_MAX, by_groups
+from qload.torch.activations import E4M3_MAX, Agree, agree_on_range, by_groups, keep
 from qload.torch.floats import Float, decode_e8m0
 from qload_torchao.schemes import FP4, FP6_BITS, Inputs
 from qload_torchao.values import TENSOR
@@ -22,11 +22,12 @@ _FLOATS = {
 }
 
 
-def round_int8(x: Tensor, inputs: Inputs, scale_dtype: torch.dtype, least_scale: float) -> Tensor:
+def round_int8(x: Tensor, inputs: Inputs, scale_dtype: torch.dtype, least_scale: float, agree: Agree = keep) -> Tensor:
     """x rounded to int8 with scales of its own, of that dtype, for each token or the whole of it."""
     low, high = _int8_range(inputs)
-    least = _reduce(x, inputs, torch.amin).clamp_max(0)
-    greatest = _reduce(x, inputs, torch.amax).clamp_min(0)
+    least, greatest = _reduce(x, inputs, torch.amin), _reduce(x, inputs, torch.amax)
+    least, greatest = agree_on_range(least, greatest, inputs.symmetric, agree)
+    least, greatest = least.clamp_max(0), greatest.clamp_min(0)
     if inputs.symmetric:
         scale = (torch.maximum(-least, greatest) / ((high - low) / 2)).clamp_min(least_scale)
         zero = torch.zeros_like(scale)
@@ -46,12 +47,13 @@ def fake_quantize_int8(x: Tensor, inputs: Inputs, scale: Tensor, zero: Tensor | 
     return ((steps.to(scale.dtype) - offset) * scale).to(x.dtype)
 
 
-def round_float8(x: Tensor, inputs: Inputs) -> Tensor:
+def round_float8(x: Tensor, inputs: Inputs, agree: Agree = keep) -> Tensor:
     """x rounded to eight-bit floats with scales of its own, for each token, group of features, or the whole."""
     number = _FLOATS[inputs.element]
 
     def quantize(values: Tensor) -> Tensor:
         size = _reduce(values.abs(), inputs, torch.amax)
+        size = agree(size) if inputs.block[1] is None else size
         if inputs.bounds != (None, None):
             size = size.clamp(*inputs.bounds)
         scale = (size / number.greatest).float()
@@ -76,9 +78,9 @@ def round_mx(x: Tensor, inputs: Inputs) -> Tensor:
     return by_groups(x.float(), inputs.block[1] or x.shape[-1], quantize).to(x.dtype)
 
 
-def round_nvfp4(x: Tensor, inputs: Inputs, stored: Tensor | None) -> Tensor:
+def round_nvfp4(x: Tensor, inputs: Inputs, stored: Tensor | None, agree: Agree = keep) -> Tensor:
     """x rounded to four-bit floats with E4M3 scales for each block, over one for the whole or the stored one."""
-    whole = x.abs().amax().float() / (E4M3_MAX * _E2M1.greatest) if inputs.scaled_by_tensor else stored
+    whole = agree(x.abs().amax()).float() / (E4M3_MAX * _E2M1.greatest) if inputs.scaled_by_tensor else stored
     whole = None if whole is None else torch.where(whole == 0, 1.0, whole)
 
     def quantize(blocks: Tensor) -> Tensor:

@@ -14,18 +14,20 @@ from torch.nn import functional as F
 from qload.declare import ParameterKind, ParameterSpec, stack_experts
 from qload.errors import ModelError
 from qload.geometry import Geometry, Shard, Sharding, replicated
+from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.sharding import cut_layer, divided_dims
 from qload.torch.hooks import bind
 from qload.torch.identity import Identity
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
-from qload.torch.parallel import Group
+from qload.torch.parallel import Group, maximize
 from qload.torch.parameters import TypedParameter, is_typed, retype
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
 Localize = Callable[[Tensor], Tensor]
+_ALONE = Group()
 
 
 class Layer(nn.Module):
@@ -43,6 +45,7 @@ class Layer(nn.Module):
     aliases: tuple[str, ...] = ()
     """Further names of the layer's parts, for loading them by hand."""
     _selections: tuple[Selection, ...]
+    _peers: Group | None = None
 
     def __init__(
         self,
@@ -91,6 +94,17 @@ class Layer(nn.Module):
     def scheme(self) -> Any:
         """What the layer's method does to it, a value of the method's own; None where it is not quantized."""
         return self.treatment.scheme
+
+    @property
+    def peers(self) -> Group:
+        """The ranks each of which hands its hooks a share of the same values, so that none alone knows the greatest."""
+        if self._peers is not None:
+            return self._peers
+        return self.group if Dim.IN in self.divided else _ALONE
+
+    def join(self, peers: Group) -> None:
+        """Say that the hooks are handed a share of what they round, though the tensors are whole: some heads."""
+        self._peers = peers
 
     @property
     def specs(self) -> dict[str, ParameterSpec]:
@@ -257,10 +271,18 @@ class Layer(nn.Module):
             return self._dequantize(None, dtype)
         return torch.stack([self._dequantize(expert, dtype) for expert in range(self.local.experts)])
 
+    def agree(self, greatest: Tensor) -> Tensor:
+        """The greatest of what all `peers` found in their shares, element by element, on each of them.
+
+        All of them have to call it, with the same shape. Raises ParallelError where they have no process group.
+        """
+        return maximize(greatest, self.peers)
+
     def compute(self, x: Tensor, expert: int | None = None, *, biased: bool = True) -> Tensor:
         """x [..., in_features] into [..., out_features] with this rank's weight and bias, and no other rank's.
 
-        Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias.
+        Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias. They then talk
+        only to agree on scales of the inputs, where the method finds some.
         """
         bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
@@ -307,6 +329,7 @@ class Layer(nn.Module):
             selection.out_features,
             self.local.in_features,
             self.quantize_activations,
+            self.agree,
             tensors,
         )
 

@@ -40,6 +40,8 @@ def join_neighbours(model: PreTrainedModel, layers: Mapping[str, Layer]) -> None
             layer.set_flow(flow)
         for each in attentions:
             _count_groups(model.get_submodule(each), layers[f"{each}.{_QUERY}"], layers[f"{each}.{_KEY}"])
+            if (scales := layers.get(f"{each}.{SCALES}")) is not None:
+                scales.join(layers[f"{each}.{_KEY}"].group)
 
 
 Block = Mapping[str, tuple[Linear, str]]

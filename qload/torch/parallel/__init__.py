@@ -3,7 +3,7 @@
 from qload.torch.parallel.agreement import agree, agreeing
 from qload.torch.parallel.groups import Group
 from qload.torch.parallel.mesh import device_of, group_of, make_mesh, start_mesh
-from qload.torch.parallel.pairs import copy, gather, reduce, scatter
+from qload.torch.parallel.pairs import copy, gather, maximize, reduce, scatter
 from qload.torch.parallel.partitions import gather_shares, make_share, take_share
 from qload.torch.parallel.processes import run_ranks
 
@@ -18,6 +18,7 @@ __all__ = [
     "group_of",
     "make_mesh",
     "make_share",
+    "maximize",
     "reduce",
     "run_ranks",
     "scatter",

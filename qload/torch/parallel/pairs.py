@@ -6,6 +6,7 @@
 | reduce | sum | nothing |
 | scatter | this rank's share | gather |
 | gather | gather | this rank's share |
+| maximize | greatest | sum, on the rank that has it |
 
 A loss is computed alike on every rank: a sum's gradient is that of each summand, and not summed again. What comes back
 is computed by the other pair's way forward, and so has a gradient of its own.
@@ -64,6 +65,21 @@ class _Gather(Function):
         return scatter(gradients[0], ctx.group, ctx.dim), None, None
 
 
+class _Maximize(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        greatest = group.max(x)
+        ctx.group = group
+        ctx.save_for_backward(x == greatest)
+        return greatest
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (is_greatest,) = ctx.saved_tensors
+        total, count = ctx.group.sum(torch.stack((gradients[0], is_greatest.to(gradients[0].dtype))))
+        return (total / count).masked_fill(~is_greatest, 0), None
+
+
 def copy(x: Tensor, group: Group) -> Tensor:
     """A view of x, whose gradient is the sum of all ranks'."""
     return x if group.size == 1 else _apply(_Copy, x, group)
@@ -85,6 +101,14 @@ def scatter(x: Tensor, group: Group, dim: int = -1) -> Tensor:
 def gather(x: Tensor, group: Group, dim: int = -1) -> Tensor:
     """All ranks' x one after another along `dim`, of whose gradient each takes its share."""
     return x if group.size == 1 else _apply(_Gather, x, group, dim)
+
+
+def maximize(x: Tensor, group: Group) -> Tensor:
+    """The greatest of all ranks' x, element by element, whose gradients go, summed, to the rank that has it.
+
+    Ranks that have the same one share them.
+    """
+    return x if group.size == 1 else _apply(_Maximize, x, group)
 
 
 def _apply(function: type[Function], x: Tensor, *arguments: object) -> Tensor:
