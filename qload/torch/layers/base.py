@@ -1,9 +1,7 @@
 """What every layer is: declared tensors of one rank's share, and a method's hooks to compute with them."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence, Set
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -11,39 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qload.declare import ParameterKind, ParameterSpec, stack_experts
-from qload.errors import ModelError
-from qload.geometry import Geometry, Shard, Sharding, replicated
+from qload.declare import ParameterKind, ParameterSpec
+from qload.geometry import Geometry, Shard, Sharding
 from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
-from qload.sharding import cut_layer, divided_dims
 from qload.torch.hooks import bind
-from qload.torch.identity import Identity
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
+from qload.torch.layers.holding import Holder
 from qload.torch.parallel import Group, maximize
-from qload.torch.parameters import TypedParameter, is_typed, retype
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
 
-Localize = Callable[[Tensor], Tensor]
 _ALONE = Group()
 
 
-class Layer(nn.Module):
+class Layer(Holder):
     """A layer of which this rank holds one shard, in whatever form its method stores it.
 
     The parameters are on the meta device until `allocate` or a load makes them. `sources` are the modules of
-    the checkpoint that fill it. `sharding` is how it is divided over the ranks of its `group`; `shards` are those of
-    all ranks, `shard` this one's, and `divided` the dimensions in which they differ. `declared` are the tensors that
-    its method declares, `derived` those that the method's post-load hook made of them. `apart` names the layers inside
-    this one that hold a part each, where its parts are held apart; `localize` makes this rank's plain tensor of one
-    that is held for all ranks. Raises ShardError where the site's rank and size split a unit.
+    the checkpoint that fill it. `apart` names the layers inside this one that hold a part each, where its parts are
+    held apart. Raises ShardError where the site's rank and size split a unit.
     """
 
-    sharding: Sharding = staticmethod(replicated)
-    aliases: tuple[str, ...] = ()
-    """Further names of the layer's parts, for loading them by hand."""
+    apart: tuple[str, ...] = ()
     _selections: tuple[Selection, ...]
     _peers: Group | None = None
 
@@ -65,27 +54,9 @@ class Layer(nn.Module):
         self.quantize_activations = True
         self.dtype = site.dtype
         self.declared = {spec.name: spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded}
-        self.derived: dict[str, ParameterSpec] = {}
-        self.apart: tuple[str, ...] = ()
-        self.localize: Localize | None = None
+        self.derived = {}
         self.take_share(site.group, sharding or self.sharding)
         self.allocate("meta")
-
-    def take_share(self, group: Group, sharding: Sharding) -> None:
-        """Be this rank's share, as `group` has it. The tensors stay as they are: once they are cut, `settle_share`.
-
-        Raises ShardError where a unit is split, before anything is changed.
-        """
-        specs = tuple(self.specs.values())
-        self.shard = cut_layer(self.geometry, sharding, specs, self.name, group.rank, group.size)
-        self.group, self.sharding = group, sharding
-        self.shards = tuple(sharding(self.geometry, rank, group.size) for rank in range(group.size))
-        self.divided = divided_dims(self.shards)
-        self.local = self.shard.local(self.geometry)
-
-    def settle_share(self) -> None:
-        """Work out what follows from all ranks' shards, and from the tensors that are there."""
-        self._select()
 
     def check_hooks(self) -> None:
         """Raises CapabilityError where the layer's method lacks a hook that the layer cannot do without."""
@@ -106,98 +77,9 @@ class Layer(nn.Module):
         """Say that the hooks are handed a share of what they round, though the tensors are whole: some heads."""
         self._peers = peers
 
-    @property
-    def specs(self) -> dict[str, ParameterSpec]:
-        """The declaration of every tensor that the layer can have, by name."""
-        return {**self.declared, **self.derived}
-
-    def allocate(self, device: torch.device | str) -> None:
-        """Make every declared tensor on `device`, in the first dtype that its declaration allows, unwritten.
-
-        Padding is zero.
-        """
-        self.reset()
-        for spec in self.declared.values():
-            dtype = self.geometry.dtype if spec.cast else spec.dtypes[0]
-            identity = self._identify(spec)
-            blank = identity.make_blank(dtype, torch.device(device))
-            self.register_parameter(spec.name, TypedParameter(blank, identity))
-        self._select()
-
-    def find_parameter(self, name: str) -> TypedParameter | None:
-        """The tensor of that name; None where the layer has none, or one that something else put in its place."""
-        found: Any = self._parameters.get(name)
-        return found if is_typed(found) else None
-
-    def local_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
-        """The shape that a tensor of that declaration has on this rank."""
-        return spec.layout.local_shape(self.geometry.extents, self.local.extents)
-
-    def set_tensor(self, name: str, tensor: Tensor | None) -> None:
-        """Put a tensor in a declared or derived one's place; None takes it away, and gives its memory back."""
-        parameter = None
-        if tensor is not None:
-            identity = self._identify(self.specs[name])
-            parameter = TypedParameter(tensor, identity, identity.owned)
-        self.register_parameter(name, parameter)
-        self._select()
-
-    def own_tensor(self, name: str) -> Tensor | None:
-        """A tensor of this rank, plain however it is held; None where the layer has none of that name."""
-        if self.apart and name == "bias":
-            return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
-        held: Tensor | None = getattr(self, name, None)
-        return held if held is None or self.localize is None else self.localize(held)
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        """As of any module; of those held for all ranks, this one's share."""
-        held = super().get_parameter(target)
-        if self.localize is None or target not in self._parameters:
-            return held
-        return nn.Parameter(self.localize(held), requires_grad=False)
-
     def parts_apart(self) -> "list[Layer]":
         """The layers that hold a part each, where they are held apart."""
         return [self.get_submodule(name) for name in self.apart]  # type: ignore[misc]
-
-    def make_part(self, number: int) -> "Layer":
-        """One of the parts as a layer of its own, on as many ranks, without tensors."""
-        made = Layer.__new__(Layer)
-        nn.Module.__init__(made)
-        made.geometry = replace(self.geometry.select(number), experts=self.geometry.experts)
-        made.name = f"{self.name}.{made.geometry.parts[0].name or number}"
-        made.sources = tuple(source.of_part(number, self.geometry) for source in self.sources if source.has(number))
-        made.treatment, made.hooks, made.dtype = self.treatment, self.hooks, self.dtype
-        made.quantize_activations = self.quantize_activations
-        made.declared, made.derived = dict(self.declared), dict(self.derived)
-        made.apart, made.localize, made.aliases = (), None, self.aliases[number : number + 1]
-        made.take_share(self.group, self.part_sharding(number, self.sharding))
-        return made
-
-    def part_sharding(self, number: int, sharding: Sharding) -> Sharding:
-        """How one of the parts is divided where the whole is divided so."""
-        return partial(_shard_part, self.geometry, sharding, number)
-
-    def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
-        """Give the layer a tensor that no checkpoint stores, for a post-load hook that repacks.
-
-        The hooks see it under its own name, cut into pieces by its axes as any declared one. An axis of
-        experts is added in front, as for declarations. Loading again takes it away before the hook runs.
-        Raises ModelError for a declared name, or a shape that is not this rank's share.
-        """
-        spec = stack_experts(spec, self.geometry)
-        if spec.name in self.declared:
-            raise ModelError("a derived tensor needs a name of its own", where=f"{self.name}.{spec.name}")
-        shape = self.local_shape(spec)
-        if tuple(tensor.shape) != shape:
-            raise ModelError(
-                "a derived tensor does not have the shape of its axes",
-                where=f"{self.name}.{spec.name}",
-                expected=str(list(shape)),
-                found=str(list(tensor.shape)),
-            )
-        self.derived[spec.name] = spec
-        self.set_tensor(spec.name, tensor)
 
     @property
     def loaded_shard(self) -> Shard:
@@ -237,21 +119,21 @@ class Layer(nn.Module):
         if finish_loading(self):
             self.hooks.process(self)
 
-    def reset(self) -> None:
-        """Take away what a post-load hook derived."""
-        for name in self.derived:
-            delattr(self, name)
-        self.derived = {}
+    def settle_share(self) -> None:
+        super().settle_share()
+        self.settle_tensors()
 
-    def _identify(self, spec: ParameterSpec) -> Identity:
-        return Identity(self.name, spec, self.geometry, self.shard, self.treatment, self.aliases)
-
-    def _select(self) -> None:
+    def settle_tensors(self) -> None:
         if self.apart:
             self._selections = tuple(each for part in self.parts_apart() for each in part._selections)
             return
         present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
         self._selections = select_pieces(present, self.geometry, self.local)
+
+    def own_tensor(self, name: str) -> Tensor | None:
+        if self.apart and name == "bias":
+            return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
+        return super().own_tensor(name)
 
     def pieces(self, expert: int | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
         """The layer's parts, of one expert, as the hooks see them.
@@ -338,49 +220,6 @@ class Layer(nn.Module):
         if name == "weight" and "weight" not in self.specs:
             return self.dequantize().to(self.dtype)
         return super().__getattr__(name)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
-        """Move without casting what a method stores: `.half()` must not turn scales into another dtype."""
-        kept = {id(getattr(self, name)) for name, spec in self.specs.items() if not spec.cast}
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device="cpu")).dtype
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            changed = id(tensor) in kept and moved.dtype != tensor.dtype
-            moved = tensor.to(moved.device) if changed else moved
-            # torch cannot make a parameter of what is a typed one already.
-            return tensor.detach() if moved is tensor else moved
-
-        with self._keep_types():
-            super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        with self._keep_types():
-            super()._load_from_state_dict(*arguments, **options)
-
-    @contextmanager
-    def _keep_types(self) -> Iterator[None]:
-        """Whatever parameters are put in place of others, they are to know what those knew."""
-        typed = [(name, each) for name in self._parameters if (each := self.find_parameter(name)) is not None]
-        known = [(name, each, dict(vars(each))) for name, each in typed]
-        yield
-        for name, before, attributes in known:
-            self._parameters[name] = retype(self._parameters[name], before, attributes)
-
-    def extra_repr(self) -> str:
-        experts = f"experts={self.local.experts}, " if self.local.experts is not None else ""
-        shard = f", rank {self.shard.rank} of {self.shard.size}" if self.shard.size > 1 else ""
-        return (
-            f"{experts}in_features={self.local.in_features}, out_features={self.local.out_features}, "
-            f"{self.treatment.label}{shard}"
-        )
-
-
-def _shard_part(whole: Geometry, sharding: Sharding, number: int, geometry: Geometry, rank: int, size: int) -> Shard:  # noqa: ARG001
-    """A part's share, as the layer that it belongs to is divided."""
-    shard = sharding(whole, rank, size)
-    return replace(shard, out=(shard.out[number],))
 
 
 def _join_biases(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -99,7 +99,7 @@ class ParallelLMHead(VocabularyLayer):
         self.declared, self.derived = {**embedding.declared, **self.declared}, dict(embedding.derived)
         for name in embedding.specs:
             self.register_parameter(name, getattr(embedding, name))
-        self._select()
+        self.settle_tensors()
 
     def leave_table(self) -> None:
         """Have no tensors but the bias, which is the head's own."""

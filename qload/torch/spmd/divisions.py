@@ -12,7 +12,7 @@ from qload.sharding import cut_layer, fitting_sizes
 from qload.torch.layers import Layer
 from qload.torch.layers.flow import Projection
 from qload.torch.spmd.checks import check_model, own, table_of
-from qload.torch.spmd.parts import must_be_apart
+from qload.torch.spmd.parts import make_part, must_be_apart
 from qload.torch.spmd.ways import find_way
 
 Plan = Callable[[str, Geometry, Sequence[ParameterSpec], int], Sharding]
@@ -66,7 +66,7 @@ def _check_ways(where: str, layer: Layer, sharding: Sharding, shards: Sequence[S
     """Raises ShardError where a tensor, or a part of it, does not lie in even runs over the ranks."""
     numbers = range(len(layer.geometry.parts)) if apart else (None,)
     for number in numbers:
-        geometry = layer.geometry if number is None else layer.make_part(number).geometry
+        geometry = layer.geometry if number is None else make_part(layer, number).geometry
         lying = shards if number is None else [replace(shard, out=(shard.out[number],)) for shard in shards]
         for spec in layer.specs.values():
             try:

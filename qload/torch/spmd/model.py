@@ -8,7 +8,7 @@ from qload.roles import choose_sharding
 from qload.torch.layers import Experts, ParallelLMHead
 from qload.torch.spmd.backends import Backend, MakeBackend
 from qload.torch.spmd.divisions import Division, Plan, find_divisions
-from qload.torch.spmd.parts import take_apart
+from qload.torch.spmd.parts import divide_part, take_apart
 from qload.torch.spmd.tensors import TensorBackend
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -46,7 +46,7 @@ def _carry_out(division: Division, devices: Backend) -> None:
     if division.apart:
         take_apart(layer)
     for number, part in enumerate(layer.parts_apart()):
-        devices.place(part, layer.part_sharding(number, sharding))
+        devices.place(part, divide_part(layer, number, sharding))
     if isinstance(layer, ParallelLMHead) and layer.table is not None:
         layer.leave_table()
         devices.place(layer, sharding)

@@ -30,6 +30,7 @@ from qload.errors import LayoutError, ModelError, ParallelError, ShardError
 from qload.geometry import column, single
 from qload.layout import in_, out
 from qload.torch.spmd import Way
+from qload.torch.spmd.parts import make_part
 from qload.torch.spmd.ways import find_way
 
 Worlds = Callable[[int], World]
@@ -178,7 +179,7 @@ def test_layers_that_are_whole_everywhere_go_by_the_plan(worlds: Worlds) -> None
 def test_a_part_is_a_layer_of_its_own_that_can_be_loaded() -> None:
     whole: Any = make_linear("merged", bias=False)
     stored = {f"a.{name}.weight": torch.randn(rows, 16) for name, rows in (("gate", 24), ("up", 8))}
-    part = whole.make_part(1)
+    part = make_part(whole, 1)
     part.allocate("cpu")
     model = torch.nn.ModuleDict({"part": part})
     qload.load_tensors(model, {"a.up.weight": stored["a.up.weight"]}, quantization_of())
