@@ -28,9 +28,14 @@ def make_mesh(group: Group) -> DeviceMesh | None:
     return init_device_mesh("cpu", (group.size,)) if group.size > 1 else None
 
 
-def compute(group: Group, path: Path, ids: Tensor, by_experts: bool = False) -> Computed:
-    """Load a checkpoint on all ranks; logits of `ids`, and what is generated from the first of them."""
-    return compute_loaded(qload.load(path, mesh=make_mesh(group), dtype="float32", expert_parallel=by_experts), ids)
+def compute(group: Group, path: Path, ids: Tensor, by_experts: bool = False, rounded: bool = False) -> Computed:
+    """Load a checkpoint on all ranks; logits of `ids`, and what is generated from the first of them.
+
+    With `rounded`, activations are quantized as the checkpoint's method says.
+    """
+    mesh = make_mesh(group)
+    options: dict[str, Any] = {"dtype": "float32", "expert_parallel": by_experts, "quantize_activations": rounded}
+    return compute_loaded(qload.load(path, mesh=mesh, **options), ids)
 
 
 def compute_in_float64(group: Group, path: Path, ids: Tensor, by_experts: bool = False) -> Computed:
