@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from qload.checkpoint import Checkpoint
 from qload.dtypes import FLOATS
 from qload.findings import Finding, refusals
-from qload.geometry import replicated
+from qload.geometry import Kind, replicated, single
 from qload.outline.modules import Likeness, StoredModule, list_modules
 from qload.outline.sizes import PROBE, Solver, find_known_sizes
 from qload.plan import PlainTarget, Source, Target
 from qload.quantization import Quantization, Treatment
 
+_STACKS = ("gate_up_proj", "up_proj", "down_proj", "input_linear", "output_linear")
+"""What transformers and models call the two tensors of a stack of experts."""
 _QUANTIZED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F4")
 
 
@@ -35,7 +37,7 @@ class Outline:
     @property
     def targets(self) -> tuple[Target, ...]:
         return tuple(
-            Target(name, sample.geometry, sample.treatment, sample.shard, (Source(name),))
+            Target(name, sample.geometry, sample.treatment, sample.shard, (replace(sample.sources[0], prefix=name),))
             for name, sample in self.layers
         )
 
@@ -65,10 +67,12 @@ def _find_targets(
     others = [sample for sample in samples if sample not in known and not sample.refused and _is_matrix(sample)]
     layers = [*quantized, *(replace(sample, treatment=plain) for sample in others)]
     geometries = Solver(quantization, find_known_sizes(checkpoint.config)).solve_all(layers)
-    return {
+    found = {
         sample: Target(layer.info.name, geometry, layer.treatment, replicated(geometry), (Source(layer.info.name),))
         for sample, layer, geometry in zip([*quantized, *others], layers, geometries, strict=True)
     }
+    stacks = [sample for sample in samples if sample not in found and not sample.refused and _is_stack(sample)]
+    return {**found, **{sample: _outline_stack(sample, plain) for sample in stacks}}
 
 
 def _is_matrix(module: StoredModule) -> bool:
@@ -77,6 +81,26 @@ def _is_matrix(module: StoredModule) -> bool:
     if weight is None or len(weight.shape) != 2 or len(module.tensors) != 1 + (bias is not None):
         return False
     return weight.dtype in FLOATS and (bias is None or (bias.dtype in FLOATS and bias.shape == weight.shape[:1]))
+
+
+def _is_stack(module: StoredModule) -> bool:
+    """Whether it stores the plain weights of a stack of experts, perhaps with biases, and nothing else."""
+    weight, bias = module.tensors.get("weight"), module.tensors.get("bias")
+    if weight is None or len(weight.shape) != 3 or module.info.name.rpartition(".")[2] not in _STACKS:
+        return False
+    experts, *sizes = weight.shape
+    alone = len(module.tensors) == 1 + (bias is not None) and weight.dtype in FLOATS
+    return alone and (bias is None or (bias.dtype in FLOATS and bias.shape in {(experts, size) for size in sizes}))
+
+
+def _outline_stack(module: StoredModule, plain: Treatment) -> Target:
+    """A plain stack, of which only biases tell whether it lies as [in, out]."""
+    name, weight, bias = module.info.name, module.tensors["weight"], module.tensors.get("bias")
+    experts, rows, columns = weight.shape
+    turned = bias is not None and bias.shape != (experts, rows)
+    sizes = (columns, rows) if turned else (rows, columns)
+    geometry = single(*sizes, kind=Kind.EXPERTS, dtype=weight.dtype, bias=bias is not None, experts=experts)
+    return Target(name, geometry, plain, replicated(geometry), (Source(name, turned=turned),))
 
 
 def _find_layers(samples: Collection[StoredModule], quantization: Quantization) -> list[StoredModule]:

@@ -18,7 +18,7 @@ from jobs.activations import (
 )
 from jobs.transformers_models import compute_in_float64
 from safetensors.torch import load, save
-from samples import make_quantization, read_reference, relative_error, samples
+from samples import make_quantization, read_reference, relative_error, supported
 from torch import Tensor
 from worlds import World
 
@@ -95,7 +95,7 @@ def make_inputs(columns: int = 512) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("path", [path for path in samples() if path.name in CHECKPOINTS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in supported() if path.name in CHECKPOINTS], ids=lambda path: path.name)
 def test_logits_of_all_sizes_are_those_of_one_process(path: Path, worlds: Worlds) -> None:
     """In float64: in float32 the order in which sums are taken puts some value on another side of a rounding's edge.
 
