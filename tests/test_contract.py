@@ -308,7 +308,7 @@ def round_together(layer: Any, x: Tensor) -> Tensor:
 def round_at_odds(layer: Any, x: Tensor) -> Tensor:
     """Ranks whose values are small find no need to ask."""
     size = x.abs().amax(-1, keepdim=True)
-    return round_inputs(layer, x, layer.agree(size) if size.max() > 5 else size)
+    return round_inputs(layer, x, layer.agree(size) if size.max() > 7 else size)
 
 
 def test_a_method_that_agrees_on_scales_of_inputs_keeps_it(registry: Registry) -> None:
