@@ -27,8 +27,8 @@ from qload.torch.loading.modules import load_tensors
 GEOMETRY = single(64, 128)
 
 
-def compressed(form: str, **weights: Any) -> dict[str, Any]:
-    groups = {"g": {"targets": ["Linear", "Embedding"], "weights": weights}}
+def compressed(form: str, inputs: dict[str, Any] | None = None, **weights: Any) -> dict[str, Any]:
+    groups = {"g": {"targets": ["Linear", "Embedding"], "weights": weights, "input_activations": inputs}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
 
 
@@ -101,6 +101,23 @@ SECTIONS: list[dict[str, Any]] = [
     ),
     compressed("int-quantized", num_bits=8, strategy="channel"),
     compressed("int-quantized", num_bits=8, strategy="tensor"),
+    *(
+        compressed("int-quantized", {"num_bits": 8, "dynamic": True, **inputs}, num_bits=8, strategy="channel")
+        for inputs in (
+            {"strategy": "token", "symmetric": False},
+            {"strategy": "tensor", "type": "float"},
+            {"strategy": "group", "group_size": 96},
+        )
+    ),
+    *(
+        quark({"weight": QUARK_FP8, "input_tensors": spec(dtype, extent, **{**more, "is_dynamic": True})})
+        for dtype, extent, more in (
+            ("fp8_e4m3", "per_channel", {"ch_axis": 0}),
+            ("fp8_e5m2", "per_tensor", {}),
+            ("fp8_e4m3", "per_group", {"group_size": 48}),
+        )
+    ),
+    {"quant_method": "fp8", "activation_scheme": "dynamic"},
     compressed("float-quantized", type="float", strategy="block", block_structure=[64, 128]),
     compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
     compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32),
@@ -272,6 +289,32 @@ def test_a_small_method_keeps_it(registry: Registry) -> None:
     check(plugin(), registry)
 
 
+def round_inputs(layer: Any, x: Tensor, size: Tensor) -> Tensor:
+    if layer.quantize_activations:
+        x = (x / size * 127).round() * size / 127
+    y: Tensor = x @ (layer.values * layer.row_scale[:, None]).T
+    return y
+
+
+def round_alone(layer: Any, x: Tensor) -> Tensor:
+    """With the greatest value of those that this rank has."""
+    return round_inputs(layer, x, x.abs().amax(-1, keepdim=True))
+
+
+def round_together(layer: Any, x: Tensor) -> Tensor:
+    return round_inputs(layer, x, layer.agree(x.abs().amax(-1, keepdim=True)))
+
+
+def round_at_odds(layer: Any, x: Tensor) -> Tensor:
+    """Ranks whose values are small find no need to ask."""
+    size = x.abs().amax(-1, keepdim=True)
+    return round_inputs(layer, x, layer.agree(size) if size.max() > 7 else size)
+
+
+def test_a_method_that_agrees_on_scales_of_inputs_keeps_it(registry: Registry) -> None:
+    check(plugin(qload_apply=lambda layer, x, bias: round_together(layer, x)), registry)
+
+
 def count_up() -> Callable[[], str]:
     calls = iter(range(10_000))
     return lambda: f"scheme {next(calls)}"
@@ -310,6 +353,8 @@ class Changing:
         ({"qload_dequantize": lambda layer: layer.values / torch.zeros(1)}, "not finite"),
         ({"qload_embedding": lambda layer, ids: layer.values[ids] * 1.0}, "rows that are looked up"),
         ({"qload_apply": lambda layer, x, bias: x @ layer.values.T.float()}, "computing differs"),
+        ({"qload_apply": lambda layer, x, bias: round_alone(layer, x)}, "not rounded as one rank rounds them"),
+        ({"qload_apply": lambda layer, x, bias: round_at_odds(layer, x)}, "that others do not ask for"),
         ({"qload_scheme_for": count_up()}, "differs from call to call"),
         (
             {"qload_dequantize": lambda layer: layer.values * layer.row_scale[0]},

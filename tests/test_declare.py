@@ -14,6 +14,7 @@ from qload.declare import (
     document,
     group_scale,
     index,
+    keep_together,
     metadata,
     packed,
     setting,
@@ -23,7 +24,7 @@ from qload.declare import (
     weight,
 )
 from qload.geometry import Geometry, Part, single
-from qload.layout import Dim, expert, in_, out, part
+from qload.layout import Axis, Cut, Dim, expert, in_, out, part
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,21 @@ def test_the_core_adds_the_bias_and_the_experts() -> None:
     (stacked,) = complete(specs, single(4, 2, experts=3))
     assert stacked.layout.axes[0].dim is Dim.EXPERT
     assert stacked.layout.shape(single(4, 2, experts=3).extents) == (3, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("axis", "unit"), [(in_(), (24, 24)), (in_(8), (24, 3)), (in_(16, 2), (48, 6)), (in_(48), (48, 1))]
+)
+def test_what_a_scale_of_inputs_serves_stays_together_and_is_stored_alike(axis: Axis, unit: tuple[int, int]) -> None:
+    spec = packed("p", out(8), axis, dtypes=("U8",))
+    made = keep_together(spec, Dim.IN, 24)
+    assert (made.layout.axes[1].logical, made.layout.axes[1].stored) == unit
+    assert made.layout.axes[0] == spec.layout.axes[0]
+    for columns in (1, 24, 40, 47, 96):
+        extents = single(16, columns).extents
+        assert made.layout.shape(extents) == spec.layout.shape(extents)
+    assert made.layout.axes[1].admits(Cut(0, unit[0]), 96)
+    assert not made.layout.axes[1].admits(Cut(0, 8), 96)
 
 
 def test_a_method_may_declare_the_bias_and_the_experts_itself() -> None:

@@ -48,8 +48,8 @@ def check_method(
 
     The method answers for every kind of module, and claims nothing that says nothing; a scheme is a value that
     can be pickled; the declaration is always the same; the shards of every size that fits make the whole; fused
-    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing; computing experts
-    at once is computing each.
+    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing; ranks that divide
+    the inputs round them as one does; computing experts at once is computing each.
     """
     module = module or ModuleInfo(("layer",))
     faults = [*check_answers(quantization)]

@@ -17,6 +17,11 @@ def compute_pair(group: Group, name: str, x: Tensor, weight: Tensor) -> tuple[Te
     return made.detach(), leaf.grad, leaf.detach()
 
 
+def maximize_row(group: Group, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`compute_pair` of this rank's row."""
+    return compute_pair(group, "maximize", rows[group.rank], weight)
+
+
 def hang(group: Group) -> None:
     """Wait for a rank that never comes."""
     if group.rank:

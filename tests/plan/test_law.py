@@ -16,7 +16,7 @@ from qload import Quantization, Registry
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.declare import ParameterSpec, channel_scale, group_scale, index, packed, tensor_scale
 from qload.errors import LayoutError, QloadError
-from qload.geometry import Geometry, Part, Shard, Sharding, column, expert_parallel, replicated, row, vocabulary
+from qload.geometry import Geometry, Part, Sharding, column, expert_parallel, replicated, row, vocabulary
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import in_, out, packing, part, volume
 from qload.plan import Source, Target, forms, make_plan
@@ -196,9 +196,9 @@ def test_an_expert_that_is_missing_is_named_as_it_would_be_stored(registry: Regi
 def test_layers_that_are_alike_cost_no_more_fits_than_one(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[Source] = []
 
-    def count(spec: ParameterSpec, stored: ParameterSpec, source: Source, geometry: Geometry, shard: Shard) -> Fit:
+    def count(spec: ParameterSpec, stored: ParameterSpec, source: Source, *others: Any) -> Fit:
         fits.append(source)
-        return make_fit(spec, stored, source, geometry, shard)
+        return make_fit(spec, stored, source, *others)
 
     monkeypatch.setattr(forms, "make_fit", count)
     quantization = make_method(registry, (packed("values", out(), in_(), dtypes=("I8",)),))

@@ -214,11 +214,11 @@ def test_every_obstacle_is_named_and_those_of_like_layers_are_one(registry: Regi
     plan = of(plan_ranks(DATA / "ct-fp8-block", [8], registry=registry), 8)
     found = {obstacle.where: (obstacle.tensor, obstacle.unit, obstacle.sizes) for obstacle in plan.obstacles}
     assert found == {
-        "model.layers.{0..1}.mlp.down_proj": ("weight_scale", 128, (1, 2, 4)),
+        "model.layers.{0..1}.mlp.down_proj": ("weight_quantized", 128, (1, 2, 4)),
         "model.layers.{0..1}.mlp.gate_proj": ("weight_scale", 128, (1, 2, 4)),
         "model.layers.{0..1}.mlp.up_proj": ("weight_scale", 128, (1, 2, 4)),
         "model.layers.{0..1}.self_attn.k_proj": ("weight_scale", 128, (1, 2)),
-        "model.layers.{0..1}.self_attn.o_proj": ("weight_scale", 128, (1, 2)),
+        "model.layers.{0..1}.self_attn.o_proj": ("weight_quantized", 128, (1, 2)),
         "model.layers.{0..1}.self_attn.q_proj": ("", 64, (1, 2)),
         "model.layers.{0..1}.self_attn.v_proj": ("weight_scale", 128, (1, 2)),
     }

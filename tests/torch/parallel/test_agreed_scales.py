@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from edits import copy_checkpoint, edit_config
 from jobs.activations import (
     EXPERTS,
     HIDDEN,
@@ -18,12 +19,12 @@ from jobs.activations import (
 )
 from jobs.transformers_models import compute_in_float64
 from safetensors.torch import load, save
-from samples import make_quantization, read_reference, relative_error, supported
+from samples import DATA, make_quantization, relative_error, samples
 from torch import Tensor
 from worlds import World
 
 import qload
-from qload.errors import ParallelError
+from qload.errors import ParallelError, ShardError
 from qload.geometry import single
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
@@ -32,6 +33,8 @@ from qload.torch import RowParallelLinear, Site
 from qload.torch.parallel import Group
 
 Worlds = Callable[[int], World]
+
+IDS = torch.arange(2, 18)[None]
 
 CHECKPOINTS = {
     *("ct-qwen2-tied-w8a8", "hf-bitnet-packed", "torchao-int8dyn-int8w"),
@@ -95,15 +98,14 @@ def make_inputs(columns: int = 512) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("path", [path for path in supported() if path.name in CHECKPOINTS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in samples() if path.name in CHECKPOINTS], ids=lambda path: path.name)
 def test_logits_of_all_sizes_are_those_of_one_process(path: Path, worlds: Worlds) -> None:
     """In float64: in float32 the order in which sums are taken puts some value on another side of a rounding's edge.
 
     On four ranks that happens in float64, too: the greatest of a token's values lies on such an edge.
     """
-    ids = read_reference(path).input_ids[:1, :16]
-    expected = compute_in_float64(Group(), path, ids)
-    for found in worlds(2).run(compute_in_float64, path, ids):
+    expected = compute_in_float64(Group(), path, IDS)
+    for found in worlds(2).run(compute_in_float64, path, IDS):
         assert relative_error(found.logits, expected.logits) < 1e-5
         assert torch.equal(found.tokens, expected.tokens)
 
@@ -147,6 +149,32 @@ def test_caches_of_divided_heads_round_as_those_of_all(strategy: str, worlds: Wo
     for rank, found in enumerate(worlds(2).run(round_heads, section, keys, values)):
         for each, whole in zip(found, expected, strict=True):
             assert torch.equal(each, whole.chunk(2, 1)[rank])
+
+
+def test_models_whose_caches_have_scales_of_their_own(tmp_path: Path, worlds: Worlds) -> None:
+    """Each rank attends with its own heads, and rounds them with a scale of all."""
+    path = copy_checkpoint(DATA / "ct-qwen2-tied-w8a8", tmp_path / "model")
+    scheme = {"num_bits": 4, "type": "float", "strategy": "tensor", "dynamic": True}
+    edit_config(path, lambda config: config["quantization_config"].update(kv_cache_scheme=scheme))
+    expected = compute_in_float64(Group(), path, IDS)
+    assert relative_error(expected.logits, compute_in_float64(Group(), DATA / "ct-qwen2-tied-w8a8", IDS).logits) > 1e-2
+    for found in worlds(2).run(compute_in_float64, path, IDS):
+        assert relative_error(found.logits, expected.logits) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        compressed(num_bits=8, strategy="group", group_size=48),
+        quark("fp8_e4m3", "per_group", group_size=48),
+    ],
+    ids=["compressed-tensors", "quark"],
+)
+def test_no_rank_has_some_of_a_group_of_inputs(section: dict[str, Any]) -> None:
+    quantization = make_quantization(section)
+    assert RowParallelLinear(192, ROWS, Site(quantization, "layer", Group(1, 4))).in_features == 48
+    with pytest.raises(ShardError, match="split a unit of the axis in"):
+        RowParallelLinear(192, ROWS, Site(quantization, "layer", Group(0, 8)))
 
 
 def test_gradients_go_where_the_greatest_is(worlds: Worlds) -> None:

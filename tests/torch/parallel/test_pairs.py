@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from jobs.groups import compute_pair, fail
+from jobs.groups import compute_pair, fail, maximize_row
 from torch import Tensor
 from worlds import World
 
@@ -55,6 +55,17 @@ def test_gather_joins_and_divides_gradients(worlds: Worlds, size: int) -> None:
         assert torch.equal(made, leaf().repeat(1, size))
         assert torch.equal(gradient, weights(8 * size)[:, rank * 8 : (rank + 1) * 8])
         assert torch.equal(after, leaf())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_maximize_gives_gradients_to_those_that_have_the_greatest(worlds: Worlds, size: int) -> None:
+    """Each rank's row is the greatest somewhere; the last feature is the same on all."""
+    asked = torch.eye(4, 5, dtype=torch.float64)[:size]
+    for rank, (made, gradient, after) in enumerate(worlds(size).run(maximize_row, asked, weights(5)[0])):
+        assert torch.equal(made, asked.amax(0))
+        has = (asked[rank] == made).double()
+        assert torch.equal(gradient, weights(5)[0] * size * has / (asked == made).sum(0))
+        assert torch.equal(after, asked[rank])
 
 
 def test_what_cannot_be_divided_evenly_is_refused(worlds: Worlds) -> None:
