@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 from edits import copy_checkpoint
+from hypothesis import settings
 from samples import DATA
 from worlds import World
 
 from qload import Registry
+
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,8 @@ def gather(shares: list[Tensor], layer: Layer, sharding: str) -> Tensor:
     if sharding != "column" or layer.geometry.interleaved:
         joined = torch.cat(shares, {"row": -1, "experts": 0}.get(sharding, -2))
         return joined[: layer.geometry.out_features] if sharding == "vocabulary" else joined
+    # Heads that there are fewer of than ranks are on several of them.
+    shares = shares[:: max(1, len(shares) // (layer.geometry.parts[0].heads or len(shares)))]
     sizes = [part.size // len(shares) for part in layer.geometry.parts]
     parts = zip(*(share.split(sizes, -2) for share in shares), strict=True)
     return torch.cat([torch.cat(part, -2) for part in parts], -2)
