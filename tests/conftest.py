@@ -11,7 +11,6 @@ from worlds import World
 
 from qload import Registry
 
-
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
