@@ -166,7 +166,9 @@ def test_nothing_is_imported_inside_a_function_or_asserted(path: Path) -> None:
 
 
 WORDS = (8, 16, 32, 64)
-OTHER_NAMES = re.compile(r"(pack\w*|width)_?(factor|ratio|num|count)|\w+_per_(word|byte|int\d*|entry|pack)", re.IGNORECASE)
+OTHER_NAMES = re.compile(
+    r"(pack\w*|width)_?(factor|ratio|num|count)|\w+_per_(word|byte|int\d*|entry|pack)", re.IGNORECASE
+)
 
 
 @pytest.mark.parametrize(
