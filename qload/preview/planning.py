@@ -20,7 +20,6 @@ from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.validation.report import Examination, examine
 
-
 MOST = 1024
 """The ranks that are planned at most: one after another, so that a slip of the hand would keep one waiting."""
 
