@@ -1,7 +1,9 @@
 """Transformers models, divided over ranks."""
 
 import os
+import pickle
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import qload
-from qload.errors import QloadError
+from qload.errors import ParallelError, QloadError
 from qload.torch.parallel import Group
 
 
@@ -71,3 +73,21 @@ def compute_after_death(group: Group, path: Path, ids: Tensor, signal: int) -> A
         os.kill(os.getpid(), signal)
     with torch.inference_mode():
         return model(ids).logits
+
+
+def compute_on_axes(group: Group, path: Path, inputs: Sequence[Tensor]) -> list[Computed]:
+    """On a mesh of pairs, each of which is handed its own inputs: what a model computes, and a copy of it."""
+    mesh = init_device_mesh("cpu", (group.size // 2, 2), mesh_dim_names=("dp", "tp"))
+    model = qload.load(path, mesh=mesh, dtype="float64")
+    ids = inputs[mesh.get_local_rank("dp")]
+    return [compute_loaded(each, ids) for each in (model, deepcopy(model))]
+
+
+def compute_saved(group: Group, path: Path, ids: Tensor) -> str:
+    """What a model says that was divided and then pickled: it knows of no other ranks."""
+    model: Any = pickle.loads(pickle.dumps(qload.load(path, mesh=make_mesh(group))))
+    try:
+        model(ids)
+    except ParallelError as error:
+        return str(error)
+    return "computed"
