@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import qload
 from qload.errors import ParallelError, QloadError
+from qload.torch.layers.flow import Flow
+from qload.torch.layers.linear import Linear
 from qload.torch.parallel import Group
 
 
@@ -81,6 +83,15 @@ def compute_on_axes(group: Group, path: Path, inputs: Sequence[Tensor]) -> list[
     model = qload.load(path, mesh=mesh, dtype="float64")
     ids = inputs[mesh.get_local_rank("dp")]
     return [compute_loaded(each, ids) for each in (model, deepcopy(model))]
+
+
+def compute_eagerly(group: Group, path: Path, ids: Tensor) -> tuple[Tensor, dict[str, Flow]]:
+    """Logits with attention that repeats keys and values for every head, and how the layers hand on to each other."""
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float64")
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        logits = model(ids).logits.clone()
+    return logits, {name: module.flow for name, module in model.named_modules() if isinstance(module, Linear)}
 
 
 def compute_saved(group: Group, path: Path, ids: Tensor) -> str:

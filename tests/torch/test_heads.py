@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs.transformers_models import compute_in_float64, compute_on_axes, compute_saved
+from jobs.transformers_models import compute_eagerly, compute_in_float64, compute_on_axes, compute_saved
 from samples import DEMO, relative_error
 from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import World
@@ -48,6 +48,19 @@ def test_ranks_share_heads_or_have_the_same(worlds: Worlds, tmp_path: Path, head
     for rank in worlds(size).run(compute_in_float64, path, IDS):
         assert relative_error(rank.logits, alone.logits) < 1e-12
         assert torch.equal(rank.tokens, alone.tokens)
+
+
+@pytest.mark.parametrize(("heads", "kv", "size"), [(8, 2, 2), (8, 1, 2), (8, 2, 4)])
+def test_neighbours_hand_on_what_each_rank_has(worlds: Worlds, tmp_path: Path, heads: int, kv: int, size: int) -> None:
+    """Nothing is brought together between queries and output projection, or gate and down projection."""
+    path = save(tmp_path, heads, kv)
+    alone, _ = compute_eagerly(Group(), path, IDS)
+    for logits, flows in worlds(size).run(compute_eagerly, path, IDS):
+        assert relative_error(logits, alone) < 1e-12
+        assert len(flows) == 2 * 7
+        for name, flow in flows.items():
+            is_last = name.endswith(("o_proj", "down_proj"))
+            assert (flow.input_is_parallel, flow.gather_output) == (is_last, is_last)
 
 
 def test_pairs_of_a_mesh_compute_apart(worlds: Worlds) -> None:
