@@ -52,7 +52,7 @@ def compute_loaded(model: Any, ids: Tensor) -> Computed:
 def sample(group: Group, path: Path, seed: int, unlike: bool = False) -> Tensor:
     """What is sampled on ranks with random states of their own, of which rank 0's is `seed`."""
     model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32")
-    ids = torch.tensor([[5, 6, 7 + (group.rank if unlike else 0)]])
+    ids = torch.tensor([[5, 6, 7]]).roll(group.rank if unlike else 0)
     torch.manual_seed(seed + group.rank)
     with torch.inference_mode():
         tokens: Tensor = model.generate(ids, max_new_tokens=12, do_sample=True, temperature=1.5)
