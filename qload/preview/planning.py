@@ -34,9 +34,10 @@ def plan_ranks(
 
     Raises ParallelError for a size below 1 or above MOST, QloadError if there is no such folder; faults are findings.
     """
-    sizes = tuple(dict.fromkeys(sizes))
+    sizes = tuple(sizes)
     for size in sizes:
         check_size(size)
+    sizes = tuple(dict.fromkeys(sizes))
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
     plans = RankPlans(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, found.findings)

@@ -35,7 +35,6 @@ def test_ranks_say_what_one_process_does() -> None:
         run(ALONE, DEMO),
         run(ALONE, DEMO, "--tp", "2"),
         run(JOINED, DEMO),
-        run(JOINED, DEMO, "--tp", "2"),
     )
     assert alone.returncode == 0
     assert alone.stdout.startswith("The quick")
