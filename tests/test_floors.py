@@ -165,6 +165,34 @@ def test_nothing_is_imported_inside_a_function_or_asserted(path: Path) -> None:
             assert inner == [], f"line {node.lineno}"
 
 
+WORDS = (8, 16, 32, 64)
+OTHER_NAMES = re.compile(
+    r"(pack\w*|width)_?(factor|ratio|num|count)|\w+_per_(word|byte|int\d*|entry|pack)", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize(
+    "path", [*sources(CORE), *sources(ROOT / "plugins")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_how_many_values_share_a_word_is_called_packing_and_worked_out_there(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert [name for name in identifiers(tree) if OTHER_NAMES.fullmatch(name)] == []
+    if path != CORE / "layout.py":
+        assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.BinOp) and divides_a_word(node)] == []
+
+
+def identifiers(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        found = (getattr(node, field, None) for field in ("id", "attr", "arg", "name"))
+        yield from (name for name in found if isinstance(name, str))
+
+
+def divides_a_word(node: ast.BinOp) -> bool:
+    """Whether a word's bits are divided by those of a value."""
+    is_word = isinstance(node.left, ast.Constant) and node.left.value in WORDS
+    return is_word and isinstance(node.op, ast.FloorDiv | ast.Div) and "bits" in ast.unparse(node.right).lower()
+
+
 def test_the_drawing_of_the_floors_is_theirs() -> None:
     """CONTRIBUTING draws the floors in the order that these tests hold."""
     text = (ROOT / "CONTRIBUTING.md").read_text()

@@ -11,11 +11,11 @@ from qload.declare import ParameterSpec, View, packed, tensor_scale, weight
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
-from qload.layout import in_, out, part
+from qload.layout import in_, out, packing, part
 from qload_bitnet.config import BitNetConfig
 
 BITS = 2
-VALUES = 8 // BITS
+VALUES, _ = packing(BITS, 8)
 """To a byte."""
 
 

@@ -7,6 +7,7 @@ from math import prod
 from qload.checkpoint import TensorEntry
 from qload.dtypes import BITS
 from qload.hookspecs import ModuleInfo
+from qload.layout import packing
 from qload_bitsandbytes.config import STORAGE, BitsAndBytesConfig
 
 QUANT_TYPES = ("nf4", "fp4")
@@ -35,7 +36,7 @@ class FourBitScheme:
     @property
     def packing(self) -> int:
         """How many elements one stored entry holds."""
-        return BITS[self.storage] // 4
+        return packing(4, BITS[self.storage])[0]
 
     @property
     def nested_size(self) -> int:

@@ -24,7 +24,7 @@ from qload.declare import (
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
-from qload.layout import fixed, in_, out
+from qload.layout import fixed, in_, out, packing
 from qload_quanto.config import NONE, QuantoConfig
 from qload_quanto.presets import PRESETS
 
@@ -123,7 +123,7 @@ def _create_weight(scheme: QuantoScheme, geometry: Geometry) -> tuple[ParameterS
         return data, channel_scale("weight_scale", out(), fixed(1), stored_as=SCALE)
     group = choose_group(columns)
     groups = fixed(1) if group is None else in_(columns, columns // group) if whole else in_(group)
-    stripes = striped(geometry, 8 // scheme.bits, group)
+    stripes = striped(geometry, packing(scheme.bits, 8)[0], group)
     return (
         packed("weight_data", *stripes, dtypes=("U8",), stored_as=PACKED, view=View.FLAT),
         group_scale("weight_scale", out(solid=True), groups, stored_as=SCALE, view=View.FLAT),

@@ -58,10 +58,13 @@ def generate_on_ranks(request: Request, size: int, device: str) -> Outcome:
     return outcome
 
 
-def generate_joined(request: Request, device: str | None) -> Outcome | None:
-    """Load and generate with the processes that torchrun started; None on all but the first."""
+def generate_joined(request: Request, size: int | None, device: str | None) -> Outcome | None:
+    """Load and generate with the processes that torchrun started; None on all but the first.
+
+    Raises ParallelError where they are not `size`, if there is one.
+    """
     parallel = importlib.import_module("qload.torch.parallel")
-    mesh = parallel.start_mesh(device=device)
+    mesh = parallel.start_mesh(tp=size, device=device)
     try:
         group = parallel.group_of(mesh)
         outcome = _generate(_on(request, mesh), _Bar if group.rank == 0 else _Silence)

@@ -36,7 +36,9 @@ _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
 @click.option("--dtype", default=None, help="What to compute in: float32, bfloat16, float16. [default: the config's]")
 @click.option("--max-new-tokens", default=40, show_default=True, type=click.IntRange(min=1), help="How far to go on.")
 @click.option(
-    "--tp", default=1, show_default=True, type=click.IntRange(min=1), help="Divide it over so many processes or GPUs."
+    "--tp",
+    type=click.IntRange(min=1),
+    help="Divide it over so many processes or GPUs.  [default: 1, or all that torchrun started]",
 )
 @click.option("--expert-parallel", is_flag=True, help="Give each rank whole experts of a mixture.")
 @click.option(
@@ -52,7 +54,7 @@ def command(
     device: str,
     dtype: str | None,
     max_new_tokens: int,
-    tp: int,
+    tp: int | None,
     expert_parallel: bool,
     quantization: str | None,
     weights_only: bool,
@@ -82,10 +84,10 @@ def command(
     console.print(f"{len(outcome.tokens)} tokens in {outcome.seconds:.2f} s", highlight=False)
 
 
-def _generate(request: Request, tp: int, device: str) -> Outcome | None:
+def _generate(request: Request, tp: int | None, device: str) -> Outcome | None:
     if is_joined():
-        return generate_joined(request, device)
-    return generate_alone(request) if tp == 1 else generate_on_ranks(request, tp, device)
+        return generate_joined(request, tp, device)
+    return generate_alone(request) if tp in (None, 1) else generate_on_ranks(request, tp, device)
 
 
 def _read_tokenizer(checkpoint: Checkpoint) -> Any:

@@ -20,6 +20,9 @@ from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.validation.report import Examination, examine
 
+MOST = 1024
+"""The ranks that are planned at most: one after another, so that a slip of the hand would keep one waiting."""
+
 
 def plan_ranks(
     path: str | Path, sizes: Iterable[int], *, expert_parallel: bool = False, registry: Registry | None = None
@@ -29,7 +32,7 @@ def plan_ranks(
     How modules are divided is told by their names, as `qload.load` does; with `expert_parallel`, mixtures of experts
     are divided by experts. What is stored in ordinary floats is held in the config's dtype.
 
-    Raises ParallelError for a size below 1, QloadError if there is no such folder; faults are findings.
+    Raises ParallelError for a size below 1 or above MOST, QloadError if there is no such folder; faults are findings.
     """
     asked = tuple(sizes)
     for size in asked:
@@ -45,9 +48,11 @@ def plan_ranks(
 
 def check_size(size: object) -> None:
     """Raises ParallelError for what is no number of ranks."""
-    if type(size) is not int or size < 1:
+    if type(size) is not int or not 1 <= size <= MOST:
         raise ParallelError(
-            "a model cannot be divided over that many ranks", expected="a whole number from 1 on", found=repr(size)
+            "a model cannot be divided over that many ranks",
+            expected=f"a whole number from 1 to {MOST}",
+            found=repr(size),
         )
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qload.layout import packing
+
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """Unsigned values of `bits` bits (1 to 8) packed along the last axis without gaps, low bits first.
@@ -27,13 +29,13 @@ def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     values [..., n] of any integer dtype into [..., ceil(n * bits / the word's bits)]; the last word is filled up
     with zeros.
     """
-    # Eight values fill `bits` whole bytes, and a value that divides eight bits fewer do.
-    count, wide = (8 // bits, torch.uint8) if 8 % bits == 0 else (8, torch.int64)
+    count, nbytes = packing(bits, 8)
+    wide = torch.uint8 if nbytes == 1 else torch.int64
     runs = F.pad(values, (0, -values.shape[-1] % count)).unflatten(-1, (-1, count))
     joined = torch.zeros(runs.shape[:-1], dtype=wide, device=values.device)
     for place in range(count):
         joined |= (runs[..., place].to(wide) & _mask(bits)) << (place * bits)
-    stream = joined.unsqueeze(-1).view(torch.uint8)[..., : bits * count // 8].flatten(-2)
+    stream = joined.unsqueeze(-1).view(torch.uint8)[..., :nbytes].flatten(-2)
     size = -(-values.shape[-1] * bits // (8 * dtype.itemsize)) * dtype.itemsize
     return F.pad(stream, (0, max(0, size - stream.shape[-1])))[..., :size].contiguous().view(dtype)
 

@@ -121,7 +121,7 @@ def test_what_could_not_be_told_is_2(broken: Callable[[str], Path]) -> None:
     assert "  model.layers.{0..1}.mlp.down_proj" in result.output.splitlines()
 
 
-@pytest.mark.parametrize("sizes", ["0", "-2", "1,,2", "two", "1.5", "", "2, x"])
+@pytest.mark.parametrize("sizes", ["0", "-2", "100000000", "1,,2", "two", "1.5", "", "2, x"])
 def test_what_is_no_number_of_ranks_is_a_usage_error(sizes: str) -> None:
     result = call(DEMO, "--tp", sizes)
     assert result.exit_code == 2

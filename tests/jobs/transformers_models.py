@@ -1,7 +1,9 @@
 """Transformers models, divided over ranks."""
 
 import os
+import pickle
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import qload
-from qload.errors import QloadError
+from qload.errors import ParallelError, QloadError
+from qload.torch.layers.flow import Flow
+from qload.torch.layers.linear import Linear
 from qload.torch.parallel import Group
 
 
@@ -53,7 +57,7 @@ def compute_loaded(model: Any, ids: Tensor) -> Computed:
 def sample(group: Group, path: Path, seed: int, unlike: bool = False) -> Tensor:
     """What is sampled on ranks with random states of their own, of which rank 0's is `seed`."""
     model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32")
-    ids = torch.tensor([[5, 6, 7 + (group.rank if unlike else 0)]])
+    ids = torch.tensor([[5, 6, 7]]).roll(group.rank if unlike else 0)
     torch.manual_seed(seed + group.rank)
     with torch.inference_mode():
         tokens: Tensor = model.generate(ids, max_new_tokens=12, do_sample=True, temperature=1.5)
@@ -76,3 +80,30 @@ def compute_after_death(group: Group, path: Path, ids: Tensor, signal: int) -> A
         os.kill(os.getpid(), signal)
     with torch.inference_mode():
         return model(ids).logits
+
+
+def compute_on_axes(group: Group, path: Path, inputs: Sequence[Tensor]) -> list[Computed]:
+    """On a mesh of pairs, each of which is handed its own inputs: what a model computes, and a copy of it."""
+    mesh = init_device_mesh("cpu", (group.size // 2, 2), mesh_dim_names=("dp", "tp"))
+    model = qload.load(path, mesh=mesh, dtype="float64")
+    ids = inputs[mesh.get_local_rank("dp")]
+    return [compute_loaded(each, ids) for each in (model, deepcopy(model))]
+
+
+def compute_eagerly(group: Group, path: Path, ids: Tensor) -> tuple[Tensor, dict[str, Flow]]:
+    """Logits with attention that repeats keys and values for every head, and how the layers hand on to each other."""
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float64")
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        logits = model(ids).logits.clone()
+    return logits, {name: module.flow for name, module in model.named_modules() if isinstance(module, Linear)}
+
+
+def compute_saved(group: Group, path: Path, ids: Tensor) -> str:
+    """What a model says that was divided and then pickled: it knows of no other ranks."""
+    model: Any = pickle.loads(pickle.dumps(qload.load(path, mesh=make_mesh(group))))
+    try:
+        model(ids)
+    except ParallelError as error:
+        return str(error)
+    return "computed"

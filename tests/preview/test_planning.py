@@ -326,7 +326,7 @@ def test_a_broken_checkpoint_has_its_findings(broken: Callable[[str], Path], reg
     assert {finding.severity for finding in plans.findings} == {Severity.ERROR}
 
 
-@pytest.mark.parametrize("size", [0, -1, True, 2.0, "2"])
+@pytest.mark.parametrize("size", [0, -1, 1025, 10**8, True, 2.0, "2"])
 def test_what_is_no_number_of_ranks_is_refused(size: Any, registry: Registry) -> None:
     with pytest.raises(ParallelError, match="that many ranks"):
         plan_ranks(DEMO, [1, size], registry=registry)

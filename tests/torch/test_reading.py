@@ -26,6 +26,8 @@ TENSORS = {
     "scalar": torch.tensor(3.5),
     "small": torch.randn(8, 16).to(torch.float8_e4m3fn),
     "empty": torch.zeros(0, 4),
+    "wide": torch.arange(12 * 96, dtype=torch.int32).reshape(12, 96),
+    "tall": torch.arange(5 * 24 * 16, dtype=torch.int16).reshape(5, 24, 16),
 }
 
 
@@ -38,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def readers(folder: Path) -> Iterator[Reader]:
     yield MemoryReader(TENSORS)
-    for nbytes in (1 << 20, 300, 16):
+    for nbytes in (1 << 20, 1000, 300, 16):
         yield FileReader(folder, Staging(CPU, nbytes))
 
 
@@ -69,6 +71,39 @@ def draw_interval(data: st.DataObject, size: int) -> Interval:
         return Interval(0, 0)
     start = data.draw(st.integers(0, size - 1))
     return Interval(start, data.draw(st.integers(start + 1, size)), data.draw(st.sampled_from([1, 1, 1, 2, 3])))
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_strips_are_the_slice_wherever_they_go(folder: Path, data: st.DataObject) -> None:
+    """Of rows that are long enough: in place, into another dtype, and into columns of something wider."""
+    name = data.draw(st.sampled_from(["wide", "tall"]))
+    region = tuple(draw_interval(data, size) for size in TENSORS[name].shape)
+    expected = TENSORS[name][tuple(interval.slice for interval in region)]
+    dtype = data.draw(st.sampled_from([expected.dtype, torch.float64]))
+    for reader in readers(folder):
+        for wider in (0, 3):
+            destination = torch.zeros((*expected.shape[:-1], expected.shape[-1] + wider), dtype=dtype)
+            reader.read(copy_of(folder, name, region), destination[..., wider:])
+            assert torch.equal(destination[..., wider:], expected.to(dtype))
+            assert not destination[..., :wider].any()
+        reader.close()
+
+
+def test_of_long_rows_only_what_is_wanted_is_read(folder: Path) -> None:
+    """From a stack a share of each expert's rows, and of a matrix long runs of columns."""
+    reader = FileReader(folder, Staging(CPU, 1000))
+    for name, region in (
+        ("wide", (Interval(2, 12, 2), Interval(64, 96))),
+        ("tall", (Interval(1, 5), Interval(8, 16), Interval(0, 16))),
+    ):
+        expected = TENSORS[name][tuple(interval.slice for interval in region)]
+        for dtype in (expected.dtype, torch.float64):
+            for wider in (0, 3):
+                destination = torch.zeros((*expected.shape[:-1], expected.shape[-1] + wider), dtype=dtype)
+                assert reader.read(copy_of(folder, name, region), destination[..., wider:]) == expected.nbytes
+                assert torch.equal(destination[..., wider:], expected.to(dtype))
+    reader.close()
 
 
 def test_casts_and_strided_destinations(folder: Path) -> None:

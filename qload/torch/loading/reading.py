@@ -66,8 +66,9 @@ class FileReader:
         if in_place and destination.is_contiguous() and block.is_contiguous:
             self._fill(copy, destination, block.start + block.offset)
             return destination.nbytes
-        if block.strip_bytes >= SHORTEST_STRIP:
-            return self._read_strips(block, destination, in_place=in_place and destination.is_contiguous())
+        is_direct = in_place and destination.is_contiguous()
+        if block.strip_bytes >= SHORTEST_STRIP and (is_direct or block.strip_bytes <= self._staging.size):
+            return self._read_strips(block, destination, in_place=is_direct)
         return self._read_rows(block, destination)
 
     def close(self) -> None:

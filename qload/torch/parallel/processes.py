@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -49,10 +50,15 @@ class _Rank:
     theirs: Connection
 
     def start(self) -> None:
+        """Start the process with Ctrl-C blocked, which comes to it, too, and is the parent's alone to act on."""
+        # Started with the first process otherwise, it unblocks what is blocked here.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process.start()
         finally:
             self.theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self, seconds: float) -> None:
         """Wait that long for the process to end, and kill it then; it need not have been started."""
@@ -200,6 +206,7 @@ def _serve(rank: int, task: _Task, connection: Connection) -> None:
     """One rank's process: join the others, do the work, answer, and stay until the others are done or soon after."""
     _leave_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     answer = _attempt(rank, task)
     sys.stdout.flush()
     connection.send_bytes(answer)

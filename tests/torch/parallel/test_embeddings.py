@@ -91,7 +91,7 @@ def by_row(registry: qload.Registry, group: Group | None = None) -> Site:
     return Site(make_quantization({"quant_method": "rows"}, registry), "t", group or Group())
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("outside", [130, 191, 1 << 40, -1, -130])
 def test_an_id_out_of_range_is_the_same_error_at_every_size(worlds: Worlds, size: int, outside: int) -> None:
     """Also one that names a row of padding, and one that would count from the end."""
@@ -100,7 +100,7 @@ def test_an_id_out_of_range_is_the_same_error_at_every_size(worlds: Worlds, size
         worlds(size).run(look_up, weight, ids, 64)
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_an_id_out_of_range_gives_zeros_where_that_is_asked_for(worlds: Worlds, size: int) -> None:
     weight, ids = seeded(130, 8), torch.tensor([130, 5, -1, 191, 1 << 40])
     for found in worlds(size).run(look_up, weight, ids, 64, {"zeros_out_of_range": True}):

@@ -14,8 +14,8 @@ from qload.geometry import Part, column, replicated, row
 from qload.torch.layers.flow import Flow
 
 Worlds = Callable[[int], World]
-IN, OUT, HEAD, HEADS = 12, 16, 2, 8
-PARTS = (("gate_proj", 8), ("up_proj", 16), ("down_proj", 4))
+IN, OUT, HEAD, HEADS = 12, 48, 2, 24
+PARTS = (("gate_proj", 24), ("up_proj", 48), ("down_proj", 12))
 FLAGS = ("bias", "skip_bias_add", "return_bias")
 
 
@@ -85,11 +85,11 @@ def merged(size: int) -> Iterator[Case]:
     shares = merge(*(even(count, size, end) for (_, count), end in zip(PARTS, ends, strict=True)))
     for flags in combine("gather_output", *FLAGS):
         given = {} if flags["gather_output"] else {"outputs": shares}
-        yield make(size, "merged", (IN, PARTS), flags, rows=shares, out=28, **given)
+        yield make(size, "merged", (IN, PARTS), flags, rows=shares, out=84, **given)
 
 
 def attention(size: int) -> Iterator[Case]:
-    for kv in (8, 4, 2, 1):
+    for kv in (each for each in (24, 3, 2, 1) if each % size == 0 or size % each == 0):
         query, key = HEADS * HEAD, kv * HEAD
         shares = merge(even(query, size), heads_of(kv, size, query), heads_of(kv, size, query + key))
         for flags in combine("gather_output", *FLAGS):
@@ -115,7 +115,7 @@ def any_flow(size: int) -> Iterator[Case]:
             yield make(size, "any", (IN, [Part("", OUT)]), flags, options=options, **shares)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("cases", [columns, rows, merged, attention, copies, any_flow])
 def test_a_layer_is_one_of_one_process(worlds: Worlds, cases: Callable[[int], Iterator[Case]], size: int) -> None:
     made = list(cases(size))

@@ -40,11 +40,11 @@ def whole(name: str) -> dict[str, Tensor]:
     return {"weight": weight, "bias": nn.init.normal_(weight.new_empty(SIZES[name]), generator=generator)}
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize(("dim", "stride"), [(0, 1), (1, 1), (0, 3), (1, 2), (-1, 2)])
 def test_a_share_is_of_the_same_whole(worlds: Worlds, size: int, dim: int, stride: int) -> None:
-    weight = nn.init.normal_(torch.empty(24, 16, dtype=torch.float64), generator=seeded())
-    for rank, (own, gathered) in enumerate(worlds(size).run(share, (24, 16), dim, stride)):
+    weight = nn.init.normal_(torch.empty(36, 24, dtype=torch.float64), generator=seeded())
+    for rank, (own, gathered) in enumerate(worlds(size).run(share, (36, 24), dim, stride)):
         strided = weight.movedim(dim, 0).unflatten(0, (stride, size, -1))
         assert torch.equal(own, strided[:, rank].flatten(0, 1).movedim(0, dim))
         assert torch.equal(gathered, weight)

@@ -23,15 +23,16 @@ def seeded(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("multiple", [1, 64])
-@pytest.mark.parametrize("size", [2, 4])
-def test_every_rank_looks_all_rows_up(worlds: Worlds, size: int, multiple: int) -> None:
-    weight, ids = seeded(130, 8), torch.tensor([[0, 129, 64], [65, 31, 32]])
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("rows", [65, 130])
+def test_every_rank_looks_all_rows_up(worlds: Worlds, size: int, multiple: int, rows: int) -> None:
+    weight, ids = seeded(rows, 8), torch.tensor([[0, rows - 1, 64], [63, 31, 32]])
     for found in worlds(size).run(look_up, weight, ids, multiple):
         assert torch.equal(found, F.embedding(ids, weight))
 
 
 @pytest.mark.parametrize("multiple", [1, 64])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_logits_are_gathered_in_token_order_without_padding(worlds: Worlds, size: int, multiple: int) -> None:
     weight, bias, hidden = seeded(130, 8), seeded(130), seeded(2, 3, 8)
     leaf = hidden.clone().requires_grad_()
