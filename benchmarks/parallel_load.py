@@ -4,8 +4,8 @@
 
 Ranks are processes of this machine, joined by gloo, each of which computes on one core. Every way runs on fresh
 processes, from a checkpoint packed to 4 bits and from the dense one. Memory is each rank's above what it holds after
-its imports: resident, with the pages of mapped files, and anonymous. Times are those of the slowest rank. What a way cannot
-do is kept with its error. transformers' tensor parallelism needs `pip install accelerate`.
+its imports: resident, with the pages of mapped files, and anonymous. Times are those of the slowest rank. What a way
+cannot do is kept with its error. transformers' tensor parallelism needs `pip install accelerate`.
 """
 
 import argparse
