@@ -222,36 +222,43 @@ def compare(folder: Path, way: str, size: int) -> float:
     return float((found - alone).norm() / alone.norm())
 
 
-TIMES = ("load_seconds", "answer_seconds", "forward_seconds", "token_seconds")
-BYTES = ("needed", "read", "held", "anonymous_loading", "resident_loading", "resident_answering")
+TIMES = ("load_seconds", "answer_seconds", "token_seconds")
+BYTES = ("needed", "read", "held", "resident_loading", "resident_answering")
+HEADINGS = (
+    *("way", "load, s", "first answer, s", "one token, s"),
+    *("needed, MB", "read, MB", "held, MB", "peak loading, MB", "peak answering, MB", "logits"),
+)
 
 
 def show(found: dict[str, list[Any]], failures: dict[str, str], totals: dict[str, int]) -> None:
+    """Two tables: what was measured, and how it compares with one rank of the same round."""
     sizes = ", ".join(f"{kind} {total / 1e6:.0f} MB" for kind, total in totals.items())
-    print(f"{sizes}; times: best (worst) of the slowest rank; bytes: the most of a rank, MB\n")
-    print(f"| way | {' | '.join((*TIMES, *BYTES))} | error |\n|{'---|' * (2 + len(TIMES) + len(BYTES))}")
+    print(f"{sizes}; times: best (worst) of the slowest rank; bytes: the most of a rank\n")
+    print_row(*HEADINGS)
+    print_row(*("---" for _ in HEADINGS))
     for way, rounds in found.items():
-        times = [[slowest(each, key) for each in rounds] for key in TIMES]
+        times = [[most(each, key) for each in rounds] for key in TIMES]
+        memory = [max(most(each, key) for each in rounds) / 1e6 for key in BYTES]
         cells = [f"{min(values):.2f} ({max(values):.2f})" for values in times]
-        cells += [
-            " to ".join(sorted({f"{slowest(each, key) / 1e6:.0f}" for each in rounds}, key=float)) for key in BYTES
-        ]
-        print(f"| {way} | {' | '.join(cells)} | {max(each['error'] for each in rounds):.1e} |")
+        error = max(each["error"] for each in rounds)
+        print_row(way, *cells, *(f"{each:.0f}" if each else "not said" for each in memory), f"{error:.1e}")
     for way, failure in failures.items():
-        print(f"{way}: {failure}")
-    print("\ntimes what one rank of the same round has\n")
+        print(f"\n{way}: {failure}")
+    print("\nas a multiple of one rank's in the same round; median (least to greatest)\n")
+    print_row("way", *HEADINGS[1:4])
+    print_row(*("---" for _ in HEADINGS[:4]))
     for way, rounds in found.items():
-        alone = found.get(f"{way.rpartition(',')[0]}, tp 1")
-        if alone and alone is not rounds:
-            keys = (*TIMES, "read", "held", "resident_loading")
-            ratios = {
-                key: [slowest(a, key) / (slowest(b, key) or 1) for a, b in zip(rounds, alone, strict=False)]
-                for key in keys
-            }
-            print(way, {key: spread(values, 1, 3) for key, values in ratios.items()})
+        alone = found.get(f"{way.rpartition(',')[0]}, tp 1", rounds)
+        if alone is not rounds:
+            pairs = list(zip(rounds, alone, strict=False))
+            print_row(way, *(spread([most(a, key) / most(b, key) for a, b in pairs], 1, 2) for key in TIMES))
 
 
-def slowest(measured: dict[str, Any], key: str) -> float:
+def print_row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |")
+
+
+def most(measured: dict[str, Any], key: str) -> float:
     """The greatest of a round's ranks."""
     return max(float(rank.get(key, 0)) for rank in measured["ranks"])
 
