@@ -154,7 +154,8 @@ class Layer(nn.Module):
         held = super().get_parameter(target)
         if self.localize is None or target not in self._parameters:
             return held
-        return nn.Parameter(self.localize(held), requires_grad=False)
+        own = self.localize(held)
+        return held if own is held else nn.Parameter(own, requires_grad=False)
 
     def parts_apart(self) -> "list[Layer]":
         """The layers that hold a part each, where they are held apart."""
