@@ -126,15 +126,16 @@ WAYS: dict[str, Callable[[Path, str], Callable[[], Any]]] = {
 
 
 class Watch(threading.Thread):
-    """Samples the process's anonymous memory every few milliseconds."""
+    """Samples the process's memory every few milliseconds: the anonymous, or another field of its status."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: str = "RssAnon") -> None:
         super().__init__(daemon=True)
+        self._field = field
         self._peak = 0
 
     def run(self) -> None:
         while True:
-            self._peak = max(self._peak, status("RssAnon"))
+            self._peak = max(self._peak, status(self._field))
             time.sleep(0.003)
 
     def take(self) -> int:

@@ -79,7 +79,7 @@ def test_the_plugin_in_one_screen_loads_a_real_model(
 
 def test_the_model_that_the_docs_show_loads() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
-    (code,) = re.findall(r"```python\n(import torch.*?)```", text, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import torch\nfrom torch import nn.*?)```", text, re.DOTALL)
     shown: dict[str, object] = {"path": DEMO}
     exec(compile(code, "docs/models.md", "exec"), shown)
     weight = shown["mlp"].down_proj.dequantize()  # type: ignore[attr-defined]

@@ -71,8 +71,8 @@ def _find_targets(
         sample: Target(layer.info.name, geometry, layer.treatment, replicated(geometry), (Source(layer.info.name),))
         for sample, layer, geometry in zip([*quantized, *others], layers, geometries, strict=True)
     }
-    stacks = [sample for sample in samples if sample not in found and not sample.refused and _is_stack(sample)]
-    return {**found, **{sample: _outline_stack(sample, plain) for sample in stacks}}
+    left = [sample for sample in samples if sample not in found and not sample.refused]
+    return {**found, **{sample: _outline_plain(sample, plain) for sample in left if _is_plain(sample)}}
 
 
 def _is_matrix(module: StoredModule) -> bool:
@@ -83,23 +83,30 @@ def _is_matrix(module: StoredModule) -> bool:
     return weight.dtype in FLOATS and (bias is None or (bias.dtype in FLOATS and bias.shape == weight.shape[:1]))
 
 
-def _is_stack(module: StoredModule) -> bool:
-    """Whether it stores the plain weights of a stack of experts, perhaps with biases, and nothing else."""
+def _is_plain(module: StoredModule) -> bool:
+    """Whether it stores a matrix that may lie as [in, out], or those of a stack of experts, and perhaps biases."""
     weight, bias = module.tensors.get("weight"), module.tensors.get("bias")
-    if weight is None or len(weight.shape) != 3 or module.info.name.rpartition(".")[2] not in _STACKS:
+    last = module.info.name.rpartition(".")[2]
+    if weight is None or weight.dtype not in FLOATS or len(weight.shape) != (3 if last in _STACKS else 2):
         return False
-    experts, *sizes = weight.shape
-    alone = len(module.tensors) == 1 + (bias is not None) and weight.dtype in FLOATS
-    return alone and (bias is None or (bias.dtype in FLOATS and bias.shape in {(experts, size) for size in sizes}))
+    *experts, rows, columns = weight.shape
+    lengths = {(*experts, rows), (*experts, columns)}
+    alone = len(module.tensors) == 1 + (bias is not None)
+    return alone and (bias is None or (bias.dtype in FLOATS and bias.shape in lengths))
 
 
-def _outline_stack(module: StoredModule, plain: Treatment) -> Target:
-    """A plain stack, of which only biases tell whether it lies as [in, out]."""
+def _outline_plain(module: StoredModule, plain: Treatment) -> Target:
+    """A plain layer or stack, of which only biases tell whether it lies as [in, out]."""
     name, weight, bias = module.info.name, module.tensors["weight"], module.tensors.get("bias")
-    experts, rows, columns = weight.shape
-    turned = bias is not None and bias.shape != (experts, rows)
-    sizes = (columns, rows) if turned else (rows, columns)
-    geometry = single(*sizes, kind=Kind.EXPERTS, dtype=weight.dtype, bias=bias is not None, experts=experts)
+    *experts, rows, columns = weight.shape
+    turned = bias is not None and bias.shape[-1] != rows
+    geometry = single(
+        *((columns, rows) if turned else (rows, columns)),
+        kind=Kind.EXPERTS if experts else module.info.kind,
+        dtype=weight.dtype,
+        bias=bias is not None,
+        experts=experts[0] if experts else None,
+    )
     return Target(name, geometry, plain, replicated(geometry), (Source(name, turned=turned),))
 
 

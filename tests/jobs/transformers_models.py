@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from architectures import compute as apply
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -107,3 +108,9 @@ def compute_saved(group: Group, path: Path, ids: Tensor) -> str:
     except ParallelError as error:
         return str(error)
     return "computed"
+
+
+def compute_architecture(group: Group, path: Path) -> tuple[Tensor, int]:
+    """What a model of any architecture makes of a few tokens, and the bytes that this rank needed."""
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32")
+    return apply(model).clone(), qload.report(model).bytes_needed

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, make_model
 from edits import edit_tensors
-from jobs.transformers_models import Computed, compute, compute_after_death, load_unlike, sample
+from jobs.transformers_models import Computed, compute, compute_after_death, compute_architecture, load_unlike, sample
 from samples import DATA, DEMO, is_sound, read_reference, relative_error, samples
 from torch import Tensor
 from worlds import World
@@ -20,6 +21,10 @@ from qload.torch.parallel import Group
 Worlds = Callable[[int], World]
 SOUND = [path for path in samples() if is_sound(path)]
 MIXTURE = DATA / "ct-qwen3moe-w4a16"
+CONVERTED = "inkling2_text"
+"""Its stacks of experts are rearranged by transformers, which only the model tells."""
+WHOLE = {"hrm_text", "llama4_text", "inkling2_text", "hy_v4"}
+"""Architectures of which much stays whole: stacks without a name of their own, and weights that are rearranged."""
 TOLERANCE = 1e-5
 """Of sums of as many numbers in another order."""
 ROUNDED = 2e-2
@@ -67,6 +72,19 @@ def test_ranks_round_activations_as_one_process_does(worlds: Worlds, path: Path)
         pytest.skip("its activations are not quantized")
     for rank in worlds(2).run(compute, path, read_ids(path), False, True):
         assert relative_error(rank.logits, compute_alone(path, rounded=True).logits) < ROUNDED
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_can_be_divided(name: str, tmp_path: Path, worlds: Worlds) -> None:
+    """Whatever its layers are called, and whether transformers has a plan for it or none."""
+    make_model(name).save_pretrained(tmp_path)
+    (expected, whole), ranks = compute_architecture(Group(), tmp_path), worlds(2).run(compute_architecture, tmp_path)
+    (planned,) = qload.plan_ranks(tmp_path, [2]).sizes
+    for logits, _ in ranks:
+        assert torch.allclose(logits, expected, atol=1e-4)
+    assert max(needed for _, needed in ranks) < whole * 0.7 or name in WHOLE
+    if name != CONVERTED:
+        assert [needed for _, needed in ranks] == [share.read for share in planned.ranks]
 
 
 def test_a_mixture_can_be_divided_by_experts(worlds: Worlds) -> None:

@@ -107,7 +107,8 @@ class Holder(nn.Module):
         held = super().get_parameter(target)
         if self.localize is None or target not in self._parameters:
             return held
-        return nn.Parameter(self.localize(held), requires_grad=False)
+        own = self.localize(held)
+        return held if own is held else nn.Parameter(own, requires_grad=False)
 
     def derive(self, spec: ParameterSpec, tensor: Tensor) -> None:
         """Give the layer a tensor that no checkpoint stores, for a post-load hook that repacks.
