@@ -22,7 +22,7 @@ from qload.findings import Severity
 from qload.geometry import expert_parallel
 from qload.layout import Dim
 from qload.outline import Outline
-from qload.plan import Source, Target, make_plan
+from qload.plan import Target, make_plan
 from qload.preview import RankPlans, SizePlan, Split, plan_ranks
 from qload.preview.modules import Modules, choose_dtype, list_modules
 from qload.roles import choose_sharding
@@ -177,7 +177,7 @@ def cut(modules: Modules, rank: int, by_experts: bool, found: Examination) -> It
                 shard = target.shard
             else:
                 shard = expert_parallel(target.geometry, rank, 2)
-        yield replace(target, name=name, shard=shard, sources=(Source(name),))
+        yield replace(target, name=name, shard=shard, sources=(replace(target.sources[0], prefix=name),))
 
 
 @pytest.mark.parametrize("path", SOUND)
