@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qload.declare import ParameterSpec
+from qload.errors import ShardError
 from qload.geometry import MAX_SIZE, Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
-from qload.sharding import fits, fitting_sizes
+from qload.sharding import cut_layer, fits, fitting_sizes
 
 _VOCABULARIES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings", "embedding")
 _QUERIES = ("q_proj", "query", "wq", "q_b_proj", "kv_b_proj")
@@ -88,6 +89,17 @@ def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec
     if found is not None:
         return found
     return ways[0] if _can_be_divided(geometry, ways, specs) else replicated
+
+
+def settle_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec], size: int) -> Sharding:
+    """As `choose_sharding`. Raises ShardError where no way fits, with all numbers of ranks for which one does."""
+    sharding = choose_sharding(name, geometry, specs, size)
+    try:
+        cut_layer(geometry, sharding, specs, name, 0, size)
+    except ShardError as error:
+        facts = {"where": error.where, "expected": error.expected, "found": error.found}
+        raise ShardError(error.what, unit=error.unit, sizes=find_sizes(name, geometry, specs), **facts) from error
+    return sharding
 
 
 def find_sizes(name: str, geometry: Geometry, specs: Sequence[ParameterSpec]) -> tuple[int, ...]:

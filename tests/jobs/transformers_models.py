@@ -110,7 +110,7 @@ def compute_saved(group: Group, path: Path, ids: Tensor) -> str:
     return "computed"
 
 
-def compute_architecture(group: Group, path: Path) -> tuple[Tensor, int]:
+def compute_architecture(group: Group, path: Path, quantization: str | None = None) -> tuple[Tensor, int]:
     """What a model of any architecture makes of a few tokens, and the bytes that this rank needed."""
-    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32")
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32", quantization=quantization)
     return apply(model).clone(), qload.report(model).bytes_needed

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from edits import edit_tensors
 from jobs.transformers_models import Computed, compute, compute_after_death, compute_architecture, load_unlike, sample
 from samples import DATA, DEMO, is_sound, read_reference, relative_error, samples
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import World
 
 import qload
@@ -56,6 +58,10 @@ def test_ranks_compute_what_one_process_does(worlds: Worlds, path: Path, size: i
         assert torch.equal(rank.logits, ranks[0].logits)
         assert torch.equal(rank.tokens, alone.tokens)
     reports = [rank.report for rank in ranks]
+    # What no checkpoint stores, as rotary frequencies, every rank has whole.
+    computed = max(0, alone.report.bytes_in_memory - qload.plan_ranks(path, [1]).sizes[0].ranks[0].held)
+    for report, share in zip(reports, planned.ranks, strict=True):
+        assert report.bytes_in_memory <= share.held + computed
     assert [report.bytes_needed for report in reports] == [share.read for share in planned.ranks]
     assert sum(report.bytes_needed for report in reports) == alone.report.bytes_needed + planned.replicated
 
@@ -85,6 +91,20 @@ def test_every_architecture_can_be_divided(name: str, tmp_path: Path, worlds: Wo
     assert max(needed for _, needed in ranks) < whole * 0.7 or name in WHOLE
     if name != CONVERTED:
         assert [needed for _, needed in ranks] == [share.read for share in planned.ranks]
+
+
+@pytest.mark.parametrize("quantization", [None, "hqq-int3"])
+def test_features_that_ranks_cannot_share_evenly_are_gathered(
+    quantization: str | None, tmp_path: Path, worlds: Worlds
+) -> None:
+    """The projections around them are divided the other way, or whole, as planned: none hands on an uneven share."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 64}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(intermediate_size=90, **sizes)).save_pretrained(tmp_path)
+    assert qload.plan_ranks(tmp_path, [4]).fits
+    expected, _ = compute_architecture(Group(), tmp_path, quantization)
+    for logits, _ in worlds(4).run(compute_architecture, tmp_path, quantization):
+        assert torch.allclose(logits, expected, atol=1e-5)
 
 
 def test_a_mixture_can_be_divided_by_experts(worlds: Worlds) -> None:

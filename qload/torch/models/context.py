@@ -8,12 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qload.errors import ModelError, ShardError
+from qload.errors import ModelError
 from qload.geometry import Geometry, Sharding, replicated
 from qload.plan import Source
 from qload.quantization import Quantization, Treatment
-from qload.roles import Heads, choose_sharding, find_sizes
-from qload.sharding import cut_layer
+from qload.roles import Heads, settle_sharding
 from qload.torch.models.building import kept_dtype
 from qload.torch.models.naming import Names
 from qload.torch.parallel import Group
@@ -72,13 +71,7 @@ class Context:
         if self.group.size == 1:
             return replicated
         specs = self.quantization.declare(treatment, geometry)
-        sharding = choose_sharding(name, geometry, specs, self.group.size)
-        try:
-            cut_layer(geometry, sharding, specs, name, self.group.rank, self.group.size)
-        except ShardError as error:
-            facts = {"where": error.where, "expected": error.expected, "found": error.found}
-            raise ShardError(error.what, unit=error.unit, sizes=find_sizes(name, geometry, specs), **facts) from error
-        return sharding
+        return settle_sharding(name, geometry, specs, self.group.size)
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:

@@ -125,6 +125,8 @@ def _plan(loading: Load, dtype: torch.dtype | str | None, quantize_activations: 
     )
     for layer in made.layers.values():
         layer.quantize_activations = quantize_activations
+    if loading.options.group.size > 1:
+        join_neighbours(model, made.layers)
     replaced = (*made.modules, *made.refused)
     stages = make_stages(model, names.converted, loading.checkpoint, replaced)
     loading.mark("model")
@@ -154,7 +156,6 @@ def report(model: nn.Module) -> LoadReport:
 
 def _finish(model: PreTrainedModel, made: Replacements, ties: Ties, loading: Load) -> None:
     if loading.options.group.size > 1:
-        join_neighbours(model, made.layers)
         generate_together(model, loading.options.group)
     for name, module in made.modules.items():
         put(model, name, module)

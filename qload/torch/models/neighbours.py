@@ -32,7 +32,9 @@ def join_neighbours(model: PreTrainedModel, layers: Mapping[str, Layer]) -> None
     plan: Mapping[str, str] = getattr(model, "_tp_plan", None) or {}
     for block in _find_blocks(model, layers, plan):
         attentions = {name.rpartition(".")[0] for name in block if name.endswith(f".{_KEY}")}
-        if not all(_has_whole_heads(block)) or not all(_can_attend(model, layers, each) for each in attentions):
+        if not all(_are_even(block)) or not all(_has_whole_heads(block)):
+            continue
+        if not all(_can_attend(model, layers, each) for each in attentions):
             continue
         for layer, style in block.values():
             is_after = style == _APART_AFTER
@@ -72,6 +74,17 @@ def _block_of(name: str) -> str:
     words = name.split(".")
     last = max((number for number, word in enumerate(words[:-1]) if word.isdigit()), default=-1)
     return ".".join(words[: last + 2])
+
+
+def _are_even(block: Block) -> Iterator[bool]:
+    """Of each layer whether ranks can have as many of the features each that it hands on, or is handed.
+
+    A layer that is whole on each rank, or divided the other way, does not say.
+    """
+    for layer, style in block.values():
+        geometry = layer.geometry
+        count = geometry.parts[0].heads or geometry.out_features if style == _APART_AFTER else geometry.in_features
+        yield count % layer.group.size == 0 or geometry.parts[0].replicable
 
 
 def _has_whole_heads(block: Block) -> Iterator[bool]:
