@@ -1,11 +1,12 @@
 """Cuts a whole layer for one rank, or says which tensor-parallel sizes would fit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError, ShardError
 from qload.geometry import MAX_SIZE, Geometry, Shard, Sharding, check_rank
-from qload.layout import Dim, Interval, Place
+from qload.layout import Cut, Dim, Interval, Layout, Place, Region
 
 
 def cut_layer(
@@ -57,6 +58,34 @@ def fits(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec],
     except LayoutError:
         return False
     return True
+
+
+def match_share(
+    layout: Layout,
+    geometry: Geometry,
+    shard: Shard,
+    *,
+    held: Geometry | None = None,
+    parts: Sequence[int] | None = None,
+) -> Iterator[tuple[Region, Region]]:
+    """Where each part of a rank's share lies in a layer's whole tensor, and where in the rank's, padding left out.
+
+    `held` is the layer as the whole tensor has it, where that has padding. `parts` are those that the rank's tensor
+    has, if not all. Raises LayoutError where the shard splits a unit.
+    """
+    chosen = tuple(range(len(geometry.parts))) if parts is None else tuple(parts)
+    whole, local = (choose_parts(each, chosen).extents for each in (geometry, shard.local(geometry)))
+    origin = geometry.extents if held is None else held.extents
+    for number, part in enumerate(chosen):
+        owned = shard.out[part]
+        source = Place({Dim.OUT: part, Dim.PART: part}, {**shard.cuts(part), Dim.EXPERT: shard.experts})
+        goal = Place({Dim.OUT: number, Dim.PART: number}, {Dim.OUT: Cut(0, owned.size, owned.padding)})
+        yield layout.region(origin, source, whole=geometry.extents), layout.region(local, goal, whole=whole)
+
+
+def choose_parts(geometry: Geometry, parts: Sequence[int]) -> Geometry:
+    """The layer with those of its parts alone."""
+    return replace(geometry, parts=tuple(geometry.parts[part] for part in parts))
 
 
 def divided_dims(shards: Sequence[Shard]) -> frozenset[Dim]:

@@ -111,13 +111,6 @@ def count_measured(spec: ParameterSpec, source: Source, geometry: Geometry, shap
     return prod(shape) // others if others else 0
 
 
-def list_owned(spec: ParameterSpec, geometry: Geometry, shard: Shard) -> Iterator[Region]:
-    """The regions of one rank's parameter that are no padding, part by part."""
-    layer, local = geometry.extents, shard.local(geometry).extents
-    for part in range(len(geometry.parts)):
-        yield spec.layout.region(local, _destination_place(part, shard, {}), whole=layer)
-
-
 def make_fit(
     spec: ParameterSpec,
     stored: ParameterSpec,

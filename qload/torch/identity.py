@@ -8,8 +8,8 @@ from torch import Tensor
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Shard
 from qload.plan import Source
-from qload.plan.fits import list_owned
 from qload.quantization import Treatment
+from qload.sharding import match_share
 from qload.torch.dtypes import make_filled
 
 PartOfExpert = tuple[int, int | None]
@@ -59,7 +59,7 @@ class Identity:
         if not any(cut.padding for cut in self.shard.out):
             return make_filled(shape, dtype, spec.fill, device)
         blank = make_filled(shape, dtype, 0, device)
-        for region in list_owned(spec, self.geometry, self.shard):
+        for _, region in match_share(spec.layout, self.geometry, self.shard):
             sizes = tuple(interval.size for interval in region)
             blank[tuple(interval.slice for interval in region)] = make_filled(sizes, dtype, spec.fill, device)
         return blank

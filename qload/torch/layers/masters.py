@@ -1,13 +1,11 @@
 """Whole tensors of layers of which each rank holds a share: made alike at every number of ranks, and gathered."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Generator, Tensor
 
 from qload.errors import ModelError
-from qload.geometry import Shard
-from qload.layout import Cut, Dim, Layout, Place, Region, expert, in_, out
+from qload.layout import Layout, Region, expert, in_, out
+from qload.sharding import match_share
 from qload.torch.layers.base import Layer
 from qload.torch.parallel.partitions import Initializer, fill_whole
 
@@ -33,7 +31,7 @@ def initialize(layer: Layer, initializer: Initializer, generator: Generator, nam
     whole = fill_whole(shape, initializer, generator, parameter.dtype).to(parameter.device)
     with torch.no_grad():
         parameter.zero_()
-        for origin, goal in _match(layer, layer.shard, spec.layout):
+        for origin, goal in match_share(spec.layout, layer.geometry, layer.shard):
             parameter[_index(goal)] = whole[_index(origin)].to(parameter.dtype)
 
 
@@ -48,7 +46,7 @@ def gather_whole(layer: Layer, name: str = "weight") -> Tensor:
     layout = layer.specs[name].layout if name in layer.specs else _dense(layer)
     whole = share.new_zeros(layout.shape(layer.geometry.extents))
     for shard, theirs in zip(layer.shards, _gather(layer, share), strict=True):
-        for origin, goal in _match(layer, shard, layout):
+        for origin, goal in match_share(layout, layer.geometry, shard):
             whole[_index(origin)] = theirs[_index(goal)]
     return whole
 
@@ -77,17 +75,6 @@ def _gather(layer: Layer, share: Tensor) -> list[Tensor]:
     sent = share.contiguous().reshape(-1).view(torch.uint8)
     rows = layer.group.gather(sent, 0).chunk(layer.group.size)
     return [row.view(share.dtype).reshape(share.shape) for row in rows]
-
-
-def _match(layer: Layer, shard: Shard, layout: Layout) -> Iterator[tuple[Region, Region]]:
-    """Where each part of a rank's share lies in the whole tensor, and in the rank's."""
-    extents, local = layer.geometry.extents, shard.local(layer.geometry).extents
-    for part in range(len(layer.geometry.parts)):
-        segments = {Dim.OUT: part, Dim.PART: part}
-        owned = shard.out[part]
-        origin = Place(segments, {**shard.cuts(part), Dim.EXPERT: shard.experts})
-        goal = Place(segments, {Dim.OUT: Cut(0, owned.size, owned.padding)})
-        yield layout.region(extents, origin), layout.region(local, goal, whole=extents)
 
 
 def _index(region: Region) -> tuple[slice, ...]:

@@ -10,8 +10,8 @@ from qload.errors import ModelError
 from qload.geometry import Kind, Shard, Sharding, index_tokens, make_vocabulary, vocabulary
 from qload.layout import Cut, Dim
 from qload.plan import Source
-from qload.plan.fits import list_owned
 from qload.quantization import Treatment
+from qload.sharding import match_share
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.base import Layer
 from qload.torch.sites import Site
@@ -108,7 +108,7 @@ class VocabularyLayer(Layer):
                 found="others" if shared else f"{tensor.dtype} {list(tensor.shape)}",
                 remedy="load the whole vocabulary at once",
             )
-        owned = list(list_owned(spec, self.geometry, self.shard))
+        owned = [goal for _, goal in match_share(spec.layout, self.geometry, self.shard)]
         for part in self._kept:
             region = tuple(interval.slice for interval in owned[part])
             tensor[region].copy_(old[region])

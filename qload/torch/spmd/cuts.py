@@ -1,13 +1,12 @@
 """Cuts the tensors of a layer that is there whole."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
 from qload.declare import ParameterSpec
-from qload.geometry import Geometry, Shard
-from qload.layout import Cut, Dim, Place
+from qload.geometry import Shard
+from qload.sharding import choose_parts, match_share
 from qload.torch.layers import Layer
 
 
@@ -30,19 +29,12 @@ def cut_tensor(tensor: Tensor, spec: ParameterSpec, layer: Layer, shard: Shard, 
     layout = spec.layout
     if layout.is_measured:
         layout = layout.measure(next(n for n, axis in zip(tensor.shape, layout.axes, strict=True) if axis.measured))
-    whole, local = (_choose(each, parts) for each in (layer.geometry, shard.local(layer.geometry)))
+    whole, local = (choose_parts(each, parts) for each in (layer.geometry, shard.local(layer.geometry)))
     shape = layout.local_shape(whole.extents, local.extents)
     if shape == tuple(tensor.shape):
         return tensor
     made = tensor.new_zeros(shape)
-    for number, part in enumerate(parts):
-        cuts = {**shard.cuts(part), Dim.EXPERT: shard.experts}
-        source = layout.region(
-            layer.local.extents, Place({Dim.OUT: part, Dim.PART: part}, cuts), whole=layer.geometry.extents
-        )
-        own = shard.out[part]
-        place = Place({Dim.OUT: number, Dim.PART: number}, {Dim.OUT: Cut(0, own.size, own.padding)})
-        goal = layout.region(local.extents, place, whole=whole.extents)
+    for source, goal in match_share(layout, layer.geometry, shard, held=layer.local, parts=parts):
         made[tuple(each.slice for each in goal)] = tensor[tuple(each.slice for each in source)]
     return made
 
@@ -60,7 +52,3 @@ def put_tensors(layer: Layer, tensors: Mapping[str, Tensor], trained: Container[
 def trained(layer: Layer) -> frozenset[str]:
     """The names of the tensors that are trained."""
     return frozenset(name for name, tensor in layer.named_parameters(recurse=False) if tensor.requires_grad)
-
-
-def _choose(geometry: Geometry, parts: Sequence[int]) -> Geometry:
-    return replace(geometry, parts=tuple(geometry.parts[part] for part in parts))
