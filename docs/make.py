@@ -15,7 +15,7 @@ sys.path.insert(0, str(DOCS.parent / "tests"))
 from comparison import Comparison, RuntimeComparison, compare, compare_runtime  # noqa: E402
 from samples import supported  # noqa: E402
 
-from qload.findings import RULES, Rule  # noqa: E402
+from qload.catalogue import RULES, Rule  # noqa: E402
 
 TIERS = {"C": "config", "H": "headers", "P": "a few bytes", "D": "data"}
 

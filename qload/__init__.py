@@ -6,6 +6,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qload.catalogue import Severity
 from qload.errors import (
     CapabilityError,
     CheckpointError,
@@ -21,12 +22,13 @@ from qload.errors import (
     TokenError,
     UnknownMethodError,
 )
-from qload.findings import Finding, Severity
+from qload.examination import read_quantization
+from qload.findings import Finding
 from qload.presets import choose_quantization
 from qload.preview import RankPlans, plan_ranks
 from qload.quantization import Quantization
 from qload.registry import Registry
-from qload.validation import Report, read_quantization, validate
+from qload.validation import Report, validate
 
 if TYPE_CHECKING:
     from qload.torch.loading.modules import load_tensors, load_weights

@@ -1,98 +1,21 @@
-"""Numbered faults of a checkpoint, and the catalogue of the rules that find them."""
+"""Numbered faults of a checkpoint: what each says, and how they are put together."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
+from qload.catalogue import RULES, Severity
 from qload.errors import describe
 from qload.patterns import generalise, merge_names
 
 
-class Severity(StrEnum):
-    ERROR = "error"
-    WARNING = "warning"
-
-
-class Tier(StrEnum):
-    """What a rule has to read: the config, file headers, a few bytes, or whole tensors."""
-
-    CONFIG = "C"
-    HEADERS = "H"
-    PROBE = "P"
-    DATA = "D"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One entry of the catalogue. A waivable rule may be ignored by a load.
-
-    One that `needs_model` compares the checkpoint with an architecture, or with a rank's share of it.
-    """
-
-    code: str
-    severity: Severity
-    tier: Tier
-    title: str
-    waivable: bool = False
-    needs_model: bool = False
-
-    @property
-    def is_validated(self) -> bool:
-        """Whether validating can find it; loading can find all."""
-        return self.tier in (Tier.CONFIG, Tier.HEADERS) and not self.needs_model
-
-
-def _rules(*rows: tuple[str, str, str, str]) -> dict[str, Rule]:
-    severities = {"E": Severity.ERROR, "W": Severity.WARNING}
-    rules = (
-        Rule(code, severities[flags[0]], Tier(tier), title, "waivable" in flags, "model" in flags)
-        for code, flags, tier, title in rows
-    )
-    return {rule.code: rule for rule in rules}
-
-
-RULES = _rules(
-    ("QL001", "E", "H", "only pickled weights, which are not read unless that is asked for"),
-    ("QL002", "E", "H", "a git-LFS pointer in place of the file"),
-    ("QL003", "E", "H", "the header cannot be read"),
-    ("QL004", "E", "H", "the file is truncated"),
-    ("QL005", "E", "H", "the index names a file that is not there"),
-    ("QL006", "E", "H", "the index names a tensor that its file does not hold"),
-    ("QL007", "W", "H", "the index is stale"),
-    ("QL008", "E", "H", "one tensor in several files"),
-    ("QL011", "E", "H", "no weights"),
-    ("QL012", "E", "C", "no config.json"),
-    ("QL101", "E", "H", "quantized tensors, and no quantization config"),
-    ("QL104", "E", "C", "the method, the format or the scheme is not known"),
-    ("QL105", "E", "C", "the config breaks its schema"),
-    ("QL201", "E", "H", "a tensor that the layer needs is not stored"),
-    ("QL202", "E", "H", "a module that the config leaves unquantized is stored quantized"),
-    ("QL204", "E model", "H", "parts of a fused group are quantized differently"),
-    ("QL205", "E model", "H", "experts are missing, too many, or stored twice"),
-    ("QL206", "W model", "H", "tied in the config, but a head is stored"),
-    ("QL208", "W model", "H", "a bias that the model does not have"),
-    ("QL210", "E waivable", "H", "a stored tensor that nothing reads"),
-    ("QL211", "E model", "H", "a module whose tensors cannot be put into this model"),
-    ("QL301", "E", "H", "the shape of a group scale"),
-    ("QL302", "E", "H", "the shape of a packed weight"),
-    ("QL303", "E", "H", "the shape of a block scale"),
-    ("QL304", "E", "H", "the dtype of a scale"),
-    ("QL305", "E", "H", "the shape or dtype of zero-points"),
-    ("QL307", "E", "H", "the shape of a tensor"),
-    ("QL308", "E", "H", "the dtype of a tensor"),
-    ("QL401", "E model", "H", "a rank's share splits a unit"),
-    ("QL501", "E", "D", "a scale that is NaN or infinite"),
-    ("QL503", "E", "P", "symmetric zero-points of another version than the config names"),
-    ("QL505", "E", "D", "an index or a zero-point out of range"),
-    ("QL506", "E", "D", "a setting stored beside the weights is not the config's"),
-)
-"""Every rule of the core by its code. A method's own rules carry its own prefix."""
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault: what is wrong, where (module or tensor, and file), expected, found, and the way out."""
+    """One fault: what is wrong, where (module or tensor, and file), expected, found, and the way out.
+
+    In a JSON file `pointer` are the keys that lead to it, and `line` and `column` count from 1; 0 says that they are
+    not known.
+    """
 
     code: str
     message: str
@@ -102,6 +25,9 @@ class Finding:
     found: str = ""
     remedy: str = ""
     severity: Severity = Severity.ERROR
+    pointer: tuple[str | int, ...] = ()
+    line: int = 0
+    column: int = 0
 
     def __str__(self) -> str:
         place = f"{self.where} in {self.file}" if self.where and self.file else self.where or self.file
@@ -117,10 +43,13 @@ def report(
     expected: object = "",
     found: object = "",
     remedy: str = "",
+    pointer: tuple[str | int, ...] = (),
+    line: int = 0,
+    column: int = 0,
 ) -> Finding:
     """A finding of one of the catalogue's rules, with that rule's severity."""
     severity = RULES[code].severity
-    return Finding(code, message, where, file, str(expected), str(found), remedy, severity)
+    return Finding(code, message, where, file, str(expected), str(found), remedy, severity, pointer, line, column)
 
 
 def errors(findings: Iterable[Finding], ignore: Iterable[str] = ()) -> list[Finding]:

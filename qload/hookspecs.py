@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import Tensor, nn
 
-    from qload.checkpoint import Checkpoint, TensorEntry
+    from qload.checkpoint import Checkpoint, Storage, TensorEntry
     from qload.declare import ParameterSpec
     from qload.findings import Finding
     from qload.geometry import Geometry
@@ -262,5 +261,8 @@ class PluginSpecs:
     """Hooks for any plugin, of the entry point group `qload.plugins`; no torch."""
 
     @hookspec(firstresult=True)
-    def qload_open_checkpoint(self, path: Path) -> Checkpoint | None:
-        """Open a checkpoint of another format; the first answer that is not None is taken."""
+    def qload_open_checkpoint(self, storage: Storage, file: str) -> Checkpoint | None:
+        """Open a checkpoint of another format; the first answer that is not None is taken.
+
+        `storage` lists and reads its files; `file` is the one that was asked for, empty where all of them were.
+        """

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from samples import DATA
 
-from qload.findings import RULES
+from qload.catalogue import RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
 

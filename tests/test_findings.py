@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from qload.catalogue import RULES, Severity
 from qload.errors import (
     CapabilityError,
     CheckpointError,
@@ -16,7 +17,7 @@ from qload.errors import (
     ShardError,
     UnknownMethodError,
 )
-from qload.findings import RULES, Finding, Severity, collapse, errors, refusals, report
+from qload.findings import Finding, collapse, errors, refusals, report
 
 
 def test_a_finding_is_one_line_with_all_that_it_knows() -> None:

@@ -10,7 +10,7 @@ from samples import DATA, make_quantization, written_method
 from strangers import make_rows, registry_with
 
 from qload import Registry
-from qload.checkpoint import Checkpoint, TensorEntry, open_folder
+from qload.checkpoint import Checkpoint, Folder, TensorEntry, open_folder
 from qload.errors import CheckpointError, MethodError, PluginError
 from qload.geometry import Kind, single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
@@ -43,7 +43,7 @@ def bare(config: dict[str, Any], files: tuple[str, ...] = ()) -> Checkpoint:
 
 def test_the_config_names_the_method(registry: Registry) -> None:
     for path in sorted(path for path in DATA.iterdir() if (path / "model.safetensors").exists()):
-        assert resolve(open_folder(path), registry).method.name == written_method(path)
+        assert resolve(open_folder(Folder(path)), registry).method.name == written_method(path)
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,16 @@ from strangers import make_rows, origin, registry_with, write_rows
 
 import qload
 from qload import Registry
-from qload.checkpoint import Checkpoint, open_folder
+from qload.checkpoint import Checkpoint, Folder, open_folder
 from qload.declare import ParameterKind, ParameterSpec
 from qload.errors import CheckpointError, PluginError
+from qload.examination import open_checkpoint
 from qload.findings import Finding
 from qload.geometry import single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Layout, in_, out
 from qload.quantization import Quantization, resolve
 from qload.registry import PluginWarning, Status
-from qload.validation.report import open_checkpoint
 
 REMEDY = "report it to dist 1.0 (rows_module), or do without: QLOAD_DISABLE=rows"
 
@@ -171,12 +171,12 @@ OPENERS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("plugin", "said"), OPENERS)
 def test_an_opener_that_misbehaves_is_passed_over(plugin: Any, said: str) -> None:
     """The next one is asked, and without one the folder is read as ever."""
-    other = types.SimpleNamespace(qload_open_checkpoint=lambda path: Checkpoint(path, {"a": 1}, {}))
+    other = types.SimpleNamespace(qload_open_checkpoint=lambda storage: Checkpoint(Path(storage.place), {"a": 1}, {}))
     registry = Registry(plugins=[origin("broken", plugin), origin("works", other)])
     with pytest.warns(PluginWarning, match=said):
         assert open_checkpoint(DEMO, registry).config == {"a": 1}
     with pytest.warns(PluginWarning, match="QLOAD_DISABLE=broken"):
-        assert open_checkpoint(DEMO, Registry(plugins=[origin("broken", plugin)])) == open_folder(DEMO)
+        assert open_checkpoint(DEMO, Registry(plugins=[origin("broken", plugin)])) == open_folder(Folder(DEMO))
 
 
 def test_an_opener_may_say_what_is_wrong_with_a_checkpoint() -> None:

@@ -1,10 +1,10 @@
 """Reads a GGUF header's numbers, strings and arrays from a file, a window at a time, and never beyond bounds."""
 
 import struct
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from qload.checkpoint import Storage
+from qload.checkpoint.documents import unreadable
 from qload.findings import Finding, report
 
 MAX_HEADER_BYTES = 1 << 28
@@ -27,22 +27,14 @@ class UnreadableError(Exception):
 class Cursor:
     """A place in a file, `name` in findings. Every method raises UnreadableError where the file does not go on."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, storage: Storage, name: str) -> None:
         self.name = name
+        self._storage = storage
         self._window, self._base, self._at = b"", 0, 0
         try:
-            self._file = path.open("rb", buffering=0)
-            self.size = path.stat().st_size
+            self.size = storage.size(name)
         except OSError as error:
-            raise self.fail(f"cannot be opened: {error.strerror}") from error
-
-    def __enter__(self) -> "Cursor":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+            raise UnreadableError(unreadable(name, error)) from error
 
     @property
     def place(self) -> int:
@@ -136,13 +128,11 @@ class Cursor:
         self._check(self.place + count)
         rest = self._window[self._at :]
         self._base, self._at = self.place, 0
-        self._file.seek(self._base + len(rest))
-        wanted = max(count - len(rest), _WINDOW)
-        pieces = [rest]
-        while wanted > 0 and (piece := self._file.read(wanted)):
-            pieces.append(piece)
-            wanted -= len(piece)
-        self._window = b"".join(pieces)
+        try:
+            more = self._storage.read(self.name, self._base + len(rest), max(count - len(rest), _WINDOW))
+        except OSError as error:
+            raise UnreadableError(unreadable(self.name, error)) from error
+        self._window = rest + more
         if len(self._window) < count:
             raise self._ends(self.place + count)
 

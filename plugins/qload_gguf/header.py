@@ -7,9 +7,9 @@ version, the number of tensors and of metadata, both, and then the data, each te
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from qload.checkpoint import Storage
 from qload.dtypes import storage_bytes
 from qload.findings import Finding, report
 from qload_gguf.cursor import Cursor, UnreadableError
@@ -47,18 +47,18 @@ class Header:
     findings: tuple[Finding, ...] = ()
 
 
-def read_header(path: Path, name: str) -> Header:
-    """Read the header of the file at `path`; `name` is what findings call it.
+def read_header(storage: Storage, name: str) -> Header:
+    """Read the header of the file of that name.
 
     Never raises: a file that cannot be read is a finding.
     """
     try:
-        with Cursor(path, name) as cursor:
-            tensors, pairs = _read_counts(cursor)
-            metadata = dict(_read_metadata(cursor, pairs))
-            alignment = _alignment(metadata, cursor)
-            found = tuple(_read_tensors(cursor, tensors, alignment))
-            return Header(metadata, found, tuple(_check_ranges(found, alignment, cursor)))
+        cursor = Cursor(storage, name)
+        tensors, pairs = _read_counts(cursor)
+        metadata = dict(_read_metadata(cursor, pairs))
+        alignment = _alignment(metadata, cursor)
+        found = tuple(_read_tensors(cursor, tensors, alignment))
+        return Header(metadata, found, tuple(_check_ranges(found, alignment, cursor)))
     except UnreadableError as fault:
         return Header({}, (), (fault.finding,))
 

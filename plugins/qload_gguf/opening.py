@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qload.checkpoint import Checkpoint, TensorEntry, list_files
-from qload.errors import QloadError
+from qload.checkpoint import Checkpoint, Storage, TensorEntry
 from qload.findings import Finding, report
 from qload_gguf.entries import Translator
 from qload_gguf.facts import Facts, RefusalError
@@ -23,21 +22,18 @@ MAX_SPLITS = 1024
 MAX_TABLE_BYTES = 1 << 16
 
 
-def qload_open_checkpoint(path: Path) -> Checkpoint | None:
+def qload_open_checkpoint(storage: Storage, file: str) -> Checkpoint | None:
     """A GGUF file, or a folder that has weights of no other kind."""
-    try:
-        if path.is_file():
-            return _open(path, _find_siblings(path.name)) if path.name.endswith(SUFFIX) else None
-        names = list_files(path)
-    except (OSError, QloadError):
-        return None
+    if file:
+        return _open(storage, file, _find_siblings(file)) if file.endswith(SUFFIX) else None
+    names = storage.names
     models = [name for name in names if name.endswith(SUFFIX) and not name.startswith(_PROJECTOR)]
     if not models or any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names):
         return None
     groups = {_find_siblings(name) for name in models}
     if len(groups) > 1:
-        return Checkpoint(path, {}, {}, tuple(models), (_ambiguous(models),))
-    return _open(path, groups.pop())
+        return Checkpoint(Path(storage.place), {}, {}, tuple(models), (_ambiguous(models),), storage=storage)
+    return _open(storage, "", groups.pop())
 
 
 def _find_siblings(name: str) -> tuple[str, ...]:
@@ -49,30 +45,31 @@ def _find_siblings(name: str) -> tuple[str, ...]:
     return tuple(f"{match['stem']}-{number:05d}-of-{count:05d}{SUFFIX}" for number in range(1, count + 1))
 
 
-def _open(path: Path, names: tuple[str, ...]) -> Checkpoint:
-    folder = path.parent if path.is_file() else path
-    findings = [_missing(name) for name in names if not (folder / name).is_file()]
-    headers = {} if findings else {name: read_header(folder / name, name) for name in names}
+def _open(storage: Storage, file: str, names: tuple[str, ...]) -> Checkpoint:
+    path = Path(storage.place) / file
+    findings = [_missing(name) for name in names if name not in storage.names]
+    headers = {} if findings else {name: read_header(storage, name) for name in names}
     findings += (finding for header in headers.values() for finding in header.findings)
     if not any(header.tensors for header in headers.values()) or not headers[names[0]].metadata:
-        return Checkpoint(path, {}, {}, names, tuple(findings) or (_empty(names[0]),))
+        return Checkpoint(path, {}, {}, names, tuple(findings) or (_empty(names[0]),), storage=storage)
     findings += _check_split(headers)
     try:
-        config, translated = _understand(folder, headers)
+        config, translated = _understand(storage, headers)
     except RefusalError as refusal:
-        return Checkpoint(path, {}, {}, names, (*findings, refusal.finding))
+        return Checkpoint(path, {}, {}, names, (*findings, refusal.finding), storage=storage)
     entries = {each.name: each for each in translated if isinstance(each, TensorEntry)}
     findings += (each for each in translated if isinstance(each, Finding))
-    return Checkpoint(path, config, entries, names, tuple(findings), tokenizer={"gguf_file": names[0]})
+    tokenizer = {"gguf_file": names[0]}
+    return Checkpoint(path, config, entries, names, tuple(findings), tokenizer=tokenizer, storage=storage)
 
 
-def _understand(folder: Path, headers: Mapping[str, Header]) -> tuple[dict[str, Any], list[TensorEntry | Finding]]:
+def _understand(storage: Storage, headers: Mapping[str, Header]) -> tuple[dict[str, Any], list[TensorEntry | Finding]]:
     """The model's config, and the entry of every tensor, or why it has none. Raises RefusalError."""
     name, header = next(iter(headers.items()))
     key, architecture = find_architecture(header, name)
     facts = Facts(header.metadata, key, name)
     stored = {tensor.name: tensor for each in headers.values() for tensor in each.tensors}
-    config = build_config(facts, architecture, stored, header.metadata, _read_tables(folder, headers, facts))
+    config = build_config(facts, architecture, stored, header.metadata, _read_tables(storage, headers, facts))
     translated = [
         entry
         for file, each in headers.items()
@@ -83,24 +80,22 @@ def _understand(folder: Path, headers: Mapping[str, Header]) -> tuple[dict[str, 
     return config, translated
 
 
-def _read_tables(folder: Path, headers: Mapping[str, Header], facts: Facts) -> dict[str, Table]:
+def _read_tables(storage: Storage, headers: Mapping[str, Header], facts: Facts) -> dict[str, Table]:
     """The few tensors that are settings: a number for each rotated pair of features."""
     return {
-        tensor.name: _read_table(folder / name, tensor, facts)
+        tensor.name: _read_table(storage, name, tensor, facts)
         for name, header in headers.items()
         for tensor in header.tensors
         if tensor.name in TABLES
     }
 
 
-def _read_table(path: Path, tensor: Tensor, facts: Facts) -> Table:
+def _read_table(storage: Storage, name: str, tensor: Tensor, facts: Facts) -> Table:
     nbytes = tensor.stop - tensor.start
     if tensor.type != 0 or len(tensor.shape) != 1 or nbytes > MAX_TABLE_BYTES:
         raise facts.refuse(f"{tensor.name} is no table of F32", code="QL308", found=str(list(tensor.shape)))
     try:
-        with path.open("rb") as file:
-            file.seek(tensor.start)
-            return struct.unpack(f"<{nbytes // 4}f", file.read(nbytes))
+        return struct.unpack(f"<{nbytes // 4}f", storage.read(name, tensor.start, nbytes))
     except (OSError, struct.error) as error:
         raise facts.refuse(f"{tensor.name} cannot be read ({error})", code="QL004") from error
 

@@ -10,8 +10,8 @@ from typing import Any
 from qload.checkpoint.documents import read_json
 from qload.checkpoint.header import TensorEntry
 from qload.checkpoint.names import Modules, group_tensors, group_texts
+from qload.checkpoint.storage import Folder, Storage
 from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
-from qload.errors import QloadError
 from qload.findings import Finding, report
 
 CONFIG = "config.json"
@@ -26,7 +26,8 @@ class Checkpoint:
     `files` are the folder's names. `pickled` are weight files that only unpickling can read.
     `metadata` is that of the weight files, by file. `lost` are tensors that the index places in files that
     cannot be read. `path` may be one of the files itself. `tokenizer` is what transformers' AutoTokenizer has to be
-    told to find one in the folder that is not in files of its own.
+    told to find one in the folder that is not in files of its own. `storage` is where the files lie, a folder where it
+    is None.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
     tokenizer: Mapping[str, str] = field(default_factory=dict)
+    storage: Storage | None = field(default=None, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,7 @@ class Checkpoint:
         """A side file's object, or None where the folder lacks it or it is no JSON object."""
         if name not in self.files:
             return None
-        value, _ = read_json(self.path / name, name)
+        value, _ = read_json(self.storage or Folder(self.folder), name)
         return value
 
     @property
@@ -77,16 +79,12 @@ class Checkpoint:
         return group_texts(self.metadata.values())
 
 
-def open_folder(path: Path) -> Checkpoint:
-    """Read a folder's config, index and headers.
-
-    Raises QloadError if there is no such folder; everything else that is wrong is a finding.
-    """
-    files = list_files(path)
-    config, fault = _read_config(path, files)
-    weights = find_weights(path, files)
-    stored = read_headers(path, weights)
-    pickled = () if weights.files else _find_pickled(files)
+def open_folder(storage: Storage) -> Checkpoint:
+    """Read a checkpoint's config, index and headers; whatever is wrong is a finding."""
+    config, fault = _read_config(storage)
+    weights = find_weights(storage)
+    stored = read_headers(storage, weights)
+    pickled = () if weights.files else _find_pickled(storage.names)
     findings = (
         *([fault] if fault is not None else []),
         *weights.findings,
@@ -94,29 +92,16 @@ def open_folder(path: Path) -> Checkpoint:
         *_check_presence(weights.files, pickled),
     )
     return Checkpoint(
-        path,
+        Path(storage.place),
         config or {},
         stored.tensors,
-        files,
+        storage.names,
         findings,
         pickled,
         stored.metadata,
         stored.lost(weights),
+        storage=storage,
     )
-
-
-def list_files(path: Path) -> tuple[str, ...]:
-    """The names of what lies in a checkpoint's folder. Raises QloadError if there is no such folder."""
-    try:
-        return tuple(sorted(entry.name for entry in path.iterdir()))
-    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise QloadError(
-            "there is no such folder" if absent else f"the folder cannot be read: {error}",
-            where=str(path),
-            expected="a folder with config.json and safetensors files",
-            remedy="give the folder that the checkpoint was downloaded into",
-        ) from error
 
 
 def _find_pickled(files: tuple[str, ...]) -> tuple[str, ...]:
@@ -125,9 +110,9 @@ def _find_pickled(files: tuple[str, ...]) -> tuple[str, ...]:
     return named or tuple(name for name in files if name.endswith(_PERHAPS_PICKLED))
 
 
-def _read_config(path: Path, files: tuple[str, ...]) -> tuple[dict[str, Any] | None, Finding | None]:
-    if CONFIG in files:
-        return read_json(path / CONFIG, CONFIG)
+def _read_config(storage: Storage) -> tuple[dict[str, Any] | None, Finding | None]:
+    if CONFIG in storage.names:
+        return read_json(storage, CONFIG)
     return None, report("QL012", "there is no config.json", file=CONFIG, remedy="download it too, beside the weights")
 
 

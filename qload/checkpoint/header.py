@@ -5,15 +5,15 @@ and data_offsets, then the data without holes or overlaps, counted from the head
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from qload.checkpoint.documents import unreadable
+from qload.checkpoint.storage import Storage
 from qload.dtypes import BITS
 from qload.findings import Finding, report
 
@@ -76,14 +76,14 @@ class _UnreadableError(Exception):
         self.finding = finding
 
 
-def read_header(path: Path, name: str) -> Header:
-    """Read the header of the file at `path`; `name` is what findings and entries call it.
+def read_header(storage: Storage, name: str) -> Header:
+    """Read the header of the file of that name.
 
     Reads the header's bytes only, and no more than 100 MB. Never raises: a file that cannot be read
     is a finding.
     """
     try:
-        raw, size = _read_raw(path, name)
+        raw, size = _read_raw(storage, name)
         table = _parse(raw, name)
         entries, metadata = _entries(table, name, 8 + len(raw))
     except _UnreadableError as fault:
@@ -95,17 +95,13 @@ def _fail(message: str, name: str, code: str = "QL003", **facts: Any) -> _Unread
     return _UnreadableError(report(code, message, file=name, **facts))
 
 
-def _read_raw(path: Path, name: str) -> tuple[bytes, int]:
+def _read_raw(storage: Storage, name: str) -> tuple[bytes, int]:
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(len(_LFS_SIGNATURE))
-            length = _header_length(prefix, size, name)
-            file.seek(8)
-            raw = file.read(length)
+        size = storage.size(name)
+        length = _header_length(storage.read(name, 0, len(_LFS_SIGNATURE)), size, name)
+        return storage.read(name, 8, length), size
     except OSError as error:
-        raise _fail(f"cannot be opened: {error.strerror}", name) from error
-    return raw, size
+        raise _UnreadableError(unreadable(name, error)) from error
 
 
 def _header_length(prefix: bytes, size: int, name: str) -> int:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from qload.checkpoint.documents import read_json
 from qload.checkpoint.header import TensorEntry, read_header
+from qload.checkpoint.storage import Storage
 from qload.findings import Finding, report
 
 SINGLE = "model.safetensors"
@@ -36,12 +37,13 @@ class Stored:
         return frozenset(name for name, file in (weights.placed or {}).items() if file not in readable)
 
 
-def find_weights(path: Path, files: tuple[str, ...]) -> Weights:
-    """Choose the weight files of a folder, as transformers does: the single one before the indexed ones."""
+def find_weights(storage: Storage) -> Weights:
+    """Choose the weight files of a checkpoint, as transformers does: the single one before the indexed ones."""
+    files = storage.names
     if SINGLE in files:
         return Weights((SINGLE,))
     if INDEX in files:
-        return _read_index(path, files)
+        return _read_index(storage)
     shards = tuple(name for name in files if name.startswith("model-") and name.endswith(".safetensors"))
     if not shards:
         return Weights()
@@ -49,14 +51,14 @@ def find_weights(path: Path, files: tuple[str, ...]) -> Weights:
     return Weights(shards, None, (finding,))
 
 
-def _read_index(path: Path, files: tuple[str, ...]) -> Weights:
-    table, fault = read_json(path / INDEX, INDEX)
+def _read_index(storage: Storage) -> Weights:
+    table, fault = read_json(storage, INDEX)
     if fault is not None:
         return Weights(findings=(fault,))
     placed = (table or {}).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
         return Weights(findings=(report("QL105", "has no weight_map of tensors to files", file=INDEX),))
-    named = sorted(set(placed.values()))
+    files, named = set(storage.names), sorted(set(placed.values()))
     missing = tuple(_missing_file(name, placed) for name in named if name not in files)
     return Weights(tuple(name for name in named if name in files), placed, missing)
 
@@ -73,11 +75,11 @@ def _missing_file(name: str, placed: Mapping[str, str]) -> Finding:
     )
 
 
-def read_headers(path: Path, weights: Weights) -> Stored:
+def read_headers(storage: Storage, weights: Weights) -> Stored:
     """Read every weight file's header, and hold them against the index and each other."""
     stored = Stored()
     for name in weights.files:
-        header = read_header(path / name, name)
+        header = read_header(storage, name)
         stored.metadata[name] = header.metadata
         stored.findings.extend(header.findings)
         if not header.tensors and header.findings:

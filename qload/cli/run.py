@@ -22,8 +22,8 @@ from qload.cli.shared import (
     print_json,
 )
 from qload.errors import ModelError
+from qload.examination import open_checkpoint
 from qload.registry import Registry
-from qload.validation.report import open_checkpoint
 
 _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
 """How the names of the files begin that hold one."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from qload.findings import Finding, Severity, collapse
+from qload.catalogue import Severity
+from qload.findings import Finding, collapse
 
 checkpoint_argument = click.argument("path", type=click.Path(path_type=Path))
 format_option = click.option(

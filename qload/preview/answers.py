@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from qload.findings import Finding, Severity
+from qload.catalogue import Severity
+from qload.findings import Finding
 
 
 class Split(StrEnum):

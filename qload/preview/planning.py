@@ -9,6 +9,7 @@ from pathlib import Path
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.dtypes import FLOATS, storage_bytes
 from qload.errors import ParallelError
+from qload.examination import Examination, examine
 from qload.geometry import Shard
 from qload.outline import Outline, thin
 from qload.patterns import generalise, merge_names
@@ -18,7 +19,6 @@ from qload.preview.dividing import Divider, Division, ObstacleError, collapse, c
 from qload.preview.modules import Modules, choose_dtype, list_modules
 from qload.quantization import Quantization
 from qload.registry import Registry
-from qload.validation.report import Examination, examine
 
 MOST = 1024
 """The ranks that are planned at most: one after another, so that a slip of the hand would keep one waiting."""

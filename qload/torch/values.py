@@ -49,7 +49,7 @@ def _check_setting(value: int, tensor: Tensor, where: str, file: str) -> Iterato
     stored = {int(number) for number in tensor.flatten()}
     if stored != {value}:
         yield report(
-            "QL506",
+            "QL508",
             "the setting stored beside the weight is not the config's",
             where=where,
             file=file,

@@ -1,5 +1,5 @@
 """Finds what is wrong with a checkpoint from its config and headers, without torch."""
 
-from qload.validation.report import Report, read_quantization, validate
+from qload.validation.report import Report, validate
 
-__all__ = ["Report", "read_quantization", "validate"]
+__all__ = ["Report", "validate"]

@@ -11,7 +11,7 @@ from edits import INDEX, WEIGHTS, split_files, write_index
 from safetensors.torch import load_file, save_file
 from samples import DEMO
 
-from qload.checkpoint import open_folder
+from qload.checkpoint import Folder, open_folder
 from qload.checkpoint.documents import MAX_JSON_BYTES
 from qload.checkpoint.names import group_tensors, join_name, split_name
 from qload.errors import QloadError
@@ -20,13 +20,13 @@ NAME = DEMO.name
 
 
 def codes(path: Path) -> list[str]:
-    return [finding.code for finding in open_folder(path).findings]
+    return [finding.code for finding in open_folder(Folder(path)).findings]
 
 
 def test_several_files_are_the_one_that_they_were(broken: Callable[[str], Path]) -> None:
-    whole, folder = open_folder(DEMO), broken(NAME)
+    whole, folder = open_folder(Folder(DEMO)), broken(NAME)
     split_files(folder, 3)
-    parts = open_folder(folder)
+    parts = open_folder(Folder(folder))
     assert parts.findings == ()
     assert {n: (e.dtype, e.shape) for n, e in parts.tensors.items()} == {
         n: (e.dtype, e.shape) for n, e in whole.tensors.items()
@@ -43,14 +43,14 @@ def test_what_files_say_of_names_is_put_together(tmp_path: Path) -> None:
     for name, table in tables.items():
         header = json.dumps({"__metadata__": table}).encode()
         (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header)
-    assert open_folder(tmp_path).descriptions == {"a.b": {"weight": ("x", "z"), "bias": ("y",)}}
+    assert open_folder(Folder(tmp_path)).descriptions == {"a.b": {"weight": ("x", "z"), "bias": ("y",)}}
 
 
 def test_there_is_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(QloadError, match="there is no such folder"):
-        open_folder(tmp_path / "nothing")
+        open_folder(Folder(tmp_path / "nothing"))
     with pytest.raises(QloadError, match="there is no such folder"):
-        open_folder(DEMO / "config.json")
+        open_folder(Folder(DEMO / "config.json"))
 
 
 def test_the_index_names_a_file_that_is_not_there(broken: Callable[[str], Path]) -> None:
@@ -58,7 +58,7 @@ def test_the_index_names_a_file_that_is_not_there(broken: Callable[[str], Path])
     placed = split_files(folder)
     gone = next(iter(sorted(set(placed.values()))))
     (folder / gone).unlink()
-    (finding,) = open_folder(folder).findings
+    (finding,) = open_folder(Folder(folder)).findings
     assert (finding.code, finding.file) == ("QL005", gone)
     assert str(sum(file == gone for file in placed.values())) in finding.expected
 
@@ -67,7 +67,7 @@ def test_the_index_leads_out_of_the_folder(broken: Callable[[str], Path]) -> Non
     folder = broken(NAME)
     placed = split_files(folder)
     write_index(folder, {**placed, "a.b": "../elsewhere.safetensors"})
-    (finding,) = open_folder(folder).findings
+    (finding,) = open_folder(Folder(folder)).findings
     assert finding.code == "QL005"
     assert "not inside the folder" in finding.message
 
@@ -76,7 +76,7 @@ def test_the_index_places_a_tensor_wrongly(broken: Callable[[str], Path]) -> Non
     folder = broken(NAME)
     placed = split_files(folder)
     write_index(folder, {**placed, "model.extra.weight": next(iter(placed.values()))})
-    (finding,) = open_folder(folder).findings
+    (finding,) = open_folder(Folder(folder)).findings
     assert (finding.code, finding.where) == ("QL006", "model.extra.weight")
 
 
@@ -85,7 +85,7 @@ def test_the_index_forgets_a_tensor(broken: Callable[[str], Path]) -> None:
     placed = split_files(folder)
     forgotten = placed.popitem()[0]
     write_index(folder, placed)
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert [(finding.code, finding.where) for finding in checkpoint.findings] == [("QL007", forgotten)]
     assert forgotten in checkpoint.tensors
 
@@ -102,9 +102,9 @@ def test_files_without_an_index(broken: Callable[[str], Path]) -> None:
     folder = broken(NAME)
     split_files(folder)
     (folder / INDEX).unlink()
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert [finding.code for finding in checkpoint.findings] == ["QL007"]
-    assert checkpoint.tensors.keys() == open_folder(DEMO).tensors.keys()
+    assert checkpoint.tensors.keys() == open_folder(Folder(DEMO)).tensors.keys()
 
 
 def test_one_tensor_in_two_files_that_no_index_places(broken: Callable[[str], Path]) -> None:
@@ -120,7 +120,7 @@ def test_a_stale_copy_that_the_index_does_not_name(broken: Callable[[str], Path]
     folder = broken(NAME)
     placed = split_files(folder)
     (folder / "model-00009-of-00009.safetensors").write_bytes(b"stale")
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert checkpoint.findings == ()
     assert {entry.file for entry in checkpoint.tensors.values()} == set(placed.values())
 
@@ -134,7 +134,7 @@ def test_the_index_decides_between_two_copies_of_a_tensor(broken: Callable[[str]
         save_file({**shard, name: torch.full((number + 1,), 1.0)}, folder / file)
     placed = {each: file for file, shard in zip(files, shards, strict=True) for each in shard}
     write_index(folder, {**placed, name: files[chosen]})
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert checkpoint.findings == ()
     assert (checkpoint.tensors[name].file, checkpoint.tensors[name].shape) == (files[chosen], (chosen + 1,))
 
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_one_finding_and_not_one_for_each_of_its_t
     placed = split_files(folder)
     pointer = placed["model.norm.weight"]
     (folder / pointer).write_text("version https://git-lfs.github.com/spec/v1")
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert [(finding.code, finding.file) for finding in checkpoint.findings] == [("QL002", pointer)]
     assert checkpoint.lost == {name for name, file in placed.items() if file == pointer}
 
@@ -157,7 +157,7 @@ def test_one_file_is_taken_before_the_files_of_an_index(broken: Callable[[str], 
     merged = (folder / WEIGHTS).read_bytes()
     split_files(folder)
     (folder / WEIGHTS).write_bytes(merged)
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert checkpoint.findings == ()
     assert {entry.file for entry in checkpoint.tensors.values()} == {WEIGHTS}
 
@@ -165,14 +165,14 @@ def test_one_file_is_taken_before_the_files_of_an_index(broken: Callable[[str], 
 def test_pickled_weights_beside_safetensors_are_left_alone(broken: Callable[[str], Path]) -> None:
     folder = broken(NAME)
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert (checkpoint.findings, checkpoint.pickled) == ((), ())
 
 
 def test_a_config_that_is_too_large_is_not_read(broken: Callable[[str], Path]) -> None:
     folder = broken(NAME)
     os.truncate(folder / "config.json", MAX_JSON_BYTES + 1)
-    (finding,) = open_folder(folder).findings
+    (finding,) = open_folder(Folder(folder)).findings
     assert (finding.code, finding.message) == ("QL105", "is too large for a config")
 
 
@@ -192,7 +192,7 @@ def test_no_config_at_all(broken: Callable[[str], Path]) -> None:
 def test_pickled_weights_are_named_and_not_read(broken: Callable[[str], Path]) -> None:
     folder = broken(NAME)
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert checkpoint.pickled == ("pytorch_model.bin",)
     assert [finding.code for finding in checkpoint.findings] == ["QL001"]
 
@@ -207,7 +207,7 @@ def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None
     folder = broken(NAME)
     (folder / "side.json").write_text(json.dumps({"bits": 4}))
     (folder / "list.json").write_text("[]")
-    checkpoint = open_folder(folder)
+    checkpoint = open_folder(Folder(folder))
     assert checkpoint.read_json("side.json") == {"bits": 4}
     assert checkpoint.read_json("list.json") is None
     assert checkpoint.read_json("nothing.json") is None
@@ -272,4 +272,4 @@ def test_a_tensor_of_a_stack_that_is_missing_is_named_as_the_others_are() -> Non
 @pytest.mark.parametrize("name", ["a" * 300, "with\0null"])
 def test_a_path_that_the_system_refuses(tmp_path: Path, name: str) -> None:
     with pytest.raises(QloadError, match="the folder cannot be read"):
-        open_folder(tmp_path / name)
+        open_folder(Folder(tmp_path / name))

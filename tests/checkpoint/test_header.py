@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from samples import samples
 
-from qload.checkpoint import read_header
+from qload.checkpoint import Folder, read_header
 from qload.checkpoint.header import MAX_HEADER_BYTES
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
@@ -23,14 +23,14 @@ def write(path: Path, header: object, data: bytes = b"") -> Path:
 
 
 def codes(path: Path) -> list[str]:
-    return [finding.code for finding in read_header(path, "f").findings]
+    return [finding.code for finding in read_header(Folder(path.parent), path.name).findings]
 
 
 @pytest.mark.parametrize("path", samples(), ids=lambda path: path.name)
 def test_real_files_read_as_safetensors_reads_them(path: Path) -> None:
     files = sorted(path.glob("model*.safetensors"))
     for file in files:
-        header = read_header(file, file.name)
+        header = read_header(Folder(file.parent), file.name)
         assert header.findings == ()
         with safe_open(file, framework="np") as theirs:
             assert set(theirs.keys()) == set(header.tensors)
@@ -41,7 +41,7 @@ def test_real_files_read_as_safetensors_reads_them(path: Path) -> None:
 
 def test_a_good_header(tmp_path: Path) -> None:
     path = write(tmp_path / "f", {**GOOD, "__metadata__": {"format": "pt"}}, bytes(24))
-    header = read_header(path, "f")
+    header = read_header(Folder(path.parent), path.name)
     assert (header.findings, header.metadata) == ((), {"format": "pt"})
     entry = header.tensors["a"]
     assert (entry.shape, entry.nbytes, entry.stop) == ((2, 3), 24, path.stat().st_size)
@@ -92,14 +92,14 @@ def entry(**changes: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_bad_header_is_a_finding(tmp_path: Path, header: object, data: bytes, code: str, words: str) -> None:
-    found = read_header(write(tmp_path / "f", header, data), "f").findings
+    found = read_header(Folder(write(tmp_path / "f", header, data).parent), "f").findings
     assert [finding.code for finding in found] == [code]
     assert words in str(found[0])
 
 
 def test_a_pointer_in_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    (finding,) = read_header(tmp_path / "f", "f").findings
+    (finding,) = read_header(Folder(tmp_path), "f").findings
     assert (finding.code, finding.remedy) == ("QL002", "run `git lfs pull`, or download it")
 
 
@@ -131,5 +131,5 @@ def test_no_change_of_a_header_raises(tmp_path: Path, data: st.DataObject) -> No
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "h").write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
-    header = read_header(tmp_path / "h", "h")
+    header = read_header(Folder(tmp_path), "h")
     assert header.findings or all(entry.stop <= (tmp_path / "h").stat().st_size for entry in header.tensors.values())

@@ -18,6 +18,7 @@ from samples import DATA
 
 import qload
 from qload import Registry
+from qload.checkpoint import Folder
 from qload.cli import cli
 from qload.errors import QloadError
 
@@ -106,7 +107,7 @@ def test_a_file_that_claims_a_header_without_end(tmp_path: Path) -> None:
     with (tmp_path / "m.gguf").open("wb") as file:
         file.write(head)
         file.truncate(2**34)
-    (finding,) = read_header(tmp_path / "m.gguf", "m.gguf").findings
+    (finding,) = read_header(Folder(tmp_path), "m.gguf").findings
     assert finding.code == "QL003"
     assert MAX_HEADER_BYTES < 2**33
 
@@ -114,7 +115,7 @@ def test_a_file_that_claims_a_header_without_end(tmp_path: Path) -> None:
 def test_no_header_ends_in_a_traceback(tmp_path: Path, registry: Registry) -> None:
     """Numbers of every size in random places, and files cut short: refused, or read."""
     source, chance = LLAMA.read_bytes(), random.Random(0)
-    end = read_header(LLAMA, "").tensors[0].start
+    end = read_header(Folder(LLAMA.parent), LLAMA.name).tensors[0].start
     for _ in range(300):
         raw = bytearray(source)
         for _ in range(chance.choice([1, 1, 2, 5])):
@@ -139,7 +140,7 @@ def test_a_large_header_is_read_through_windows(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    header = read_header(tmp_path / "m.gguf", "m.gguf")
+    header = read_header(Folder(tmp_path), "m.gguf")
     assert header.findings == ()
     assert header.metadata["llama.block_count"] == 7
     assert [tensor.name for tensor in header.tensors] == ["token_embd.weight"]
@@ -159,7 +160,7 @@ def test_a_file_split_into_several(tmp_path: Path) -> None:
     assert len(parts) > 2
     whole = qload.validate(tmp_path)
     assert whole.findings == ()
-    assert whole.tensors == len(read_header(LLAMA, "").tensors)
+    assert whole.tensors == len(read_header(Folder(LLAMA.parent), LLAMA.name).tensors)
     model = qload.load(tmp_path / parts[1])
     assert qload.report(model).tensors == whole.tensors
     (tmp_path / parts[-1]).unlink()

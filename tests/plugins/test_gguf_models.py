@@ -15,9 +15,9 @@ from torch import Tensor
 import qload
 from qload import Quantization
 from qload.errors import CheckpointError
+from qload.examination import read_quantization
 from qload.torch import ColumnParallelLinear, Layer, QKVParallelLinear, Site
 from qload.torch.parallel import Group
-from qload.validation.report import read_quantization
 
 LOGITS = load_file(GOLDENS / "logits.safetensors")
 NAMES = sorted(LOGITS.keys() - {"input_ids"})

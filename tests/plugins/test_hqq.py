@@ -198,7 +198,7 @@ def test_what_is_stored_beside_the_weights_must_agree_with_the_config(
     assert {key for key, _ in layer.named_parameters()} == {"W_q", "scale", "zero"}
     qload.load_tensors(layer, WHOLE.stored, quantization)
     wrong = {**WHOLE.stored, f"m.{name}": torch.full_like(WHOLE.stored[f"m.{name}"], value)}
-    with pytest.raises(CheckpointError, match=rf"QL506 m.{name} in memory.*found {value}"):
+    with pytest.raises(CheckpointError, match=rf"QL508 m.{name} in memory.*found {value}"):
         qload.load_tensors(layer, wrong, quantization)
 
 

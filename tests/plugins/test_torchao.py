@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import qload
 from qload import Quantization, Registry
-from qload.checkpoint import Checkpoint, Header, TensorEntry, read_header
+from qload.checkpoint import Checkpoint, Folder, Header, TensorEntry, read_header
 from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
@@ -39,7 +39,7 @@ BARE = {"quant_method": "torchao"}
 
 @cache
 def goldens() -> tuple[Header, dict[str, Tensor]]:
-    return read_header(GOLDENS, GOLDENS.name), load_file(GOLDENS)
+    return read_header(Folder(GOLDENS.parent), GOLDENS.name), load_file(GOLDENS)
 
 
 def cases(ending: str) -> list[str]:
@@ -258,7 +258,7 @@ def test_tensors_need_not_be_named() -> None:
 
 def test_names_of_the_first_version_are_refused(tmp_path: Path) -> None:
     folder = copy_checkpoint(DATA / REAL, tmp_path / "old")
-    header = read_header(folder / "model.safetensors", "model.safetensors")
+    header = read_header(Folder(folder), "model.safetensors")
     tensors = {_old_name(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", dict(header.metadata))
     with pytest.raises(CheckpointError) as caught:

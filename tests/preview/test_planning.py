@@ -15,10 +15,11 @@ from torch import Tensor
 
 import qload
 from qload import Registry
+from qload.catalogue import Severity
 from qload.declare import ParameterKind, ParameterSpec
 from qload.dtypes import storage_bytes
 from qload.errors import ParallelError, QloadError, ShardError
-from qload.findings import Severity
+from qload.examination import Examination, examine
 from qload.geometry import expert_parallel
 from qload.layout import Dim
 from qload.outline import Outline
@@ -27,7 +28,6 @@ from qload.preview import RankPlans, SizePlan, Split, plan_ranks
 from qload.preview.modules import Modules, choose_dtype, list_modules
 from qload.roles import choose_sharding
 from qload.sharding import cut_layer
-from qload.validation.report import Examination, examine
 
 SIZES = (1, 2, 3, 4, 6, 8)
 DIMS = {Split.COLUMN: Dim.OUT, Split.VOCABULARY: Dim.OUT, Split.ROW: Dim.IN, Split.EXPERTS: Dim.EXPERT}

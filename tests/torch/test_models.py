@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import qload
 from qload import Registry
 from qload.calls import Origin
-from qload.checkpoint import Checkpoint, open_folder
+from qload.checkpoint import Checkpoint, Folder, open_folder
 from qload.errors import CheckpointError, ModelError
 from qload.torch import Experts, Layer, ParallelLMHead, VocabParallelEmbedding
 
@@ -237,7 +237,7 @@ def test_the_config_is_the_one_that_the_checkpoint_was_opened_with(broken: Calla
     class Opener:
         @staticmethod
         def qload_open_checkpoint(path: Path) -> Checkpoint:
-            return replace(open_folder(path), config=read_config(DEMO), findings=())
+            return replace(open_folder(Folder(path)), config=read_config(DEMO), findings=())
 
     (folder / "config.json").unlink()
     found = Registry.discover()

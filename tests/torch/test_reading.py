@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qload.checkpoint import Interleaving, read_header
+from qload.checkpoint import Folder, Interleaving, read_header
 from qload.errors import QloadError
 from qload.layout import Interval, Region
 from qload.plan import Copy
@@ -45,7 +45,7 @@ def readers(folder: Path) -> Iterator[Reader]:
 
 
 def copy_of(folder: Path, name: str, region: Region) -> Copy:
-    entry = read_header(folder / "f", "f").tensors[name]
+    entry = read_header(Folder(folder), "f").tensors[name]
     return Copy(entry, entry.shape, region, region)
 
 
@@ -118,7 +118,7 @@ def test_casts_and_strided_destinations(folder: Path) -> None:
 
 
 def test_a_view_of_the_same_bytes(folder: Path) -> None:
-    entry = read_header(folder / "f", "f").tensors["vector"]
+    entry = read_header(Folder(folder), "f").tensors["vector"]
     region = (Interval(0, 100), Interval(2, 5))
     for reader in readers(folder):
         destination = torch.zeros(100, 3, dtype=torch.int64)
@@ -128,7 +128,7 @@ def test_a_view_of_the_same_bytes(folder: Path) -> None:
 
 
 def test_an_expert_of_a_stack(folder: Path) -> None:
-    entry = read_header(folder / "f", "f").tensors["matrix"]
+    entry = read_header(Folder(folder), "f").tensors["matrix"]
     region = (Interval(0, 48), Interval(0, 40))
     for reader in readers(folder):
         stack = torch.zeros(3, 48, 40, dtype=torch.int32)
@@ -171,7 +171,7 @@ def test_a_system_that_reads_less_than_it_is_asked_to_is_asked_again(
 def test_a_file_that_shrinks_is_an_error_with_the_tensor(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "f").read_bytes()
     (tmp_path / "f").write_bytes(whole[: len(whole) // 2])
-    last = max(read_header(folder / "f", "f").tensors.values(), key=lambda entry: entry.stop)
+    last = max(read_header(Folder(folder), "f").tensors.values(), key=lambda entry: entry.stop)
     region = tuple(Interval(0, size) for size in last.shape)
     reader = FileReader(tmp_path, Staging(CPU))
     with pytest.raises(QloadError, match=f"{last.name} in f: the file ends before"):
@@ -203,7 +203,7 @@ def test_any_region_of_interleaved_rows_is_the_slice(folder: Path, data: st.Data
 def test_a_shift_is_added_before_the_cast(folder: Path) -> None:
     stored = torch.tensor([1.0000001, 2.5])
     save_file({"norm": stored}, folder / "norms")
-    entry = read_header(folder / "norms", "norms").tensors["norm"]._replace(shift=-1.0)
+    entry = read_header(Folder(folder), "norms").tensors["norm"]._replace(shift=-1.0)
     whole = (Interval(0, 2),)
     for dtype in (torch.float32, torch.bfloat16):
         found = torch.empty(2, dtype=dtype)

@@ -11,8 +11,8 @@ from samples import DEMO
 from torch import Tensor
 
 import qload
+from qload.catalogue import RULES
 from qload.errors import CheckpointError
-from qload.findings import RULES
 
 Break = Callable[[Path], Any]
 LAYER = "model.layers.0.mlp.down_proj"
@@ -109,7 +109,7 @@ LOADED: dict[str, tuple[str, Break]] = {
     "QL208": ("gptq-4bit-g128-asym", add(f"{LAYER}.bias", torch.zeros(256, dtype=torch.float16))),
     "QL501": (DEMO.name, put_leaf("weight_scale", lambda scale: scale * float("nan"))),
     "QL505": ("gptq-4bit-g32-sym-descact", put_leaf("g_idx", lambda index: index + 1)),
-    "QL506": ("hqq-3bit-g64", put_leaf("nbits", lambda bits: bits + 1)),
+    "QL508": ("hqq-3bit-g64", put_leaf("nbits", lambda bits: bits + 1)),
 }
 """The same for some that only loading can."""
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qload.catalogue import Severity
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.errors import CheckpointError, QloadError
-from qload.findings import Finding, Severity, report
+from qload.examination import open_checkpoint
+from qload.findings import report
 from qload.registry import Registry
 from qload.torch.feeding import describe
 from qload.torch.loading.reading import FileReader, MemoryReader, Reader
 from qload.torch.loading.staging import Staging
-from qload.validation.report import open_checkpoint
 
 
 def open_for_loading(
@@ -27,7 +28,7 @@ def open_for_loading(
     Pickled weights are read only with `allow_pickle`, and then by torch's unpickler for weights, which runs
     no code of theirs. Raises CheckpointError where they are not allowed.
     """
-    checkpoint = open_checkpoint(Path(path), registry)
+    checkpoint = open_checkpoint(path, registry)
     if not checkpoint.pickled:
         return checkpoint, FileReader(checkpoint.folder, Staging(device))
     if not allow_pickle:
@@ -37,7 +38,7 @@ def open_for_loading(
             file=", ".join(checkpoint.pickled),
             remedy="convert them to safetensors, or load with allow_pickle=True",
         )
-        raise CheckpointError(str(path), [finding])
+        raise CheckpointError(str(path), [replace(finding, severity=Severity.ERROR)])
     return _unpickle(checkpoint)
 
 
@@ -54,8 +55,7 @@ def _unpickle(checkpoint: Checkpoint) -> tuple[Checkpoint, Reader]:
         found = {name: value for name, value in loaded.items() if _is_weight(name, value)}
         tensors |= found
         entries |= list_entries(found, file)
-    findings = tuple(map(_allow, checkpoint.findings))
-    opened = Checkpoint(checkpoint.path, checkpoint.config, entries, checkpoint.files, findings)
+    opened = Checkpoint(checkpoint.path, checkpoint.config, entries, checkpoint.files, checkpoint.findings)
     return opened, MemoryReader(tensors)
 
 
@@ -64,11 +64,6 @@ def _is_weight(name: object, value: object) -> bool:
     if not isinstance(name, str) or not isinstance(value, Tensor):
         return False
     return value.layout == torch.strided and not value.is_meta and not value.is_quantized
-
-
-def _allow(finding: Finding) -> Finding:
-    """That the weights are pickled is worth knowing, and no fault, once they may be."""
-    return replace(finding, severity=Severity.WARNING) if finding.code == "QL001" else finding
 
 
 def _load_pickled(path: Path, name: str) -> dict[str, Any]:

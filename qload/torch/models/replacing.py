@@ -234,8 +234,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _refused(name: str, error: ModelError) -> Finding:
-    facts = {"expected": error.expected, "found": error.found, "remedy": error.remedy}
-    return report("QL211", error.what, where=error.where or name, **facts)
+    where, remedy = error.where or name, error.remedy
+    return report("QL211", error.what, where=where, expected=error.expected, found=error.found, remedy=remedy)
 
 
 def _unsupported(module: str) -> Finding:

@@ -1,0 +1,28 @@
+"""The rules that need nothing but config and headers, and look at the checkpoint as a whole."""
+
+from collections.abc import Callable, Iterable
+
+from qload.examination import Examination
+from qload.findings import Finding
+from qload.validation.biases import find_odd_biases
+from qload.validation.caches import find_odd_caches
+from qload.validation.experts import find_odd_experts
+from qload.validation.fused import find_mixed_parts
+from qload.validation.heads import find_needless_heads
+from qload.validation.layers import find_absent_layers
+from qload.validation.names import find_idle_names
+from qload.validation.prefixes import find_prefix_drift
+
+Finder = Callable[[Examination], Iterable[Finding]]
+
+FINDERS: tuple[Finder, ...] = (
+    find_idle_names,
+    find_prefix_drift,
+    find_mixed_parts,
+    find_odd_experts,
+    find_needless_heads,
+    find_odd_caches,
+    find_odd_biases,
+    find_absent_layers,
+)
+"""Each finds what its module is about, in the order in which it is reported."""
