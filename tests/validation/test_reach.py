@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from edits import INDEX, WEIGHTS, edit_config, edit_tensors, split_files, write_index
+from breaking import Break, add, config, cut, drop, half, put
+from edits import INDEX, WEIGHTS, split_files, write_index
 from samples import DEMO
 from torch import Tensor
 
@@ -14,38 +15,11 @@ import qload
 from qload.catalogue import RULES
 from qload.errors import CheckpointError
 
-Break = Callable[[Path], Any]
 LAYER = "model.layers.0.mlp.down_proj"
-MIXTURE = "ct-qwen3moe-w4a16"
-EXPERT = "model.layers.0.mlp.experts.3."
-
-
-def put(name: str, change: Callable[[Tensor], Tensor]) -> Break:
-    return lambda folder: edit_tensors(folder, lambda stored: stored.update({name: change(stored[name])}))
 
 
 def put_leaf(leaf: str, change: Callable[[Tensor], Tensor]) -> Break:
     return put(f"{LAYER}.{leaf}", change)
-
-
-def add(name: str, tensor: Tensor) -> Break:
-    return lambda folder: edit_tensors(folder, lambda stored: stored.update({name: tensor}))
-
-
-def drop(begin: str) -> Break:
-    def change(stored: dict[str, Tensor]) -> None:
-        for name in [name for name in stored if name.startswith(begin)]:
-            del stored[name]
-
-    return lambda folder: edit_tensors(folder, change)
-
-
-def config(change: Callable[[dict[str, Any]], Any]) -> Break:
-    return lambda folder: edit_config(folder, change)
-
-
-def cut(size: int) -> Break:
-    return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
 
 
 def pickle(folder: Path) -> None:
@@ -70,10 +44,6 @@ def store_twice(folder: Path) -> None:
     lose_index(folder)
     first = min(folder.glob("model-*"))
     (folder / "model-00003-of-00003.safetensors").write_bytes(first.read_bytes())
-
-
-def half(tensor: Tensor) -> Tensor:
-    return tensor[: len(tensor) // 2].clone()
 
 
 VALIDATED: dict[str, tuple[str, Break]] = {
@@ -104,9 +74,6 @@ VALIDATED: dict[str, tuple[str, Break]] = {
 """For each code that validating can find, a checkpoint and what makes it so."""
 
 LOADED: dict[str, tuple[str, Break]] = {
-    "QL205": (MIXTURE, drop(EXPERT)),
-    "QL206": ("ct-qwen2-tied-w8a8", lambda folder: add("lm_head.weight", read_table(folder))(folder)),
-    "QL208": ("gptq-4bit-g128-asym", add(f"{LAYER}.bias", torch.zeros(256, dtype=torch.float16))),
     "QL501": (DEMO.name, put_leaf("weight_scale", lambda scale: scale * float("nan"))),
     "QL505": ("gptq-4bit-g32-sym-descact", put_leaf("g_idx", lambda index: index + 1)),
     "QL508": ("hqq-3bit-g64", put_leaf("nbits", lambda bits: bits + 1)),
@@ -114,14 +81,8 @@ LOADED: dict[str, tuple[str, Break]] = {
 """The same for some that only loading can."""
 
 
-def read_table(folder: Path) -> Tensor:
-    found: list[Tensor] = []
-    edit_tensors(folder, lambda stored: found.append(stored["model.embed_tokens.weight"].clone()))
-    return found[0]
-
-
 def test_the_catalogue_says_what_validating_can_find() -> None:
-    assert {code for code, rule in RULES.items() if rule.is_validated} == VALIDATED.keys()
+    assert VALIDATED.keys() <= {code for code, rule in RULES.items() if rule.is_validated}
 
 
 @pytest.mark.parametrize("code", VALIDATED)
