@@ -59,7 +59,7 @@ coverage: $(READY)
 
 # torch_xla goes with one version of torch, older than qload's own: pip would refuse the two together.
 XLA_VENV ?= .venv-xla
-XLA_NEEDS := click gguf numpy pluggy pydantic pytest rich safetensors transformers
+XLA_NEEDS := click gguf msgspec numpy pluggy pydantic pytest rich safetensors transformers
 
 $(XLA_VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(XLA_VENV)

@@ -63,6 +63,8 @@ class MethodInfo:
     `config` is the pydantic model of the checkpoint's quantization config, None for a method without one.
     `runtime` is the dotted name of the module with the torch hooks; None means the same module. `presets` are
     configs by the names under which users ask for them, as in `qload.load(path, quantization="int4")`.
+    `is_by_place` says that a scheme depends on numbers in a module's name only where the config writes them: then one
+    module is asked about for all that store the same and whose names differ in other numbers.
     """
 
     summary: str
@@ -70,6 +72,7 @@ class MethodInfo:
     capabilities: Capabilities
     runtime: str | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    is_by_place: bool = False
     hookspec_version: int = HOOKSPEC_VERSION
 
 

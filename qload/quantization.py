@@ -50,14 +50,15 @@ class Treatment:
 class Quantization:
     """A checkpoint's method with its config, and the method for everything that it leaves alone.
 
-    `modules` are the names of the tensors stored below each module, `tensors` the entries of all, and
-    `descriptions` what the weight files' metadata says of names below each module. `is_to_be_made` says that the
-    checkpoint is plain, and the method quantizes it while it is loaded.
+    `section` is the config as it was written. `modules` are the names of the tensors stored below each module,
+    `tensors` the entries of all, and `descriptions` what the weight files' metadata says of names below each module.
+    `is_to_be_made` says that the checkpoint is plain, and the method quantizes it while it is loaded.
     """
 
     method: Method
     unquantized: Method
     config: BaseModel | None = None
+    section: Mapping[str, Any] = field(default_factory=dict, repr=False)
     is_to_be_made: bool = False
     modules: Modules = field(default_factory=dict, repr=False)
     tensors: Mapping[str, TensorEntry] = field(default_factory=dict, repr=False)
@@ -88,7 +89,7 @@ class Quantization:
         if kind is not Kind.KV_CACHE:
             return own
         if self._below is None:
-            self._below = group_below(self.modules)
+            self._below = group_below(self.modules, {name.rpartition(".")[0] for name in self.modules} - {""})
         return {**self._below.get(module, {}), **own}
 
     def _complete(self, module: ModuleInfo) -> ModuleInfo:
@@ -217,6 +218,7 @@ def _bind(
         method,
         registry.method(UNQUANTIZED),
         config,
+        section or {},
         modules=checkpoint.modules,
         tensors=checkpoint.tensors,
         descriptions=checkpoint.descriptions,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from strangers import make_plugin, origin
 
-from qload.checkpoint import Checkpoint
+from qload.checkpoint import Checkpoint, Folder
 from qload.entries import read_origin
 from qload.errors import MethodConflictError, PluginError, UnknownMethodError
 from qload.hookspecs import HOOKSPEC_VERSION, Capabilities, MethodInfo
@@ -321,12 +321,13 @@ def test_what_is_installed_is_found_in_both_groups(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "opener.py").write_text(
         "from qload.checkpoint import Checkpoint\n"
-        "def qload_open_checkpoint(path): return Checkpoint(path, {'opened': 1}, {})\n"
+        "from pathlib import Path\n"
+        "def qload_open_checkpoint(storage): return Checkpoint(Path(storage.place), {'opened': 1}, {})\n"
     )
     registry = Registry.discover(environ={})
     assert registry.names == ("m",)
-    assert registry.call_plugins(OPEN, tmp_path).config == {"opened": 1}
-    assert Registry.discover(environ={"QLOAD_DISABLE": "p"}).call_plugins(OPEN, tmp_path) is None
+    assert registry.call_plugins(OPEN, Folder(tmp_path), "").config == {"opened": 1}
+    assert Registry.discover(environ={"QLOAD_DISABLE": "p"}).call_plugins(OPEN, Folder(tmp_path), "") is None
     del sys.modules["opener"]
 
 

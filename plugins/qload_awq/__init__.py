@@ -45,6 +45,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, tensor_parallel="whole groups and 8 rows; gemv: rows alone; gemv_fast: 4 rows alone"
         ),
         runtime="qload_awq.runtime",
+        is_by_place=True,
     )
 
 

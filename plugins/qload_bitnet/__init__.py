@@ -46,6 +46,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, activations=True, tensor_parallel="columns alone, where inputs are not normed"
         ),
         runtime="qload_bitnet.runtime",
+        is_by_place=True,
     )
 
 

@@ -45,6 +45,7 @@ def qload_method_info() -> MethodInfo:
             tensor_parallel="whole blocks, and blocks of blocks; int8: any unit",
         ),
         runtime="qload_bitsandbytes.runtime",
+        is_by_place=True,
         presets=PRESETS,
     )
 

@@ -46,6 +46,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, tensor_parallel="whole groups and words; act-order keeps scales whole"
         ),
         runtime="qload_gptq.runtime",
+        is_by_place=True,
     )
 
 

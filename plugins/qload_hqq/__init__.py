@@ -72,6 +72,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, quantize=True, tensor_parallel="whole groups of columns; 8 bits on axis 1: rows too"
         ),
         runtime="qload_hqq.runtime",
+        is_by_place=True,
         presets=PRESETS,
     )
 

@@ -48,6 +48,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, activations=True, kv_cache=True, tensor_parallel="whole groups and blocks; int4: 2 rows"
         ),
         runtime="qload_modelopt.runtime",
+        is_by_place=True,
     )
 
 

@@ -33,6 +33,7 @@ def qload_method_info() -> MethodInfo:
         config=Mxfp4Config,
         capabilities=Capabilities(embedding=True, tensor_parallel="whole blocks"),
         runtime="qload_mxfp4.runtime",
+        is_by_place=True,
     )
 
 

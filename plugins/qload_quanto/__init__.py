@@ -77,6 +77,7 @@ def qload_method_info() -> MethodInfo:
             tensor_parallel="8 bits: any unit, but whole rows where outputs are rounded; else whole groups of columns",
         ),
         runtime="qload_quanto.runtime",
+        is_by_place=True,
         presets=PRESETS,
     )
 

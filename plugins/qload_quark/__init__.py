@@ -52,6 +52,7 @@ def qload_method_info() -> MethodInfo:
             tensor_parallel="whole groups and blocks; 4-bit ints by group: 8 rows",
         ),
         runtime="qload_quark.runtime",
+        is_by_place=True,
     )
 
 

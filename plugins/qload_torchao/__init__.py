@@ -32,6 +32,7 @@ def qload_method_info() -> MethodInfo:
             tensor_parallel="whole groups and blocks; swizzled scales: 128 rows and 4 groups",
         ),
         runtime="qload_torchao.runtime",
+        is_by_place=True,
         presets=PRESETS,
     )
 

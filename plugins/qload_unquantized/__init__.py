@@ -11,6 +11,7 @@ def qload_method_info() -> MethodInfo:
         config=None,
         capabilities=Capabilities(embedding=True),
         runtime="qload_unquantized.runtime",
+        is_by_place=True,
     )
 
 

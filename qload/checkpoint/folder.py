@@ -71,7 +71,7 @@ class Checkpoint:
     @cached_property
     def modules(self) -> Modules:
         """The tensors stored below each module: their names below it, and those that they are stored under."""
-        return group_tensors({name: entry.shape for name, entry in self.tensors.items()})
+        return group_tensors(self.tensors, [name for name, entry in self.tensors.items() if len(entry.shape) > 2])
 
     @cached_property
     def descriptions(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:

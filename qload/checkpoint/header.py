@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
+
+import msgspec
 
 from qload.checkpoint.documents import unreadable
 from qload.checkpoint.storage import Storage
@@ -23,6 +25,7 @@ MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**63 - 1
 """The bounds that torch sets to a tensor's dimensions and to the size of one."""
 
 _LFS_SIGNATURE = b"version https://git-lfs"
+_METADATA = "__metadata__"
 
 
 class Interleaving(NamedTuple):
@@ -41,11 +44,13 @@ class Interleaving(NamedTuple):
         return block * self.size + place * self.runs + run
 
 
-class TensorEntry(NamedTuple):
+class TensorEntry(msgspec.Struct, frozen=True, gc=False):
     """One stored tensor: dtype code, shape, and its bytes [start, stop) in `file`.
 
     A producer may have changed it, which whoever reads it undoes: `interleaving` is the order of its stored rows,
     and `shift` is to be added to its values.
+
+    A struct, for a checkpoint has many: it is made in a fifth of the time of a tuple, and no collector counts it.
     """
 
     name: str
@@ -60,6 +65,24 @@ class TensorEntry(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.stop - self.start
+
+
+class _Stored(msgspec.Struct, gc=False):
+    """A header's entry; what it does not say stays empty, which no entry is."""
+
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    data_offsets: tuple[int, int] = (0, 0)
+
+
+class _Described(msgspec.Struct):
+    """A header's metadata."""
+
+    metadata: dict[str, Any] = msgspec.field(name=_METADATA, default_factory=dict)
+
+
+_TABLE = msgspec.json.Decoder(dict[str, _Stored])
+_DESCRIPTION = msgspec.json.Decoder(_Described)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +107,7 @@ def read_header(storage: Storage, name: str) -> Header:
     """
     try:
         raw, size = _read_raw(storage, name)
-        table = _parse(raw, name)
-        entries, metadata = _entries(table, name, 8 + len(raw))
+        entries, metadata = _read_sound(raw, name) or _read_any(raw, name)
     except _UnreadableError as fault:
         return Header({}, {}, (fault.finding,))
     return Header(entries, metadata, tuple(_check_ranges(entries, name, 8 + len(raw), size)))
@@ -135,6 +157,50 @@ def _header_length(prefix: bytes, size: int, name: str) -> int:
     return length
 
 
+_Entries = tuple[dict[str, TensorEntry], Mapping[str, Any]]
+
+
+def _read_sound(raw: bytes, name: str) -> _Entries | None:
+    """The entries and metadata of a header in which nothing is wrong; None for any other, without the reason.
+
+    Headers are nearly always sound, and a checkpoint may have 100,000 entries: the parser checks types as it goes.
+    """
+    try:
+        table = _TABLE.decode(raw)
+        metadata = _DESCRIPTION.decode(raw).metadata if table.pop(_METADATA, None) is not None else {}
+        entries = _make_entries(table, name, 8 + len(raw))
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        return None
+    return (entries, metadata) if raw.count(b'"data_offsets"') == len(table) else None
+
+
+def _make_entries(table: Mapping[str, _Stored], name: str, offset: int) -> dict[str, TensorEntry]:
+    """Raises ValueError or KeyError for an entry that is not sound."""
+    entries = {}
+    sizes: dict[tuple[str, tuple[int, ...]], int] = {}
+    for key, stored in table.items():
+        dtype, shape, (start, stop) = stored.dtype, stored.shape, stored.data_offsets
+        expected = sizes.get((dtype, shape))
+        if expected is None:
+            expected = sizes[dtype, shape] = _count_bytes(dtype, shape)
+        if stop - start != expected or not 0 <= start <= stop <= MAX_ENTRIES:
+            raise ValueError(key)
+        entries[key] = TensorEntry(key, dtype, shape, name, offset + start, offset + stop)
+    return entries
+
+
+def _count_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """The bytes of a tensor. Raises ValueError for a shape that none can have, KeyError for a dtype."""
+    if len(shape) > MAX_DIMENSIONS or not _are_sizes(shape):
+        raise ValueError(shape)
+    return -(-prod(shape) * BITS[dtype] // 8)
+
+
+def _read_any(raw: bytes, name: str) -> _Entries:
+    """The entries and metadata of any header, or what is wrong with it."""
+    return _entries(_parse(raw, name), name, 8 + len(raw))
+
+
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
     try:
         table = json.loads(raw)
@@ -142,7 +208,7 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
         raise _fail(f"has a header that is not JSON: {error}", name) from error
     if not isinstance(table, dict):
         raise _fail("has a header that is not a JSON object", name, found=type(table).__name__)
-    tensors = len(table) - ("__metadata__" in table)
+    tensors = len(table) - (_METADATA in table)
     if raw.count(b'"data_offsets"') != tensors:
         _refuse_duplicates(raw, name)
     return table
@@ -160,8 +226,8 @@ def _refuse_duplicates(raw: bytes, name: str) -> None:
     json.loads(raw, object_pairs_hook=check)
 
 
-def _entries(table: dict[str, Any], name: str, offset: int) -> tuple[dict[str, TensorEntry], Mapping[str, str]]:
-    metadata = table.pop("__metadata__", None) or {}
+def _entries(table: dict[str, Any], name: str, offset: int) -> _Entries:
+    metadata = table.pop(_METADATA, None) or {}
     if not isinstance(metadata, dict):
         raise _fail("has metadata that is not a JSON object", name)
     return {key: _entry(key, value, name, offset) for key, value in table.items()}, metadata
@@ -197,8 +263,12 @@ def _are_sizes(numbers: Iterable[object]) -> bool:
 
 
 def _check_ranges(entries: Mapping[str, TensorEntry], name: str, offset: int, size: int) -> Iterator[Finding]:
-    ranges = sorted(entries.values(), key=itemgetter(4, 5))
-    end = ranges[-1].stop if ranges else offset
+    ranges = list(entries.values())
+    starts, stops = [entry.start for entry in ranges], [entry.stop for entry in ranges]
+    if [offset, *stops] == [*starts, size]:
+        return
+    ranges.sort(key=attrgetter("start", "stop"))
+    end = max(stops, default=offset)
     if end > size:
         cut = next(entry for entry in ranges if entry.stop > size)
         yield report(

@@ -9,6 +9,7 @@ Modules = Mapping[str, Mapping[str, str]]
 
 _BELOW_WEIGHT = re.compile(r"^(?P<module>.*?)\.(?P<leaf>weight\..+|[^.]+)$")
 _WEIGHT = "weight"
+_INNER = ".weight."
 # What stands beside a weight under a name of its own: all else in a stack's names says what of its weight it is.
 _BESIDE = ("weight", "bias", "input", "output", "activation")
 
@@ -18,7 +19,7 @@ def split_name(name: str) -> tuple[str, str]:
 
     A name without a module gives an empty one.
     """
-    if ".weight." not in name:
+    if _INNER not in name:
         module, _, leaf = name.rpartition(".")
     else:
         match = _BELOW_WEIGHT.match(name)
@@ -42,37 +43,53 @@ def spell_name(module: str, leaf: str) -> tuple[str, str]:
     return below, module + leaf.removeprefix(_WEIGHT) if leaf.startswith(_WEIGHT) else f"{module}_{leaf}"
 
 
-def group_below(modules: Modules) -> Modules:
-    """The tensors of the modules right below each module, under names such as `k_proj.weight`."""
+def group_below(modules: Modules, chosen: Collection[str]) -> Modules:
+    """The tensors of the modules right below each of the chosen ones, under names such as `k_proj.weight`."""
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for module, stored in modules.items():
         above, _, last = module.rpartition(".")
-        if above:
+        if above in chosen:
             groups[above].update({f"{last}.{leaf}": name for leaf, name in stored.items()})
     return dict(groups)
 
 
-def group_tensors(shapes: Mapping[str, tuple[int, ...]]) -> Modules:
-    """The tensors below each module that stores some itself, in the order of the names.
+def group_tensors(names: Iterable[str], deep: Collection[str]) -> Modules:
+    """The tensors below each module that stores some itself, in the order of the names; `deep` have over two axes.
 
     The tensors of a stack of experts are named as parameters of one module are: `experts.down_proj_blocks`, or
     `experts.down_proj` and `experts.down_proj_scale`. Here they are those of a module of the stack's name, and
     called as a linear layer's: `blocks`, or `weight` and `weight_scale`.
     """
-    groups: dict[str, dict[str, str]] = defaultdict(dict)
-    many: dict[str, None] = {}
-    for name, shape in shapes.items():
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        if not module or _INNER in name:
+            module, leaf = split_name(name)
+        stored = groups.get(module)
+        if stored is None:
+            groups[module] = {leaf: name}
+        else:
+            stored[leaf] = name
+    if deep:
+        _part_stacks(groups, deep)
+    return groups
+
+
+def _part_stacks(groups: dict[str, dict[str, str]], deep: Collection[str]) -> None:
+    """Give each stack of experts a module of its own."""
+    leaves: dict[str, list[str]] = defaultdict(list)
+    for name in deep:
         module, leaf = split_name(name)
-        groups[module][leaf] = name
-        if len(shape) > 2 and not leaf.startswith(_WEIGHT):
-            many[module] = None
-    for module in many:
+        if not leaf.startswith(_WEIGHT):
+            leaves[module].append(leaf)
+    for module, found in leaves.items():
         stored = groups[module]
-        for stack in sorted(_find_stacks([leaf for leaf, name in stored.items() if len(shapes[name]) > 2], stored)):
+        for stack in sorted(_find_stacks(found, stored)):
             path = f"{module}.{stack}" if module else stack
             if path not in groups:
-                _part(stored, stack, groups[path])
-    return {module: stored for module, stored in groups.items() if stored}
+                _part(stored, stack, groups.setdefault(path, {}))
+    for module in [module for module in leaves if not groups[module]]:
+        del groups[module]
 
 
 def _part(stored: dict[str, str], stack: str, apart: dict[str, str]) -> None:

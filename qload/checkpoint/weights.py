@@ -96,7 +96,7 @@ def read_headers(storage: Storage, weights: Weights) -> Stored:
 def _duplicates(
     seen: Mapping[str, TensorEntry], new: Mapping[str, TensorEntry], placed: Mapping[str, str]
 ) -> Iterator[Finding]:
-    for key in sorted(seen.keys() & new.keys() - placed.keys()):
+    for key in sorted(key for key in seen.keys() & new.keys() if key not in placed):
         yield report(
             "QL008",
             "is stored twice, and no index decides",

@@ -7,7 +7,7 @@ from qload.checkpoint import Checkpoint
 from qload.dtypes import FLOATS
 from qload.findings import Finding, refusals
 from qload.geometry import Kind, replicated, single
-from qload.outline.modules import Likeness, StoredModule, list_modules
+from qload.outline.modules import StoredModule, list_modules
 from qload.outline.sizes import PROBE, Solver, find_known_sizes
 from qload.plan import PlainTarget, Source, Target
 from qload.quantization import Quantization, Treatment
@@ -45,13 +45,9 @@ class Outline:
 def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
     """Read a model's outline off the headers; what a method refuses is a finding."""
     refused: dict[str, str] = {}
-    samples: dict[Likeness, StoredModule] = {}
     # One module stands for all that are alike, however many a checkpoint has.
-    modules = [
-        (module.info.name, samples.setdefault(module.likeness, module))
-        for module in list_modules(checkpoint, quantization, refused)
-    ]
-    found = _find_targets(samples.values(), checkpoint, quantization)
+    modules = list(list_modules(checkpoint, quantization, refused))
+    found = _find_targets(tuple(dict.fromkeys(sample for _, sample in modules)), checkpoint, quantization)
     layers = [(name, found[sample]) for name, sample in modules if sample in found]
     plain = [tensor for name, sample in modules if sample not in found for tensor in _plain(name, checkpoint)]
     return Outline(tuple(layers), tuple(plain), tuple(refusals(refused)))

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, TypeVar
 
+from msgspec import structs
+
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View
 from qload.dtypes import BITS
@@ -102,7 +104,7 @@ def view_bytes(entry: TensorEntry, stored: ParameterSpec) -> TensorEntry:
         return entry
     *rows, columns = entry.shape
     seen = columns * BITS[entry.dtype] // BITS[stored.dtypes[0]]
-    return entry._replace(dtype=stored.dtypes[0], shape=(*rows, seen))
+    return structs.replace(entry, dtype=stored.dtypes[0], shape=(*rows, seen))
 
 
 def count_measured(spec: ParameterSpec, source: Source, geometry: Geometry, shape: tuple[int, ...]) -> int:

@@ -227,7 +227,7 @@ def test_a_side_file_is_read_or_not_there(broken: Callable[[str], Path]) -> None
 )
 def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None:
     assert split_name(name) == (module, leaf)
-    assert group_tensors({name: (2, 3)}) == {module: {leaf: name}}
+    assert group_tensors([name], []) == {module: {leaf: name}}
     assert join_name(module, leaf, {}) == name
 
 
@@ -252,7 +252,8 @@ def test_a_tensor_belongs_to_a_module(name: str, module: str, leaf: str) -> None
     ],
 )
 def test_the_tensors_of_a_stack_are_those_of_a_module(stored: dict[str, int], stacks: dict[str, list[str]]) -> None:
-    found = group_tensors({f"a.experts.{leaf}": (2,) * rank for leaf, rank in stored.items()})
+    ranks = {f"a.experts.{leaf}": rank for leaf, rank in stored.items()}
+    found = group_tensors(ranks, [name for name, rank in ranks.items() if rank > 2])
     parts = {module: list(leaves) for module, leaves in found.items() if module != "a.experts"}
     assert parts == {f"a.experts.{stack}": leaves for stack, leaves in stacks.items()}
     names = [name for leaves in found.values() for name in leaves.values()]
@@ -261,11 +262,12 @@ def test_the_tensors_of_a_stack_are_those_of_a_module(stored: dict[str, int], st
 
 
 def test_a_tensor_of_a_stack_that_is_missing_is_named_as_the_others_are() -> None:
-    found = group_tensors({"a.up_blocks": (2, 2, 2), "a.up_bias": (2, 2), "a.down": (2, 2, 2), "a.down_bias": (2, 2)})
+    deep = ["a.up_blocks", "a.down"]
+    found = group_tensors(["a.up_blocks", "a.up_bias", "a.down", "a.down_bias"], deep)
     names = [join_name("a.up", "scales", found), join_name("a.down", "weight_scale", found)]
     assert names == ["a.up_scales", "a.down_scale"]
     # A module of that name keeps its own.
-    both = group_tensors({"a.up_blocks": (2, 2, 2), "a.up_scales": (2, 2, 2), "a.up.weight": (2, 2)})
+    both = group_tensors(["a.up_blocks", "a.up_scales", "a.up.weight"], ["a.up_blocks", "a.up_scales"])
     assert both.keys() == {"a", "a.up"}
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from samples import samples
 
 from qload.checkpoint import Folder, read_header
-from qload.checkpoint.header import MAX_HEADER_BYTES
+from qload.checkpoint.header import MAX_HEADER_BYTES, _read_any, _read_sound
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 
@@ -116,8 +116,8 @@ def test_a_file_that_ends_in_its_header_is_truncated(tmp_path: Path, content: by
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    assert codes(tmp_path / "f") == ["QL003"]
-    assert codes(tmp_path) == ["QL003"]
+    assert codes(tmp_path / "f") == ["QL013"]
+    assert codes(tmp_path) == ["QL013"]
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -133,3 +133,29 @@ def test_no_change_of_a_header_raises(tmp_path: Path, data: st.DataObject) -> No
     (tmp_path / "h").write_bytes(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
     header = read_header(Folder(tmp_path), "h")
     assert header.findings or all(entry.stop <= (tmp_path / "h").stat().st_size for entry in header.tensors.values())
+
+
+ODD = [b"3", b"-1", b"1.0", b"true", b"null", b'"3"', b"[3]", b"{}", b"9223372036854775808", b"1e3", b'"F32"', b'"F9"']
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_what_is_read_quickly_is_what_is_read_with_reasons(data: st.DataObject) -> None:
+    """A sound header has one meaning, and one that is not sound is never taken for it."""
+    raw = bytearray(json.dumps({**GOOD, "__metadata__": {"format": "pt"}}).encode())
+    for _ in range(data.draw(st.integers(0, 3))):
+        start = data.draw(st.integers(0, len(raw) - 1))
+        stop = min(len(raw), start + data.draw(st.integers(0, 4)))
+        raw[start:stop] = data.draw(st.one_of(st.binary(max_size=3), st.sampled_from(ODD)))
+    quick = _read_sound(bytes(raw), "f")
+    if quick is not None:
+        assert quick == _read_any(bytes(raw), "f")
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("key", ["dtype", "shape", "data_offsets"])
+def test_an_entry_of_another_type_is_not_read_quickly(key: str, odd: bytes) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    raw = json.dumps({"a": {**entry, key: "odd"}}).encode().replace(b'"odd"', odd)
+    quick = _read_sound(raw, "f")
+    assert quick is None or quick == _read_any(raw, "f")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -191,7 +192,7 @@ def test_any_region_of_interleaved_rows_is_the_slice(folder: Path, data: st.Data
     ordered = stored.unflatten(0, (-1, order.size // order.runs, order.runs)).transpose(1, 2).flatten(0, 2)
     expected = ordered[tuple(interval.slice for interval in region)]
     copy = copy_of(folder, name, region)
-    copy = copy._replace(entry=copy.entry._replace(interleaving=order))
+    copy = copy._replace(entry=structs.replace(copy.entry, interleaving=order))
     for nbytes in (1 << 20, 300, 16):
         reader = FileReader(folder, Staging(CPU, nbytes))
         found = torch.empty(expected.shape, dtype=expected.dtype)
@@ -203,7 +204,8 @@ def test_any_region_of_interleaved_rows_is_the_slice(folder: Path, data: st.Data
 def test_a_shift_is_added_before_the_cast(folder: Path) -> None:
     stored = torch.tensor([1.0000001, 2.5])
     save_file({"norm": stored}, folder / "norms")
-    entry = read_header(Folder(folder), "norms").tensors["norm"]._replace(shift=-1.0)
+    entry = read_header(Folder(folder), "norms").tensors["norm"]
+    entry = structs.replace(entry, shift=-1.0)
     whole = (Interval(0, 2),)
     for dtype in (torch.float32, torch.bfloat16):
         found = torch.empty(2, dtype=dtype)
