@@ -46,7 +46,7 @@ def outline(checkpoint: Checkpoint, quantization: Quantization) -> Outline:
     """Read a model's outline off the headers; what a method refuses is a finding."""
     refused: dict[str, str] = {}
     # One module stands for all that are alike, however many a checkpoint has.
-    modules = list(list_modules(checkpoint, quantization, refused))
+    modules = list_modules(checkpoint, quantization, refused)
     found = _find_targets(tuple(dict.fromkeys(sample for _, sample in modules)), checkpoint, quantization)
     layers = [(name, found[sample]) for name, sample in modules if sample in found]
     plain = [tensor for name, sample in modules if sample not in found for tensor in _plain(name, checkpoint)]

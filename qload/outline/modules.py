@@ -1,6 +1,6 @@
 """The modules that a checkpoint stores tensors of, with what their names and shapes say that they are."""
 
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from qload.checkpoint import Checkpoint, Modules, TensorEntry
@@ -42,71 +42,81 @@ class StoredModule:
 
 def list_modules(
     checkpoint: Checkpoint, quantization: Quantization, refused: dict[str, str]
-) -> Iterator[tuple[str, StoredModule]]:
+) -> list[tuple[str, StoredModule]]:
     """Every module of the headers, each with the first that is alike; why one is refused is put into `refused`."""
-    listing = _Listing(checkpoint, quantization, refused)
-    return ((name, listing.find(name)) for name in listing.names())
+    return _Listing(checkpoint, quantization, refused).list()
 
 
 @dataclass(slots=True)
 class _Listing:
     """The modules of a checkpoint as they are listed: what is alike is described, and asked about, once.
 
-    `places` has the modules that a method cannot tell apart, by what they are told by; `samples` those that headers
-    cannot.
+    `samples` has the first of those that headers cannot tell apart; `below` what attentions store below modules of
+    theirs.
     """
 
     checkpoint: Checkpoint
     quantization: Quantization
     refused: dict[str, str]
-    places: dict[Hashable, StoredModule] = field(default_factory=dict)
     samples: dict[Likeness, StoredModule] = field(default_factory=dict)
-    blurring: Blurring = field(default_factory=Blurring)
     numbers: Numbers = field(init=False)
-    numbered: dict[str, bool] = field(default_factory=dict)
     below: Modules = field(init=False)
 
     def __post_init__(self) -> None:
-        is_by_place = self.quantization.method.info.is_by_place
-        self.numbers = find_numbers(self.quantization.section) if is_by_place else Numbers(everywhere=True)
-        self.below = group_below(self.checkpoint.modules, self.attentions())
+        info = self.quantization.method.info
+        self.numbers = find_numbers(self.quantization.section) if info.is_by_place else Numbers(everywhere=True)
+        self.below = group_below(self.checkpoint.modules, self.attentions()) if info.capabilities.kv_cache else {}
 
     def attentions(self) -> frozenset[str]:
         """The attention modules, which may store tensors below those right below them."""
         above = {name.rpartition(".")[0] for name in self.checkpoint.modules}
         return frozenset(name for name in above if _is_attention(name))
 
-    def names(self) -> Iterator[str]:
-        """The modules that store tensors, and the attentions that are right above them."""
-        modules, waiting = self.checkpoint.modules, set(self.below) - self.checkpoint.modules.keys()
-        for name in modules:
-            if waiting and (above := name.rpartition(".")[0]) in waiting:
-                waiting.remove(above)
-                yield above
-            yield name
-
-    def find(self, name: str) -> StoredModule:
-        """The first module that is like the one of that name."""
-        tensors, own = self.checkpoint.tensors, self.checkpoint.modules.get(name, {})
-        stored = own if name not in self.below else {**self.below[name], **own}
-        what = [(leaf, (entry := tensors[full]).dtype, entry.shape) for leaf, full in stored.items()]
-        key = (self.place(name), *what)
-        found = self.places.get(key)
-        if found is None:
-            found = self.places[key] = self.describe(name, {leaf: tensors[full] for leaf, full in stored.items()}, own)
-        elif found.refused:
-            self.refused[name] = self.refused[found.info.name]
+    def modules(self) -> Modules:
+        """The modules that store tensors, and the attentions, each before those below it."""
+        if not self.below:
+            return self.checkpoint.modules
+        found: dict[str, Mapping[str, str]] = {}
+        for name, stored in self.checkpoint.modules.items():
+            above = name.rpartition(".")[0]
+            if above in self.below and above not in found:
+                found[above] = {**self.below[above], **self.checkpoint.modules.get(above, {})}
+            found.setdefault(name, stored)
         return found
 
-    def place(self, name: str) -> str:
-        """What tells the method one module from another that stores the same."""
-        blurred = self.blurring.blur(name)
-        numbered = self.numbered.get(blurred)
-        if numbered is None:
-            numbered = self.numbered[blurred] = self.numbers.matter_in(blurred)
-        return name if numbered or name in self.checkpoint.descriptions else blurred
+    def list(self) -> list[tuple[str, StoredModule]]:
+        """Every module with its sample. The loop is short of words, for it runs for each of 45,000 modules."""
+        tensors, blur = self.checkpoint.tensors, Blurring().blur
+        blurred: dict[str, str] = {}
+        known: dict[Hashable, StoredModule | None] = {}
+        listed = []
+        for name, stored in self.modules().items():
+            above, _, last = name.rpartition(".")
+            place = blurred.get(above)
+            if place is None:
+                place = blurred[above] = blur(above)
+            key: list[Hashable] = [place, last if not last.isdecimal() else blur(name)]
+            for leaf, full in stored.items():
+                entry = tensors[full]
+                key += (leaf, entry.dtype, entry.shape)
+            told = tuple(key)
+            module = known.get(told)
+            if module is None:
+                module = self.describe(name, stored)
+                known[told] = None if self.is_apart(blur(name)) else module
+            elif module.refused:
+                self.refused[name] = self.refused[module.info.name]
+            listed.append((name, module))
+        return listed
 
-    def describe(self, name: str, tensors: Mapping[str, TensorEntry], own: Collection[str]) -> StoredModule:
+    def is_apart(self, blurred: str) -> bool:
+        """Whether more than its place may tell the method one module from another that stores the same."""
+        return self.numbers.matter_in(blurred) or bool(self.checkpoint.descriptions)
+
+    def describe(self, name: str, stored: Mapping[str, str]) -> StoredModule:
+        """The first module that is like the one of that name."""
+        own = self.checkpoint.modules.get(name, {})
+        tensors = {leaf: self.checkpoint.tensors[full] for leaf, full in stored.items()}
         info, pattern = _describe(name, tensors), generalise(name)
         try:
             treatment = self.quantization.treat(info)
