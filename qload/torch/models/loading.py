@@ -78,13 +78,13 @@ def load(
         options = LoadOptions(
             choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, synchronize, group
         )
-        planned = _plan(Load.begin(path, options), dtype, quantize_activations, by_experts=expert_parallel)
+        planned = plan_load(Load.begin(path, options), dtype, quantize_activations, by_experts=expert_parallel)
     with agreeing(group):
         return planned.run()
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
+class Planned:
     """A model that is built and planned, and of which nothing has been read."""
 
     loading: Load
@@ -108,7 +108,10 @@ class _Planned:
         return self.made.layers.get(name) or self.stages.get(name) or self.model.get_submodule(name)
 
 
-def _plan(loading: Load, dtype: torch.dtype | str | None, quantize_activations: bool, *, by_experts: bool) -> _Planned:
+def plan_load(
+    loading: Load, dtype: torch.dtype | str | None, quantize_activations: bool, *, by_experts: bool
+) -> Planned:
+    """Build the model, and plan what is read into it. Raises as `load` does before it reads."""
     model = build_model(loading.checkpoint, dtype)
     names = settle_names(model, match_names(model, loading.checkpoint))
     ties = find_ties(model, names)
@@ -143,7 +146,7 @@ def _plan(loading: Load, dtype: torch.dtype | str | None, quantize_activations: 
         ],
         is_expected=_expected(model, names, made.refused, loading.checkpoint.modules),
     )
-    return _Planned(loading, model, made, stages, ties, plan)
+    return Planned(loading, model, made, stages, ties, plan)
 
 
 def report(model: nn.Module) -> LoadReport:
