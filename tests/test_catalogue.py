@@ -1,4 +1,4 @@
-"""The catalogue: every rule says what is wrong, why it matters and how to mend it, and the code reports what it lists."""
+"""The catalogue: each rule says what is wrong, why it matters and how to mend it, and the code reports them all."""
 
 import ast
 import re

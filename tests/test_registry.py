@@ -321,7 +321,7 @@ def test_what_is_installed_is_found_in_both_groups(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "opener.py").write_text(
         "from qload.checkpoint import Checkpoint\n"
-        "def qload_open_checkpoint(path): return Checkpoint(path, {'opened': 1}, {})\n"
+        "def qload_open_checkpoint(storage): return Checkpoint(storage, {'opened': 1}, {})\n"
     )
     registry = Registry.discover(environ={})
     assert registry.names == ("m",)
