@@ -1,8 +1,8 @@
 """`qload explain`: what a rule finds, why it matters, and how to mend it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from textwrap import fill
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -28,7 +28,7 @@ def command(codes: tuple[str, ...], output: str) -> None:
 
     `qload rules` lists them all.
     """
-    rows = _find_rows([code.upper() for code in dict.fromkeys(codes)])
+    rows = _find_rows(list(dict.fromkeys(code.upper() for code in codes)))
     if output == "json":
         print_json(rows)
         return
@@ -39,7 +39,7 @@ def command(codes: tuple[str, ...], output: str) -> None:
         _print(row, console)
 
 
-def _find_rows(codes: Iterable[str]) -> list[dict[str, Any]]:
+def _find_rows(codes: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of these rules; plugins are asked only where the core's catalogue does not do."""
     known = {row["code"]: row for row in describe_catalogue()}
     added = () if set(codes) <= known.keys() else Registry.discover().rules()
@@ -72,5 +72,5 @@ def _print(row: dict[str, Any], console: Console) -> None:
 
 
 def _print_paragraph(text: str, console: Console) -> None:
-    lines = fill(text, console.width, initial_indent=_INDENT, subsequent_indent=_INDENT)
-    console.print(Text(lines), soft_wrap=True)
+    lines = wrap(text, console.width - len(_INDENT), break_long_words=False, break_on_hyphens=False)
+    console.print(Text("\n".join(f"{_INDENT}{line}" for line in lines)), soft_wrap=True)

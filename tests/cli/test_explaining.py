@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from strangers import origin, registry_with
+from strangers import make_rows, origin, registry_with
 
-from qload.catalogue import RULES, Tier, warning
+from qload.catalogue import RULES, Rule, Tier, warning
 from qload.cli import cli
 from qload.registry import Registry
 
@@ -26,17 +26,17 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def make_plugin(*rules: Rule) -> types.SimpleNamespace:
+    return types.SimpleNamespace(qload_rules=lambda: rules)
+
+
 @pytest.fixture
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another distribution adds rules of its own."""
-    plugins = [
-        origin(name, types.SimpleNamespace(qload_rules=lambda rules=rules: rules), f"dist-{name}")
-        for name, rules in (
-            ("one", [OWN, warning("STRANGE002", Tier.CONFIG, "odd")]),
-            ("two", [warning("STRANGE002", Tier.CONFIG, "even")]),
-        )
-    ]
-    registry = registry_with(types.SimpleNamespace(), plugins=plugins)
+    first = make_plugin(OWN, warning("STRANGE002", Tier.CONFIG, "odd"))
+    second = make_plugin(warning("STRANGE002", Tier.CONFIG, "even"))
+    plugins = [origin("one", first, "dist-one"), origin("two", second, "dist-two")]
+    registry = registry_with(make_rows(), plugins=plugins)
     monkeypatch.setattr(Registry, "discover", lambda: registry)
 
 
@@ -44,9 +44,8 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_rule_is_explained(code: str) -> None:
     output = plain(call("explain", code).output)
     rule = RULES[code]
-    assert output.startswith(
-        f"{code} {rule.severity}: {rule.title} reads {rule.tier.reads}; found by `{rule.found_by}`"
-    )
+    assert output.startswith(f"{code} {rule.severity}: {rule.title} reads {rule.tier.reads}; found by")
+    assert f"`{rule.found_by}`" in output
     assert all(plain(text) in output for text in (rule.failure, rule.cure, rule.limits))
     assert ("a load may ignore it" in output) == rule.waivable
 
@@ -90,7 +89,6 @@ def test_explaining_the_cores_rules_asks_no_plugin(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("strangers")
-@pytest.mark.filterwarnings("ignore::qload.registry.PluginWarning")
 def test_a_rule_of_a_plugin_is_explained_with_where_it_comes_from() -> None:
     output = plain(call("explain", "STRANGE001").output)
     assert output.startswith("STRANGE001 warning: something strange reads the config; found by `qload validate`")
@@ -111,7 +109,6 @@ def test_all_rules_are_listed_by_family() -> None:
 
 
 @pytest.mark.usefixtures("strangers")
-@pytest.mark.filterwarnings("ignore::qload.registry.PluginWarning")
 def test_the_rules_of_plugins_are_listed_with_where_they_come_from() -> None:
     output = call("rules").output
     assert "added by one (dist-one 1.0)\nSTRANGE001  warning  something strange" in output
