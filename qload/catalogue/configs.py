@@ -30,7 +30,7 @@ RULES = (
         "fails; with another kind of zero-points or activation order nothing fails, and the same words decode to "
         "other weights.",
         cure="Find the one that the tensors bear out, and make the other say the same, or delete it.",
-        limits="A field that only one of them states is no disagreement.",
+        limits="A field that only one of them states, another spelling and another order of names are no disagreement.",
     ),
     error(
         "QL104",
@@ -67,15 +67,16 @@ RULES = (
         "QL107",
         Tier.HEADERS,
         "a target or an ignore entry that matches nothing",
-        failure="It was meant to match something. A module that was to be left alone is taken for quantized, or the "
-        "reverse; a prefix that changed when another class saved the model is the usual reason.",
+        failure="It was meant to match something: one wrong letter, a missing prefix or the mark of an expression, "
+        "and a module that was to be left alone is taken for quantized, or the reverse.",
         cure="Write the name as the tensors have it, or remove the entry.",
-        limits="Silent about a head that is tied and not stored, and about entries that name a class of modules.",
+        limits="Tools write such lists for whole families of models, so that an entry which matches nothing is a "
+        "fault only where it is plain which stored name was meant, or where none of the targets matches.",
     ),
     warning(
         "QL108",
         Tier.CONFIG,
-        "a dtype that is missing, or named twice and differently",
+        "a dtype that is missing, misspelt, or named twice and differently",
         failure="It decides what the model computes in. Without it one engine takes float32 and needs twice the "
         "memory, another float16, in which a model made for bfloat16 overflows to NaN.",
         cure='Write one `"dtype"` into config.json, as `"dtype": "bfloat16"`; older readers want the same as '

@@ -50,9 +50,10 @@ RULES = (
         "QL405",
         Tier.HEADERS,
         "a rank's share that is no whole number of a fast kernel's tiles",
-        failure="The engine falls back to a slower kernel without a word, and adding ranks makes the model slower.",
+        failure="The engine falls back to a slower kernel without a word, and adding ranks makes the model slower; "
+        "or it has no other, and refuses.",
         cure="Choose a smaller number of ranks, or divide mixtures by whole experts.",
-        limits="A result is right either way: this is about speed.",
+        limits="Whatever computes it gives the same result: this is about speed.",
         needs_ranks=True,
     ),
 )

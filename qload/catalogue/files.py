@@ -43,9 +43,10 @@ RULES = (
     error(
         "QL005",
         Tier.HEADERS,
-        "an index that names a file that is not there",
-        failure="An engine that reads whatever files it finds boots without the tensors of the missing one, leaves "
-        "their memory as it was, and answers with garbage. One that goes by the index stops halfway.",
+        "a weight file that is not there",
+        failure="The index, or the number in the other files' names, says that there is one more. An engine that "
+        "reads whatever files it finds boots without its tensors, leaves their memory as it was, and answers with "
+        "garbage; one that goes by the index stops halfway.",
         cure="Download the missing file. Where files were renamed or joined and all tensors are there, rebuild the "
         "index with `qload validate --fix`.",
     ),
@@ -66,7 +67,7 @@ RULES = (
         "those that go by the index, so that two engines serve two models. Wrong totals mislead whatever plans "
         "memory by them.",
         cure="Rebuild the index from the files with `qload validate --fix`.",
-        limits="A checkpoint of one file needs no index.",
+        limits="A checkpoint of one file needs no index, and an index needs no totals.",
     ),
     error(
         "QL008",
@@ -86,7 +87,8 @@ RULES = (
         "downloads twice as much.",
         cure="Keep one set in the repository, or leave the other out of the download, as with `hf download "
         'REPOSITORY --exclude "consolidated*"`.',
-        limits="The set that the config and the index belong to is the one that is validated.",
+        limits="Silent about adapters, pickled weights and files of other names, which nothing shows to be copies of "
+        "the model.",
     ),
     error(
         "QL010",
@@ -104,7 +106,7 @@ RULES = (
         failure="There is nothing to load. Engines say that they cannot find any model weights, after they have "
         "started all of their processes.",
         cure="Download the weight files beside config.json. Where several models lie in one folder, give the path of "
-        "one file in place of the folder's.",
+        "one file in place of the folder's; where there is only an adapter, that of the model it is for.",
     ),
     error(
         "QL012",

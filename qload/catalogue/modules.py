@@ -11,8 +11,9 @@ RULES = (
         "memory held, a scale multiplies by it, and the model serves nonsense without an error.",
         cure="Export the module again. If it was not meant to be quantized, add it to the config's ignore list, and "
         "store its `weight`.",
-        limits="Biases, activation scales and whatever else a scheme can do without are not asked for. Without a "
-        "model to compare with, a layer of which nothing is stored is missed by loading alone.",
+        limits="Biases, activation scales and whatever else a scheme can do without are not asked for. Validating "
+        "has no model: a layer or a projection of which nothing is stored is judged by the config's count and by its "
+        "like in other layers, and loading finds the rest.",
     ),
     error(
         "QL202",
@@ -39,7 +40,8 @@ RULES = (
         failure="Engines keep query, key and value, and gate and up, as one layer with one scheme. They refuse the "
         "checkpoint after minutes of loading, or read all parts by the scheme of the first.",
         cure="Quantize all parts of the group alike, or put all of them on the ignore list.",
-        limits="Different values in the parts' scales are no fault of this kind: see QL506.",
+        limits="Silent for methods whose parts may differ. Different values in the parts' scales are another matter: "
+        "see QL506.",
     ),
     error(
         "QL205",
@@ -50,6 +52,8 @@ RULES = (
         "the rest.",
         cure="Export all experts in one way, with enough calibration data for each to be seen, or correct the number "
         "of experts in config.json.",
+        limits="A number of experts that the config gives for each layer, and layers that predict further tokens, "
+        "are not counted.",
     ),
     warning(
         "QL206",
@@ -58,7 +62,8 @@ RULES = (
         failure="Engines that tie have no parameter to put it into: some stop with `KeyError: lm_head.weight`, "
         "others drop it and compute with the embedding, which may have been quantized in another way.",
         cure="Set `tie_word_embeddings` to false where the head is to be used, or leave its tensors out.",
-        limits="A tied head that is not stored is as it should be.",
+        limits="Speaks only where the config itself writes that they are tied. A tied head that is not stored is as "
+        "it should be.",
     ),
     warning(
         "QL207",
@@ -79,6 +84,7 @@ RULES = (
         "that is not stored stays as it was allocated.",
         cure="Make the config say what is stored, as with `attention_bias` or `mlp_bias`, or export again. A bias of "
         "zeros may be left out together with its setting.",
+        limits="Without a model, a module is compared with its like in other layers.",
     ),
     error(
         "QL209",
