@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from rowint8 import RowInt8Scheme
+
 import qload
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.quantization import Quantization, resolve
 from qload.testing import check_method
-from rowint8 import RowInt8Scheme
 
 
 def quantization() -> Quantization:
