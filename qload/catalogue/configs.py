@@ -9,8 +9,7 @@ RULES = (
         "quantized tensors without a quantization config",
         failure="An engine takes the checkpoint for a plain one: it fails at names that it does not know, with a "
         "KeyError, or passes over them and leaves the layers as they were allocated.",
-        cure="Put the `quantization_config` that the quantizing tool wrote into config.json. Where it lies in a side "
-        "file, `qload validate --fix` copies it.",
+        cure="Put the `quantization_config` that the quantizing tool wrote into config.json.",
         limits="Silent where an installed method recognises the checkpoint without being named.",
     ),
     warning(
@@ -49,8 +48,8 @@ RULES = (
         failure="Engines read field by field, with a default for what they cannot use: a number as text, a name that "
         "no list has or a pattern that does not compile becomes a default without a word, or an exception that names "
         "neither the file nor the field.",
-        cure="Correct the field that the finding points to. The JSON Schema of each method's config says what it may "
-        "be.",
+        cure="Correct the field that the finding points to: `qload schema METHOD` prints what the method's config "
+        "may be.",
         limits="Unknown fields are no error: see QL106.",
     ),
     warning(

@@ -75,7 +75,7 @@ RULES = (
         "one tensor in several files",
         failure="Which copy is used depends on the order in which an engine reads the files: the last one wins, and "
         "after an upload with another number of files that can be the stale one.",
-        cure="Delete the files of the older export, then rebuild the index with `qload validate --fix`.",
+        cure="Delete the files of the older export; `qload validate --fix` then rebuilds the index.",
         limits="Where an index names the file to take a tensor from, that copy is the one that is read.",
     ),
     warning(
@@ -97,7 +97,8 @@ RULES = (
         failure="Flipped bytes keep every name, dtype and shape. The model loads, and answers with nonsense now and "
         "then, which passes for a fault of the engine.",
         cure="Delete the file and download it again. If it differs once more, suspect the disk or the memory.",
-        limits="Silent where no checksum is known for the file.",
+        limits="Silent where no checksum lies with the file. What the hub's client keeps of a download has some, and "
+        "so has a list as SHA256SUMS.",
     ),
     error(
         "QL011",
