@@ -40,7 +40,7 @@ RULES = (
         "weight can have. The tensor was allocated and never written, and the layer gives out garbage.",
         cure="Export the layer again; a quantizing job that ran out of memory or skipped an expert is the usual "
         "reason.",
-        limits="Silent where an all-zero tensor means zero weights, as a pruned expert's may be.",
+        limits="Speaks of whole tensors alone: zeros in a part of one are no fault.",
     ),
     error(
         "QL505",
