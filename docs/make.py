@@ -1,23 +1,25 @@
-"""Writes the parts of the docs that are made from something else: `make docs`.
+"""Writes the parts of the docs that are made from something else: `make docs`, or `python docs/make.py findings`.
 
 The tables of formats are measured on the checkpoints in tests/data and in the folder that QLOAD_CHECKPOINTS names; the
-list of findings is the catalogue. What stands between the markers is replaced.
+findings and their pages are the catalogue, with examples made by breaking checkpoints. What stands between the markers
+is replaced.
 """
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent / "tests"))
+sys.path[:0] = [str(DOCS), str(DOCS.parent / "tests")]
 
+from cases import gather_cases  # noqa: E402
 from comparison import Comparison, RuntimeComparison, compare, compare_runtime  # noqa: E402
+from examples import make_examples  # noqa: E402
+from pages import list_families, make_index, make_pages  # noqa: E402
 from samples import supported  # noqa: E402
 
-from qload.catalogue import RULES, Rule  # noqa: E402
-
-TIERS = {"C": "config", "H": "headers", "P": "a few bytes", "D": "data"}
+PAGES = DOCS / "findings"
 
 
 def make_formats(comparisons: Iterable[Comparison]) -> str:
@@ -45,31 +47,41 @@ def make_activations(comparisons: Iterable[RuntimeComparison | None]) -> str:
     return "\n".join(rows)
 
 
-def make_findings(rules: Iterable[Rule]) -> str:
-    rows = ["| code | severity | read from | what | found by | can be waived |", "|---|---|---|---|---|---|"]
-    for rule in rules:
-        waivable = "yes" if rule.waivable else ""
-        finders = "validate, load" if rule.is_validated else "load"
-        cells = (rule.code, rule.severity.value, TIERS[rule.tier], rule.title, finders, waivable)
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
 def replace_between(text: str, name: str, content: str) -> str:
     """The text with what lies between the markers of that name replaced."""
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
 
 
-def main() -> None:
-    for file, name, content in (
-        ("formats.md", "formats", make_formats(map(compare, supported()))),
-        ("formats.md", "activations", make_activations(map(compare_runtime, supported()))),
-        ("findings.md", "findings", make_findings(RULES.values())),
-    ):
-        path = DOCS / file
-        path.write_text(replace_between(path.read_text(), name, content))
+def write(file: str, parts: Mapping[str, str]) -> None:
+    """Put the parts between their markers."""
+    path = DOCS / file
+    text = path.read_text()
+    for name, content in parts.items():
+        text = replace_between(text, name, content)
+    path.write_text(text)
 
+
+def write_formats() -> None:
+    """Measure all checkpoints; takes minutes."""
+    rows, activations = make_formats(map(compare, supported())), make_activations(map(compare_runtime, supported()))
+    write("formats.md", {"formats": rows, "activations": activations})
+
+
+def write_findings() -> None:
+    """Write the page of each rule, and take those away that no rule has."""
+    families = list_families()
+    pages = make_pages(families, make_examples(gather_cases().values()))
+    write("findings.md", {"findings": make_index(families)})
+    PAGES.mkdir(exist_ok=True)
+    for path in PAGES.glob("*.md"):
+        path.unlink()
+    for name, text in pages.items():
+        (PAGES / name).write_text(text)
+
+
+PARTS = {"formats": write_formats, "findings": write_findings}
 
 if __name__ == "__main__":
-    main()
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()

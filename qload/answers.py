@@ -1,8 +1,10 @@
 """What each declaration hook may answer: for each one reader, which gives the answer in its settled form."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from qload.catalogue import Rule, Severity, Tier
 from qload.checkpoint import Checkpoint
 from qload.declare import ParameterKind, ParameterSpec
 from qload.dtypes import BITS
@@ -11,6 +13,8 @@ from qload.hookspecs import Claim
 from qload.layout import Axis, Layout
 
 Reader = Callable[[Any], Any]
+
+_CODE = re.compile(r"(?!QL)([A-Z]{2,8})\d{3}")
 
 
 class AnswerError(Exception):
@@ -63,6 +67,57 @@ def _read_findings(answer: object) -> tuple[Finding, ...]:
     return findings
 
 
+def read_findings_of(declared: Mapping[str, Rule]) -> Reader:
+    """A reader of findings that have to be of the declared rules."""
+
+    def read(answer: object) -> tuple[Finding, ...]:
+        findings = _read_findings(answer)
+        for fault in find_undeclared(findings, declared):
+            raise AnswerError(fault)
+        return findings
+
+    return read
+
+
+def find_undeclared(findings: Iterable[Finding], declared: Mapping[str, Rule]) -> Iterator[str]:
+    """What is wrong with the codes and severities of a plugin's findings."""
+    for finding in findings:
+        rule = declared.get(finding.code)
+        if rule is None:
+            known = ", ".join(declared) or "nothing"
+            yield f"finds {finding.code!r}, and qload_rules declares {known}"
+        elif finding.severity is not rule.severity:
+            yield f"finds {finding.code} as {finding.severity}, and qload_rules declares it as {rule.severity}"
+
+
+def _read_rules(answer: object) -> tuple[Rule, ...]:
+    rules: tuple[Rule, ...] = _read_all(answer, Rule)
+    codes = [_check_rule(rule).code for rule in rules]
+    twice = sorted({code for code in codes if codes.count(code) > 1})
+    if twice:
+        raise AnswerError(f"declares a rule twice: {', '.join(twice)}")
+    prefixes = sorted({code[:-3] for code in codes})
+    if len(prefixes) > 1:
+        raise AnswerError(f"declares rules under several prefixes: {', '.join(prefixes)}")
+    return rules
+
+
+def _check_rule(rule: Rule) -> Rule:
+    if not isinstance(rule.code, str) or not _CODE.fullmatch(rule.code):
+        raise AnswerError(
+            f"declares the code {rule.code!r}, not a prefix of 2 to 8 capital letters other than QL and three digits"
+        )
+    _expect(rule.severity, Severity, "a Severity", f"{rule.code} with the severity")
+    _expect(rule.tier, Tier, "a Tier", f"{rule.code} with the tier")
+    for name in ("title", "failure", "cure", "limits"):
+        _expect(getattr(rule, name), str, "a text", f"{rule.code} with the {name}")
+    if not rule.title:
+        raise AnswerError(f"declares {rule.code} without a title")
+    if rule.find is not None and not (callable(rule.find) and rule.is_validated):
+        raise AnswerError(f"declares {rule.code} with a find that is no function of config and headers")
+    return rule
+
+
 def _read_checkpoint(answer: object) -> Checkpoint | None:
     return None if answer is None else _expect(answer, Checkpoint, "a Checkpoint or None")
 
@@ -73,6 +128,7 @@ READERS: Mapping[str, Reader] = {
     "qload_create_weights": _read_specs,
     "qload_check": _read_findings,
     "qload_open_checkpoint": _read_checkpoint,
+    "qload_rules": _read_rules,
 }
 """A reader gives the answer of the hook of that name, or raises AnswerError."""
 

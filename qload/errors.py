@@ -9,6 +9,7 @@ QloadError                    what, where, expected, found, remedy
 │   ├── MethodConflictError   several distributions register it: distributions
 │   ├── PluginError           its plugin is broken or blocked: faults
 │   └── CapabilityError       it lacks the hook that a layer needs: hook
+├── RuleConflictError         several plugins declare one rule: plugins
 ├── ModelError                a model that cannot be built or computed with
 │   ├── TokenError            ids that a vocabulary does not have
 │   └── ParameterError        a tensor that a parameter cannot be loaded from
@@ -182,6 +183,18 @@ class CapabilityError(MethodError):
             method=method,
             where=where,
             remedy=f"leave this module unquantized, or implement {hook} in the method's plugin",
+        )
+
+
+class RuleConflictError(QloadError):
+    """A rule that several plugins declare under one code; `plugins` are their distributions and modules."""
+
+    def __init__(self, code: str, plugins: Sequence[str]) -> None:
+        self.code = code
+        self.plugins = tuple(plugins)
+        super().__init__(
+            f"the rule {code} is declared by {' and '.join(self.plugins)}",
+            remedy="block one of them with QLOAD_DISABLE, and ask its author for a prefix of its own",
         )
 
 

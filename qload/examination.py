@@ -1,6 +1,6 @@
 """Reads a checkpoint's config and headers, chooses its method, draws its outline, and finds what is wrong so far."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, Folder, Storage, open_folder
@@ -23,6 +23,7 @@ class Examination:
     findings: tuple[Finding, ...]
     quantization: Quantization | None = None
     outline: Outline | None = None
+    registry: Registry | None = field(default=None, compare=False, repr=False)
 
     @property
     def method(self) -> str | None:
@@ -35,7 +36,10 @@ def examine(path: str | Path, registry: Registry) -> Examination:
 
     Raises QloadError if there is no such folder; every other fault is a finding.
     """
-    checkpoint = open_checkpoint(path, registry)
+    return replace(_examine(open_checkpoint(path, registry), registry), registry=registry)
+
+
+def _examine(checkpoint: Checkpoint, registry: Registry) -> Examination:
     if not checkpoint.is_readable and checkpoint.findings:
         return Examination(checkpoint, checkpoint.findings)
     try:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from qload.catalogue import RULES, Severity
+from qload.catalogue import RULES, Rule, Severity
 from qload.errors import describe
 from qload.patterns import generalise, merge_names
 
@@ -35,7 +35,7 @@ class Finding:
 
 
 def report(
-    code: str,
+    rule: str | Rule,
     message: str,
     *,
     where: str = "",
@@ -47,9 +47,10 @@ def report(
     line: int = 0,
     column: int = 0,
 ) -> Finding:
-    """A finding of one of the catalogue's rules, with that rule's severity."""
-    severity = RULES[code].severity
-    return Finding(code, message, where, file, str(expected), str(found), remedy, severity, pointer, line, column)
+    """A finding of a rule, of the catalogue's by its code or of a plugin's own, with that rule's severity."""
+    rule = RULES[rule] if isinstance(rule, str) else rule
+    facts = (where, file, str(expected), str(found), remedy)
+    return Finding(rule.code, message, *facts, rule.severity, pointer, line, column)
 
 
 def errors(findings: Iterable[Finding], ignore: Iterable[str] = ()) -> list[Finding]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import pluggy
 from pydantic import BaseModel
 
 from qload import hookspecs
-from qload.hookspecs import HOOKSPEC_VERSION, PREFIX, Capabilities, MethodInfo
+from qload.hookspecs import HOOKSPEC_VERSION, PREFIX, PROJECT, Capabilities, MethodInfo
 
 Hook = Callable[..., Any]
 
@@ -17,10 +18,10 @@ DECLARATION = "declaration"
 RUNTIME = "runtime"
 PLUGIN = "plugin"
 
-_SPECS: Mapping[str, type] = {
-    DECLARATION: hookspecs.MethodSpecs,
-    RUNTIME: hookspecs.RuntimeSpecs,
-    PLUGIN: hookspecs.PluginSpecs,
+_SPECS: Mapping[str, tuple[type, ...]] = {
+    DECLARATION: (hookspecs.MethodSpecs, hookspecs.SharedSpecs),
+    RUNTIME: (hookspecs.RuntimeSpecs,),
+    PLUGIN: (hookspecs.PluginSpecs, hookspecs.SharedSpecs),
 }
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
     DECLARATION: ("qload_method_info", "qload_scheme_for", "qload_create_weights"),
@@ -36,13 +37,14 @@ _CAPABILITY_HOOKS: Mapping[str, str] = {
 
 
 def hook_names(*roles: str) -> tuple[str, ...]:
-    """The names of the hooks of those roles."""
-    return tuple(name for role in roles for name in vars(_SPECS[role]) if name.startswith(PREFIX))
+    """The names of the hooks of those roles, once each."""
+    names = (name for role in roles for specs in _SPECS[role] for name in vars(specs) if name.startswith(PREFIX))
+    return tuple(dict.fromkeys(names))
 
 
 def arguments(hook: str) -> tuple[str, ...]:
     """The arguments that the hook of that name is called with."""
-    specs = next(specs for specs in _SPECS.values() if hasattr(specs, hook))
+    specs = next(specs for role in _SPECS.values() for specs in role if hasattr(specs, hook))
     return tuple(inspect.signature(getattr(specs, hook)).parameters)[1:]
 
 
@@ -98,6 +100,21 @@ def collect(plugin: object, *roles: str) -> dict[str, Hook]:
 def is_hook(name: str, value: object) -> bool:
     """Whether a plugin's attribute is meant as a hook; its package may be called like one, and be imported."""
     return name.startswith(PREFIX) and not isinstance(value, ModuleType)
+
+
+class Manager(pluggy.PluginManager):
+    """Takes every function with the prefix of the hooks as a hook, marked or not."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        for specs in dict.fromkeys(specs for role in _SPECS.values() for specs in role):
+            self.add_hookspecs(specs)
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        marked = super().parse_hookimpl_opts(plugin, name)
+        if marked is not None or not is_hook(name, getattr(plugin, name, None)):
+            return marked
+        return {}
 
 
 def _hooks(plugin: object) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import Tensor, nn
 
+    from qload.catalogue import Rule
     from qload.checkpoint import Checkpoint, Storage, TensorEntry
     from qload.declare import ParameterSpec
     from qload.findings import Finding
@@ -197,7 +198,7 @@ class MethodSpecs:
 
     @hookspec
     def qload_check(self, scheme: Any, tensors: Mapping[str, TensorEntry]) -> Iterable[Finding]:
-        """Find what the declared shapes and dtypes cannot say; codes carry the plugin's own prefix.
+        """Find what the declared shapes and dtypes cannot say, by rules that `qload_rules` declares.
 
         `tensors` are the stored tensors of one module, by their names below it.
         """
@@ -256,6 +257,20 @@ class RuntimeSpecs:
         Of one part of one expert; in the dtype that the layer computes in. It is also called with a weight on the
         meta device, which tells shapes and dtypes and has no values to look at. Raises ValueError, with a one-line
         reason, where the scheme needs more than the weight, as calibration data.
+        """
+        raise NotImplementedError
+
+
+class SharedSpecs:
+    """Hooks of methods and of other plugins; no torch."""
+
+    @hookspec
+    def qload_rules(self) -> Iterable[Rule]:
+        """Declare the rules that the plugin adds to the catalogue.
+
+        Codes are a prefix of the plugin's own, of 2 to 8 capital letters other than QL, and three digits. A method's
+        rules are those of its `qload_check`. A rule of another plugin has a `find`, which is given every checkpoint
+        whose config and headers could be read.
         """
         raise NotImplementedError
 

@@ -13,14 +13,16 @@ from importlib.metadata import entry_points
 from operator import attrgetter
 from typing import Any
 
-import pluggy
-
-from qload import hooks, hookspecs
+from qload import hooks
 from qload.calls import BoundHook, Origin, PluginWarning, ask, call
+from qload.catalogue import Rule
+from qload.checkpoint import TensorEntry
 from qload.entries import Declaration, load_declaration, load_plugin, load_runtime, read_origin
 from qload.errors import MethodConflictError, MethodError, PluginError, UnknownMethodError
+from qload.findings import Finding
 from qload.hooks import Hook
-from qload.hookspecs import PROJECT, MethodInfo
+from qload.hookspecs import MethodInfo
+from qload.rules import PluginRule, check_declared, declare_rules, gather_rules
 
 __all__ = ["METHODS_GROUP", "PLUGINS_GROUP", "UNQUANTIZED", "Method", "Origin", "PluginWarning", "Registry", "Status"]
 
@@ -49,6 +51,7 @@ class Method:
         self.origin = origin
         self._declaration = declaration
         self._runtime: Runtime | None = None
+        self._rules: Mapping[str, Rule] | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +72,21 @@ class Method:
         if self._runtime is None:
             self._runtime = Runtime(self, load_runtime(self.origin, self._declaration))
         return self._runtime
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The rules that the method adds, by code. Raises PluginError where it does not declare them properly."""
+        if self._rules is None:
+            self._rules = declare_rules(self.declaration.get("qload_rules"))
+        return self._rules
+
+    def check(self, scheme: Hashable, tensors: Mapping[str, TensorEntry]) -> tuple[Finding, ...]:
+        """What the method's own rules find in the tensors of one module. Raises PluginError."""
+        hook = self.declaration.get("qload_check")
+        findings: tuple[Finding, ...] = hook(scheme, tensors) if hook is not None else ()
+        if findings:
+            check_declared(findings, self.rules, self.origin)
+        return findings
 
     def __repr__(self) -> str:
         return f"Method({self.origin!r})"
@@ -110,16 +128,6 @@ class Runtime(Mapping[str, Hook]):
         return attrgetter("runtime"), (self.method,)
 
 
-class _Manager(pluggy.PluginManager):
-    """Takes every function with the prefix of the hooks as a hook, marked or not."""
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        marked = super().parse_hookimpl_opts(plugin, name)
-        if marked is not None or not hooks.is_hook(name, getattr(plugin, name, None)):
-            return marked
-        return {}
-
-
 class Registry:
     """The methods and plugins that can be used, as one value to hand around.
 
@@ -144,9 +152,7 @@ class Registry:
         self._prefer = dict(prefer or {})
         self._methods: dict[str, Method] = {}
         self._broken: dict[str, PluginError] = {}
-        self._manager = _Manager(PROJECT)
-        for specs in (hookspecs.MethodSpecs, hookspecs.RuntimeSpecs, hookspecs.PluginSpecs):
-            self._manager.add_hookspecs(specs)
+        self._manager = hooks.Manager()
         self.blocked = frozenset(blocked)
         self._plugins_loaded = False
 
@@ -213,13 +219,31 @@ class Registry:
 
     def call_plugins(self, hook: str, *arguments: object) -> Any:
         """The first answer but None to a hook of the group `qload.plugins`; broken plugins are passed over."""
-        self._load_plugins()
-        for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            bound = BoundHook(self._plugin_origins[found.plugin_name], hook, hooks.adapt(hook, found.function))
+        for bound in self._bind_plugins(hook):
             answer = ask(bound, *arguments)
             if answer is not None:
                 return answer
         return None
+
+    def plugin_rules(self) -> tuple[PluginRule, ...]:
+        """The rules that the group `qload.plugins` adds; broken plugins are passed over with a warning."""
+        return gather_rules(self._bind_plugins("qload_rules"))
+
+    def rules(self) -> tuple[PluginRule, ...]:
+        """The rules that all methods and plugins add which can be used; imports every one of them.
+
+        A code that several of them declare stands there as often: `qload.rules.choose_rule` refuses it.
+        """
+        methods = (method.declaration.get("qload_rules") for method in self.methods())
+        return gather_rules([*filter(None, methods), *self._bind_plugins("qload_rules")])
+
+    def _bind_plugins(self, hook: str) -> Iterator[BoundHook]:
+        """A hook of each plugin of the group `qload.plugins` that has it."""
+        self._load_plugins()
+        for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            origin = self._plugin_origins.get(found.plugin_name)
+            if origin is not None:
+                yield BoundHook(origin, hook, hooks.adapt(hook, found.function))
 
     def _choose(self, name: str) -> Origin:
         origins = self._origins.get(name, [])

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from qload import CapabilityError, CheckpointError, Quantization, Registry
 from qload.calls import PluginWarning
+from qload.catalogue import Tier, error
 from qload.declare import ParameterSpec, channel_scale, index, packed, tensor_scale
-from qload.findings import Finding
+from qload.findings import Finding, report
 from qload.geometry import Kind, single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import in_, out, part
@@ -289,6 +290,17 @@ def test_a_small_method_keeps_it(registry: Registry) -> None:
     check(plugin(), registry)
 
 
+RULE = error("ROW001", Tier.HEADERS, "odd", failure="It fails.", cure="Mend it.")
+
+
+def find_nothing() -> list[Finding]:
+    return []
+
+
+def test_a_method_with_rules_of_its_own_keeps_it(registry: Registry) -> None:
+    check(plugin(qload_rules=lambda: [RULE], qload_check=lambda tensors: []), registry)
+
+
 def round_inputs(layer: Any, x: Tensor, size: Tensor) -> Tensor:
     if layer.quantize_activations:
         x = (x / size * 127).round() * size / 127
@@ -396,6 +408,12 @@ class Changing:
             {"qload_method_info": lambda: MethodInfo("rows", None, Capabilities(embedding=True, kv_cache="loaded"))},
             "it declares weights for an attention: values",
         ),
+        ({"qload_rules": lambda: [RULE]}, "it has one alone"),
+        ({"qload_check": find_nothing}, "it has one alone"),
+        ({"qload_rules": lambda: ["ROW001"], "qload_check": find_nothing}, "qload_rules returns str among"),
+        ({"qload_rules": lambda: [RULE], "qload_check": lambda tensors: tensors["values"]}, "qload_check raises KeyE"),
+        ({"qload_rules": lambda: [RULE], "qload_check": lambda: [report("QL201", "")]}, "qload_check finds 'QL201'"),
+        ({"qload_rules": lambda: [error("ROW001", Tier.HEADERS, "odd")], "qload_check": find_nothing}, "says not why"),
     ],
 )
 def test_a_broken_method_does_not(changes: dict[str, Any], fault: str, registry: Registry) -> None:

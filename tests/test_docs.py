@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cases import gather_cases
 from samples import DATA
 
 from qload.catalogue import RULES
@@ -22,9 +23,35 @@ def maker() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def pages(maker: ModuleType) -> dict[str, str]:
+    """The pages of all rules as they would be made now."""
+    examples = maker.make_examples(gather_cases().values())
+    made: dict[str, str] = maker.make_pages(maker.list_families(), examples)
+    return made
+
+
 def test_the_findings_are_the_catalogue(maker: ModuleType) -> None:
     text = (DOCS / "findings.md").read_text()
-    assert maker.replace_between(text, "findings", maker.make_findings(RULES.values())) == text
+    assert maker.replace_between(text, "findings", maker.make_index(maker.list_families())) == text
+
+
+def test_every_rule_has_a_page_and_every_page_a_rule(pages: dict[str, str]) -> None:
+    assert {path.name for path in (DOCS / "findings").iterdir()} == pages.keys()
+    assert {f"{code}.md" for code in RULES} <= pages.keys()
+
+
+@pytest.mark.parametrize("code", [*RULES, "HQQ001"])
+def test_the_page_of_a_rule_is_as_made_with_what_is_printed_now(code: str, pages: dict[str, str]) -> None:
+    """Where it is not, `python docs/make.py findings` makes it anew."""
+    assert (DOCS / "findings" / f"{code}.md").read_text() == pages[f"{code}.md"]
+
+
+@pytest.mark.parametrize("code", gather_cases())
+def test_a_rule_that_a_test_breaks_a_checkpoint_for_shows_what_it_finds(code: str, pages: dict[str, str]) -> None:
+    example = pages[f"{code}.md"].partition("## What it looks like")[2]
+    assert example.startswith("\n\n```\n$ qload validate ")
+    assert code in example.splitlines()[4]
 
 
 @pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.name)

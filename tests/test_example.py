@@ -68,6 +68,8 @@ def test_from_installing_to_uninstalling(environment: Environment, plain: Path, 
     environment.run("-m", "rowint8", plain, made)
     assert "nothing is wrong (rowint8" in environment.run("-m", "qload", "validate", made)
     assert "rowint8  qload-example-rowint8 0.1.0" in environment.run("-m", "qload", "methods")
+    assert "added by rowint8 (qload-example-rowint8 0.1.0)\nROWINT001" in environment.run("-m", "qload", "rules")
+    assert "from qload-example-rowint8 0.1.0" in environment.run("-m", "qload", "explain", "ROWINT001")
     output = environment.run("-m", "qload", "run", made, "--prompt", "The memory", "--max-new-tokens", 4)
     assert "15 layers rowint8 by row" in output
     assert "The memory" in output
@@ -76,6 +78,7 @@ def test_from_installing_to_uninstalling(environment: Environment, plain: Path, 
     environment.run(*pip, "uninstall", "--yes", "--quiet", NAME)
     assert "no installed plugin knows" in environment.run("-m", "qload", "validate", made, check=False)
     assert "rowint8" not in environment.run("-m", "qload", "methods")
+    assert "ROWINT001" not in environment.run("-m", "qload", "rules")
 
 
 def test_the_plain_checkpoint_is_what_the_packed_one_means(plain: Path) -> None:

@@ -30,6 +30,7 @@ FLOORS = (
     "answers",
     "hooks",
     "calls",
+    "rules",
     "entries",
     "registry",
     "quantization",

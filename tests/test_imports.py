@@ -22,6 +22,8 @@ def imported_heavily(code: str) -> str:
         ["--help"],
         ["run", "--help"],
         ["methods"],
+        ["rules"],
+        ["explain", "QL201", "HQQ001"],
         ["validate", str(DEMO)],
         ["validate", "--help"],
         ["plan", str(DEMO), "--tp", "1,2,3"],

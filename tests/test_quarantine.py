@@ -138,11 +138,6 @@ def test_a_check_that_misbehaves(check: Callable[[], Any], said: str, rows: Path
     assert said in str(finding)
 
 
-def test_a_check_that_works(rows: Path) -> None:
-    registry = registry_with(make_rows(qload_check=lambda: [Finding("ROW1", "odd", "here")]))
-    assert {finding.code for finding in qload.validate(rows, registry=registry).errors} == {"ROW1"}
-
-
 CLAIMS: list[tuple[Callable[[], Any], str]] = [
     (fail(KeyError("x")), "qload_claim raises KeyError: 'x'"),
     (lambda: True, "qload_claim returns bool, not a Claim or None"),

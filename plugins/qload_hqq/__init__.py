@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd
 
+from qload.catalogue import Rule, Tier, error
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec, View, group_scale, metadata, packed, setting, striped, zero_point
 from qload.dtypes import FLOATS
-from qload.findings import Finding
+from qload.findings import Finding, report
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.layout import Axis, fixed, in_, out
@@ -31,6 +32,15 @@ TEXTS = ("packing", "unpack_view_dtype", "compute_dtype")
 FLAGS = ("optimize", "round_zero", "encoded_state_dict", "stores_quant_config")
 WIDTHS = {1: 8, 2: 4, 4: 2, 8: 1, 10: 3}
 """The bits that a value takes in a word, by the values in it."""
+
+_OTHER_AXIS = error(
+    "HQQ001",
+    Tier.HEADERS,
+    "scales of groups along the other axis than the config's",
+    failure="There are as many scales along either axis, so that they can be read along the wrong one: every group "
+    "gets the scale of another, and nothing fails.",
+    cure="Correct `axis` in `quant_config` to the one that the weights were quantized along.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +117,23 @@ def qload_create_weights(scheme: HqqScheme, geometry: Geometry) -> tuple[Paramet
     return words, *_create_scales(scheme, geometry), *_create_settings(scheme, geometry)
 
 
+def qload_rules() -> tuple[Rule, ...]:
+    return (_OTHER_AXIS,)
+
+
 def qload_check(scheme: HqqScheme, tensors: Mapping[str, TensorEntry]) -> Iterator[Finding]:
     """Scales of both axes are as many, and read along the wrong one would pass for right."""
     for name in ("scale", "zero", "zero_scale"):
         entry = tensors.get(name)
         if entry is not None and _lies_across(entry.shape[-2:], scheme.axis):
-            yield Finding(
-                "HQQ001",
+            yield report(
+                _OTHER_AXIS,
                 "the scales are of groups along the other axis",
-                entry.name,
-                entry.file,
-                "one column" if scheme.axis == 1 else "one row",
-                str(list(entry.shape)),
-                "correct the axis in quant_config",
+                where=entry.name,
+                file=entry.file,
+                expected="one column" if scheme.axis == 1 else "one row",
+                found=list(entry.shape),
+                remedy="correct the axis in quant_config",
             )
 
 

@@ -1,7 +1,15 @@
 """What a rule of the catalogue says of itself."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qload.checkpoint import Checkpoint
+    from qload.findings import Finding
 
 
 class Severity(StrEnum):
@@ -17,13 +25,21 @@ class Tier(StrEnum):
     PROBE = "P"
     DATA = "D"
 
+    @property
+    def reads(self) -> str:
+        """What is read, in words."""
+        return {"C": "the config", "H": "headers", "P": "a few bytes", "D": "whole tensors"}[self.value]
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of the catalogue: what is wrong (`title`), what it leads to (`failure`), and how to mend it (`cure`).
+    """One entry of a catalogue.
 
-    A waivable rule may be ignored by a load. One that `needs_model` compares the checkpoint with an architecture, which
-    only loading builds; one that `needs_ranks` with the share of a rank.
+    What is wrong (`title`), what an engine or a load makes of it (`failure`), how to mend it (`cure`), and where the
+    rule is silent on purpose (`limits`). A waivable rule may be ignored by a load. One that `needs_model` compares the
+    checkpoint with an architecture, which only loading builds; one that `needs_ranks` with the share of a rank.
+
+    `find` is how a rule of a plugin of the group `qload.plugins` finds its faults, in any checkpoint.
     """
 
     code: str
@@ -32,21 +48,31 @@ class Rule:
     title: str
     failure: str = ""
     cure: str = ""
+    limits: str = ""
     waivable: bool = False
     needs_model: bool = False
     needs_ranks: bool = False
+    find: Callable[[Checkpoint], Iterable[Finding]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_validated(self) -> bool:
-        """Whether validating can find it from config and headers alone; loading can find all."""
+        """Whether validating can find it from config and headers alone."""
         return self.tier in (Tier.CONFIG, Tier.HEADERS) and not self.needs_model and not self.needs_ranks
 
+    @property
+    def found_by(self) -> str:
+        """The least that has to be run to find it."""
+        if self.needs_model:
+            return "qload.load"
+        option = "--tp" if self.needs_ranks else {Tier.PROBE: "--probe", Tier.DATA: "--deep"}.get(self.tier, "")
+        return f"qload validate {option}".rstrip()
 
-def error(code: str, tier: Tier, title: str, failure: str = "", cure: str = "", **more: bool) -> Rule:
-    """A rule whose findings stop a load."""
-    return Rule(code, Severity.ERROR, tier, title, failure, cure, **more)
+
+def error(code: str, tier: Tier, title: str, **more: Any) -> Rule:
+    """A rule whose findings stop a load; `more` are the other fields of `Rule`."""
+    return Rule(code, Severity.ERROR, tier, title, **more)
 
 
-def warning(code: str, tier: Tier, title: str, failure: str = "", cure: str = "", **more: bool) -> Rule:
-    """A rule whose findings are worth knowing."""
-    return Rule(code, Severity.WARNING, tier, title, failure, cure, **more)
+def warning(code: str, tier: Tier, title: str, **more: Any) -> Rule:
+    """A rule whose findings are worth knowing; `more` are the other fields of `Rule`."""
+    return Rule(code, Severity.WARNING, tier, title, **more)

@@ -14,8 +14,10 @@ from qload.errors import CheckpointError, QloadError, one_line
 from qload.findings import Finding
 
 _COMMANDS = {
+    "explain": "qload.cli.explain",
     "methods": "qload.cli.methods",
     "plan": "qload.cli.plan",
+    "rules": "qload.cli.rules",
     "run": "qload.cli.run",
     "validate": "qload.cli.validate",
 }

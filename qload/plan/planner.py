@@ -205,12 +205,12 @@ def _account_sources(target: Target, arrangement: Arrangement, ledger: _Ledger) 
 
 def _check_sources(target: Target, ledger: _Ledger) -> Iterator[Finding]:
     """A method's own rules, for each of a layer's sources."""
-    check = target.treatment.method.declaration.get("qload_check")
-    if check is None or target.treatment.scheme is None:
+    method, scheme = target.treatment.method, target.treatment.scheme
+    if scheme is None or "qload_check" not in method.declaration:
         return
     for source in target.sources:
         stored = {leaf: ledger.tensors[name] for leaf, name in ledger.modules.get(source.prefix, {}).items()}
-        yield from check(target.treatment.scheme, stored)
+        yield from method.check(scheme, stored)
 
 
 def _plan_plain(tensor: PlainTarget, ledger: _Ledger) -> LayerPlan | None:

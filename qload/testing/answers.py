@@ -20,7 +20,7 @@ _CLASSES = ((), ("Linear", "Module"), ("Embedding", "Module"), ("SomeAttention",
 def check_answers(quantization: Quantization) -> Iterator[str]:
     """What is wrong with a method's answers; each fault once."""
     faults = [*_check_schemes(quantization), *_check_cache(quantization), *_check_claim(quantization)]
-    return iter(dict.fromkeys(faults))
+    return iter(dict.fromkeys([*faults, *_check_rules(quantization)]))
 
 
 def _check_schemes(quantization: Quantization) -> Iterator[str]:
@@ -61,3 +61,24 @@ def _check_claim(quantization: Quantization) -> Iterator[str]:
             yield "qload_claim claims a checkpoint that says nothing"
     except PluginError as error:
         yield from error.faults
+
+
+def _check_rules(quantization: Quantization) -> Iterator[str]:
+    """Its own rules explain themselves, and are looked for in a module of which nothing is stored as in any other."""
+    method = quantization.method
+    try:
+        rules, scheme = method.rules, quantization.treat(ModuleInfo(("layer",))).scheme
+        if scheme is not None:
+            method.check(scheme, {})
+    except ValueError:
+        return
+    except PluginError as error:
+        yield from error.faults
+        return
+    if bool(rules) != ("qload_check" in method.declaration):
+        yield "of qload_rules, which declares rules, and qload_check, which finds them, it has one alone"
+    yield from (
+        f"{code} says not why it matters, or not what mends it"
+        for code, rule in rules.items()
+        if not (rule.failure and rule.cure)
+    )

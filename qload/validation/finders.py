@@ -12,6 +12,7 @@ from qload.validation.heads import find_needless_heads
 from qload.validation.layers import find_absent_layers
 from qload.validation.names import find_idle_names
 from qload.validation.prefixes import find_prefix_drift
+from qload.validation.strangers import find_by_plugins
 
 Finder = Callable[[Examination], Iterable[Finding]]
 
@@ -24,5 +25,6 @@ FINDERS: tuple[Finder, ...] = (
     find_odd_caches,
     find_odd_biases,
     find_absent_layers,
+    find_by_plugins,
 )
 """Each finds what its module is about, in the order in which it is reported."""

@@ -42,8 +42,8 @@ def call(*arguments: object) -> Result:
 def test_help_names_every_command() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("methods", "plan", "run", "validate"))
-    for name in ("methods", "plan", "run", "validate"):
+    assert all(name in result.output for name in ("explain", "methods", "plan", "rules", "run", "validate"))
+    for name in ("explain", "methods", "plan", "rules", "run", "validate"):
         assert call(name, "-h").exit_code == 0
 
 

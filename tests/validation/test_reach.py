@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from breaking import Break, add, config, cut, drop, half, put
+from breaking import Break, Case, add, config, cut, drop, half, put
 from edits import INDEX, WEIGHTS, split_files, write_index
 from samples import DEMO
 from torch import Tensor
@@ -72,6 +72,8 @@ VALIDATED: dict[str, tuple[str, Break]] = {
     "QL308": (DEMO.name, put_leaf("weight_packed", lambda packed: packed.to(torch.int64))),
 }
 """For each code that validating can find, a checkpoint and what makes it so."""
+
+CASES: tuple[Case, ...] = tuple(Case(code, *case) for code, case in VALIDATED.items())
 
 LOADED: dict[str, tuple[str, Break]] = {
     "QL501": (DEMO.name, put_leaf("weight_scale", lambda scale: scale * float("nan"))),
