@@ -6,10 +6,10 @@ from qload.errors import ParallelError
 from qload.preview.planning import check_size
 
 
-def read_sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """A click callback: the numbers of a list with commas; none of an empty one."""
+def read_sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """A click callback: the numbers of a list with commas; none without a list."""
     try:
-        sizes = tuple(map(int, value.split(","))) if value else ()
+        sizes = tuple(map(int, value.split(","))) if value is not None else ()
         for size in sizes:
             check_size(size)
     except (ValueError, ParallelError) as error:

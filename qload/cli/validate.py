@@ -84,14 +84,14 @@ _file = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--fail-on",
-    type=click.Choice([*FailOn]),
-    default=FailOn.WARNING,
+    type=click.Choice([each.value for each in FailOn]),
+    default=FailOn.WARNING.value,
     show_default=True,
     help="The least severity that makes the exit status 1.",
 )
 @click.option("--baseline", type=_file, metavar="FILE", help="Leave out the findings that this file has.")
 @click.option("--write-baseline", type=_file, metavar="FILE", help="Write all findings there, as known from now on.")
-@click.option("--tp", default="", callback=read_sizes, metavar="SIZES", help="Divide it over ranks, too: 1,2,4,8.")
+@click.option("--tp", callback=read_sizes, metavar="SIZES", help="Divide it over ranks, too: 1,2,4,8.")
 @click.option("--probe", is_flag=True, help="Read a few bytes of the weights, too.")
 @click.option("--deep", is_flag=True, help="Read all of the weights, too.")
 @click.option("--fix", is_flag=True, help="Mend what can be in JSON files, then validate.")
@@ -166,11 +166,15 @@ def _repair(request: Request, path: str, registry: Registry) -> None:
 @contextmanager
 def _show_progress(request: Request, path: str) -> Iterator[Callable[[int, int], None] | None]:
     """What to tell of progress, if that is shown: with --deep alone, and on a terminal."""
-    if not request.deep or request.quiet or not sys.stderr.isatty():
+    if not request.deep or request.quiet or not _is_terminal():
         yield None
         return
     with importlib.import_module("qload.cli.bars").ByteBar(one_line(path)) as bar:
         yield bar.show
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def _publish(request: Request, outcome: Outcome) -> None:
