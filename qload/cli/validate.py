@@ -20,13 +20,13 @@ from qload.errors import QloadError, one_line
 from qload.formats import FOR_PEOPLE, FORMATS, FailOn, Failure, Outcome, find_writer
 from qload.registry import Registry
 from qload.validation import Report, validate
-from qload.validation.baseline import format_baseline, read_baseline
 from qload.validation.lines import describe_verdict
 
 _OWN = "QL"
 """How the codes of the catalogue begin; those of plugins begin otherwise."""
 _FOREIGN = re.compile(r"[A-Z]+[0-9]*")
-_REPAIRS = "qload.repair"
+_BASELINE, _REPAIRS = "qload.validation.baseline", "qload.repair"
+"""Modules that most calls have no use for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,7 @@ def command(ctx: click.Context, /, **parameters: Any) -> None:
     for failure in outcome.failures:
         click.echo(f"Error: {one_line(failure.message)}", err=True)
     if request.write_baseline is not None:
-        write_file(request.write_baseline, format_baseline(request.write_baseline, outcome.reports))
-        _say_written(request, outcome)
+        _write_baseline(request, request.write_baseline, outcome)
         ctx.exit(outcome.status(FailOn.NEVER))
     _publish(request, outcome)
     ctx.exit(outcome.status(FailOn(request.fail_on)))
@@ -121,7 +120,7 @@ def command(ctx: click.Context, /, **parameters: Any) -> None:
 def _check(request: Request) -> Outcome:
     """Validate each checkpoint; one that cannot be checked does not keep the others from it."""
     registry = Registry.discover()
-    known = read_baseline(request.baseline) if request.baseline else None
+    known = importlib.import_module(_BASELINE).read_baseline(request.baseline) if request.baseline else None
     reports: list[Report] = []
     failures: list[Failure] = []
     for path in choose_targets(request.paths):
@@ -195,7 +194,8 @@ def _say_verdict(request: Request, outcome: Outcome) -> None:
         click.echo(f"qload explain {one_line(codes[0])} says more of a rule")
 
 
-def _say_written(request: Request, outcome: Outcome) -> None:
+def _write_baseline(request: Request, path: Path, outcome: Outcome) -> None:
+    write_file(path, importlib.import_module(_BASELINE).format_baseline(path, outcome.reports))
     if not request.quiet:
         count = sum(len(report.findings) - len(report.unreadable) for report in outcome.reports)
-        click.echo(one_line(f"{request.write_baseline}: {describe_count(count, 'finding')} written"))
+        click.echo(one_line(f"{path}: {describe_count(count, 'finding')} written"))

@@ -303,7 +303,12 @@ def test_files_of_a_checkpoint_are_it_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_ranks_are_told_to_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr("qload.validation.report.find_splits", lambda found, sizes: (seen.append(sizes), ())[1])
+
+    def find(_: object, sizes: tuple[int, ...]) -> tuple[()]:
+        seen.append(sizes)
+        return ()
+
+    monkeypatch.setattr("qload.validation.report.find_splits", find)
     assert call(DEMO, "--tp", "1,2,64").exit_code == 0
     assert call(DEMO).exit_code == 0
     assert seen == [(1, 2, 64), ()]
@@ -316,8 +321,12 @@ def test_data_is_read_where_that_is_asked_for(
     options: tuple[str, ...], expected: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    find = "qload.validation.report.find_bad_values"
-    monkeypatch.setattr(find, lambda found, *, deep, progress: (seen.append(deep), ())[1])
+
+    def find(_: object, *, deep: bool, **__: object) -> tuple[()]:
+        seen.append(deep)
+        return ()
+
+    monkeypatch.setattr("qload.validation.report.find_bad_values", find)
     assert call(DEMO, *options).exit_code == 0
     assert seen == expected
 
