@@ -95,7 +95,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--probe", is_flag=True, help="Read a few bytes of the weights, too.")
 @click.option("--deep", is_flag=True, help="Read all of the weights, too.")
 @click.option("--fix", is_flag=True, help="Mend what can be in JSON files, then validate.")
-@click.option("--diff", is_flag=True, help="Show what --fix would change, and change nothing.")
+@click.option("--diff", is_flag=True, help="Show what --fix would change, change nothing, and validate.")
 @click.option("--collapse/--no-collapse", default=True, help="Write findings as one that differ only in numbers.")
 @click.option("--quiet", "-q", is_flag=True, help="Findings alone, without a verdict or progress.")
 @click.pass_context
@@ -155,11 +155,11 @@ def _repair(request: Request, path: str, registry: Registry) -> None:
     planned = repairs.plan_repairs(path, registry)
     if request.diff:
         for repair in planned:
-            click.echo(repair.diff(), nl=False)
+            click.echo("".join(f"{one_line(line)}\n" for line in repair.diff().split("\n")[:-1]), nl=False)
         return
-    repairs.apply_repairs(planned)
-    if planned and not request.quiet:
-        click.echo(one_line(f"{path}: {describe_count(len(planned), 'repair')} made"), err=True)
+    repairs.apply(planned)
+    for repair in planned if not request.quiet else ():
+        click.echo(one_line(f"fixed {repair.file}: {repair.what}"), err=True)
 
 
 @contextmanager
@@ -189,9 +189,9 @@ def _publish(request: Request, outcome: Outcome) -> None:
 def _say_verdict(request: Request, outcome: Outcome) -> None:
     for report in outcome.reports:
         click.echo(describe_verdict(report))
-    codes = [finding.code for report in outcome.reports for finding in report.findings]
+    codes = dict.fromkeys(finding.code for report in outcome.reports for finding in report.findings)
     if codes and request.output_format == "full":
-        click.echo(f"qload explain {one_line(codes[0])} says more of a rule")
+        click.echo(one_line(f"to know more: qload explain {' '.join(codes)}"))
 
 
 def _write_baseline(request: Request, path: Path, outcome: Outcome) -> None:

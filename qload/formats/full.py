@@ -7,7 +7,7 @@ import click
 from qload.amounts import describe_count
 from qload.catalogue import Severity
 from qload.errors import one_line
-from qload.findings import Finding, Group
+from qload.findings import Group
 from qload.formats.outcome import Outcome
 from qload.validation import Report
 from qload.validation.lines import describe_place
@@ -18,13 +18,19 @@ _COLORS = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 
 def write(outcome: Outcome) -> str:
     """A block for each finding, with escapes of a terminal for colours."""
-    blocks = (_write_block(report, group) for report in outcome.reports for group in outcome.groups(report))
+    blocks = (block for report in outcome.reports for block in _write_blocks(outcome, report))
     return "".join(f"{block}\n\n" for block in blocks)
 
 
-def _write_block(report: Report, group: Group) -> str:
+def _write_blocks(outcome: Outcome, report: Report) -> Iterator[str]:
+    excerpts = {(each.file, each.line, each.column): each for each in report.excerpts}
+    for group in outcome.groups(report):
+        first = group.first
+        yield _write_block(report, group, excerpts.get((first.file, first.line, first.column)))
+
+
+def _write_block(report: Report, group: Group, excerpt: Excerpt | None) -> str:
     first = group.first
-    excerpt = _find_excerpt(report, first)
     margin = len(str(excerpt.line)) if excerpt else 2
     heading = click.style(f"{first.severity.value}[{one_line(first.code)}]", fg=_COLORS[first.severity], bold=True)
     lines = [f"{heading}: {click.style(one_line(first.message), bold=True)}"]
@@ -44,11 +50,6 @@ def _list_facts(group: Group) -> Iterator[tuple[str, str]]:
     first = group.first
     facts = {"where": group.where, "expected": first.expected, "found": first.found, "help": first.remedy}
     yield from ((label, text) for label, text in facts.items() if text)
-
-
-def _find_excerpt(report: Report, finding: Finding) -> Excerpt | None:
-    place = (finding.file, finding.line, finding.column)
-    return next((each for each in report.excerpts if (each.file, each.line, each.column) == place), None)
 
 
 def _draw(excerpt: Excerpt, severity: Severity) -> list[str]:
