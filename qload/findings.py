@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from qload.catalogue import RULES, Severity
 from qload.errors import describe
@@ -68,7 +69,7 @@ def refusals(reasons: Mapping[str, str]) -> Iterator[Finding]:
         yield report("QL104", reason, where=modules[0], file="config.json", found=count)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """Findings that differ only in the numbers of their modules, in the order in which they were found."""
 
@@ -78,17 +79,20 @@ class Group:
     def first(self) -> Finding:
         return self.findings[0]
 
-    @property
+    @cached_property
     def where(self) -> str:
         """One name for all their places, and how many there are: `layers.{0..3}.q_proj (4)`."""
         if len(self.findings) == 1:
             return self.first.where
         return f"{merge_names(finding.where for finding in self.findings)} ({len(self.findings)})".lstrip()
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files that they are in, each once."""
-        return tuple(dict.fromkeys(finding.file for finding in self.findings))
+    @cached_property
+    def files(self) -> Mapping[str, Finding]:
+        """The files that they are in, each with the first that is in it."""
+        files: dict[str, Finding] = {}
+        for finding in self.findings:
+            files.setdefault(finding.file, finding)
+        return files
 
     def merge(self) -> Finding:
         """All of them as one finding, at the place of the first in a file."""

@@ -21,6 +21,7 @@ from qload.formats import FOR_PEOPLE, FORMATS, FailOn, Failure, Outcome, find_wr
 from qload.registry import Registry
 from qload.validation import Report, validate
 from qload.validation.lines import describe_verdict
+from qload.validation.selection import split_codes
 
 _OWN = "QL"
 """How the codes of the catalogue begin; those of plugins begin otherwise."""
@@ -51,7 +52,7 @@ class Request:
 
 
 def _read_codes(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    codes = tuple(code for value in values for code in re.split(r"[\s,]+", value) if code)
+    codes = split_codes(values)
     for code in codes:
         known = any(each.startswith(code) for each in RULES)
         if not known and (code.startswith(_OWN) or not _FOREIGN.fullmatch(code)):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qload.catalogue import Severity
 from qload.findings import Finding
 from qload.formats.outcome import Failure, Outcome
-from qload.formats.paths import relate
+from qload.formats.paths import relate_all
 from qload.validation import Report
 from qload.validation.baseline import fingerprint
 
@@ -91,6 +91,7 @@ def make_schema() -> dict[str, Any]:
 
 
 def _describe_report(outcome: Outcome, report: Report) -> CheckpointDocument:
+    paths = relate_all(outcome, report)
     return CheckpointDocument(
         asked=_text(report.asked or str(report.path)),
         place=_text(report.place),
@@ -99,18 +100,18 @@ def _describe_report(outcome: Outcome, report: Report) -> CheckpointDocument:
         nbytes=report.nbytes,
         known=report.known,
         complete=not report.unreadable,
-        findings=[_describe_finding(outcome, report, finding) for finding in report.findings],
+        findings=[_describe_finding(finding, paths[finding.file]) for finding in report.findings],
     )
 
 
-def _describe_finding(outcome: Outcome, report: Report, finding: Finding) -> FindingDocument:
+def _describe_finding(finding: Finding, path: str) -> FindingDocument:
     return FindingDocument(
         code=_text(finding.code),
         severity=finding.severity,
         message=_text(finding.message),
         where=_text(finding.where),
         file=_text(finding.file),
-        path=_text(relate(outcome, report, finding.file)),
+        path=_text(path),
         line=finding.line or None,
         column=finding.column or None,
         pointer=[_text(key) if isinstance(key, str) else key for key in finding.pointer],

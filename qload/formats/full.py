@@ -1,6 +1,7 @@
 """Everything that is known of each finding, with the line of a JSON file that it points at, for people to read."""
 
 from collections.abc import Iterator
+from unicodedata import combining, east_asian_width
 
 import click
 
@@ -53,16 +54,16 @@ def _list_facts(group: Group) -> Iterator[tuple[str, str]]:
 
 
 def _draw(excerpt: Excerpt, severity: Severity) -> list[str]:
-    """The line with its number, and below it a caret under each character that is meant."""
+    """The line with its number, and below it carets under what is meant."""
     margin = " " * len(str(excerpt.line))
     bar = _dim("|")
     before, meant = _split(excerpt)
-    carets = click.style("^" * max(len(_show(meant)), 1), fg=_COLORS[severity], bold=True)
     cut = "..." if excerpt.begin > 1 else ""
+    carets = click.style("^" * max(_measure(_show(meant)), 1), fg=_COLORS[severity], bold=True)
     return [
         f"{margin} {bar}",
         f"{_dim(str(excerpt.line))} {bar} {cut}{_show(excerpt.text)}",
-        f"{margin} {bar} {' ' * len(cut + _show(before))}{carets}",
+        f"{margin} {bar} {' ' * _measure(cut + _show(before))}{carets}",
     ]
 
 
@@ -72,8 +73,13 @@ def _split(excerpt: Excerpt) -> tuple[str, str]:
 
 
 def _show(text: str) -> str:
-    """What takes as many columns as it has characters: tabs are spaces, and nothing is obeyed by a terminal."""
+    """The text without tabs, whose width depends on where they are, nor what a terminal would obey."""
     return one_line(text.replace("\t", "    "))
+
+
+def _measure(text: str) -> int:
+    """The columns that a text takes on a terminal: wide characters take two, and accents that go onto others none."""
+    return sum(0 if combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)
 
 
 def _dim(text: str) -> str:

@@ -6,7 +6,7 @@ Source: docs.github.com, "Workflow commands for GitHub Actions", and the escapes
 from qload.errors import describe, one_line
 from qload.findings import Group
 from qload.formats.outcome import Failure, Outcome
-from qload.formats.paths import relate
+from qload.formats.paths import relate_all
 from qload.validation import Report
 
 _TEXT = {"%": "%25", "\r": "%0D", "\n": "%0A"}
@@ -15,14 +15,19 @@ _PROPERTY = {**_TEXT, ":": "%3A", ",": "%2C"}
 
 def write(outcome: Outcome) -> str:
     """A line for each finding, and one for each checkpoint that could not be checked."""
-    found = [_write_group(outcome, report, group) for report in outcome.reports for group in outcome.groups(report)]
+    found = [line for report in outcome.reports for line in _write_report(outcome, report)]
     return "".join(f"{line}\n" for line in [*found, *map(_write_failure, outcome.failures)])
 
 
-def _write_group(outcome: Outcome, report: Report, group: Group) -> str:
+def _write_report(outcome: Outcome, report: Report) -> list[str]:
+    paths = relate_all(outcome, report)
+    return [_write_group(group, paths[group.first.file]) for group in outcome.groups(report)]
+
+
+def _write_group(group: Group, path: str) -> str:
     first = group.first
     position = {"line": str(first.line), "col": str(first.column)} if first.line else {}
-    properties = {"file": relate(outcome, report, first.file), **position, "title": first.code}
+    properties = {"file": path, **position, "title": first.code}
     text = describe(first.message, group.where, first.expected, first.found, first.remedy)
     return _write_command(first.severity.value, properties, text)
 

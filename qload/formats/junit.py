@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from qload.errors import describe, one_line
 from qload.findings import Group
 from qload.formats.outcome import Failure, Outcome
-from qload.formats.paths import relate
+from qload.formats.paths import relate_all
 from qload.validation import Report
 from qload.validation.selection import UNREADABLE
 
@@ -29,9 +29,9 @@ def write(outcome: Outcome) -> str:
 def _make_suite(outcome: Outcome, report: Report) -> Element:
     name = one_line(report.asked or str(report.path))
     suite = Element("testsuite", {"name": name})
-    groups = outcome.groups(report)
+    groups, paths = outcome.groups(report), relate_all(outcome, report)
     for group in groups:
-        _add_case(suite, relate(outcome, report, group.first.file), group)
+        _add_case(suite, paths[group.first.file], group)
     if not groups:
         SubElement(suite, "testcase", {"classname": _CLASS, "name": name})
     suite.attrib.update(_count(suite))

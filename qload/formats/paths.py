@@ -19,12 +19,16 @@ def relate(outcome: Outcome, report: Report, file: str) -> str:
     return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
 
 
-def write_uri(outcome: Outcome, report: Report, file: str) -> str:
-    """A reference to a file: relative to the base, or with a scheme."""
-    path = relate(outcome, report, file)
+def relate_all(outcome: Outcome, report: Report) -> dict[str, str]:
+    """The paths of all files that a report has findings in, by what the findings call them."""
+    return {file: relate(outcome, report, file) for file in {finding.file for finding in report.findings}}
+
+
+def write_uri(report: Report, path: str) -> str:
+    """A reference to a file whose path is related to the base: relative to that, or with a scheme."""
     if Path(path).is_absolute():
         return f"file://{_quote(path)}"
-    return _quote(path) if Path(report.place).exists() else f"{_quote(path, ':')}"
+    return _quote(path) if Path(report.place).exists() else _quote(path, ":@")
 
 
 def _quote(path: str, also: str = "") -> str:

@@ -4,7 +4,7 @@ Source: docs.oasis-open.org/sarif/sarif/v2.1.0, and what GitHub's code scanning 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import metadata
 from typing import Any
 
@@ -12,7 +12,7 @@ from qload.catalogue import RULES, Rule
 from qload.errors import describe, one_line
 from qload.findings import Finding, Group
 from qload.formats.outcome import Failure, Outcome
-from qload.formats.paths import write_uri
+from qload.formats.paths import relate_all, write_uri
 from qload.validation import Report
 from qload.validation.baseline import fingerprint
 
@@ -23,14 +23,14 @@ _DOCUMENTATION = "Documentation, "
 
 def write(outcome: Outcome) -> str:
     """A log with one run, in ASCII."""
-    found = [(report, group) for report in outcome.reports for group in outcome.groups(report)]
-    codes = sorted({group.first.code: group.first for _, group in found}.items())
+    groups = [(report, outcome.groups(report)) for report in outcome.reports]
+    codes = sorted({group.first.code: group.first for _, found in groups for group in found}.items())
     numbers = {code: number for number, (code, _) in enumerate(codes)}
     run = {
         "tool": {"driver": _describe_tool(finding for _, finding in codes)},
         "invocations": [_describe_invocation(outcome)],
         "columnKind": "unicodeCodePoints",
-        "results": [_describe_group(outcome, report, group, numbers) for report, group in found],
+        "results": [each for report, found in groups for each in _describe(outcome, report, found, numbers)],
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 
@@ -70,24 +70,28 @@ def _describe_failure(failure: Failure) -> dict[str, Any]:
     return {"level": "error", "message": {"text": one_line(failure.message)}}
 
 
-def _describe_group(outcome: Outcome, report: Report, group: Group, numbers: dict[str, int]) -> dict[str, Any]:
-    first = group.first
-    text = describe(first.message, group.where, first.expected, first.found, first.remedy)
-    return {
-        "ruleId": one_line(first.code),
-        "ruleIndex": numbers[first.code],
-        "level": first.severity.value,
-        "message": {"text": text},
-        "locations": [_describe_location(outcome, report, group, file) for file in group.files],
-        "partialFingerprints": {"qload/v1": fingerprint(first)},
-        "occurrenceCount": len(group.findings),
-    }
+def _describe(
+    outcome: Outcome, report: Report, groups: Iterable[Group], numbers: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """The results of one report; `numbers` are those of the rules."""
+    uris = {file: write_uri(report, path) for file, path in relate_all(outcome, report).items()}
+    for group in groups:
+        first = group.first
+        text = describe(first.message, group.where, first.expected, first.found, first.remedy)
+        yield {
+            "ruleId": one_line(first.code),
+            "ruleIndex": numbers[first.code],
+            "level": first.severity.value,
+            "message": {"text": text},
+            "locations": [_describe_location(group, uris[file], found) for file, found in group.files.items()],
+            "partialFingerprints": {"qload/v1": fingerprint(first)},
+            "occurrenceCount": len(group.findings),
+        }
 
 
-def _describe_location(outcome: Outcome, report: Report, group: Group, file: str) -> dict[str, Any]:
-    finding = next(each for each in group.findings if each.file == file)
+def _describe_location(group: Group, uri: str, finding: Finding) -> dict[str, Any]:
     region = {"region": {"startLine": finding.line, "startColumn": finding.column}} if finding.line else {}
-    place = {"artifactLocation": {"uri": write_uri(outcome, report, file)}, **region}
+    place = {"artifactLocation": {"uri": uri}, **region}
     if not group.where:
         return {"physicalLocation": place}
     return {

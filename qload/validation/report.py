@@ -15,7 +15,7 @@ from qload.validation.divisions import find_splits
 from qload.validation.finders import FINDERS
 from qload.validation.lines import describe_verdict, write_lines
 from qload.validation.places import Excerpt, locate
-from qload.validation.selection import UNREADABLE, Selection
+from qload.validation.selection import UNREADABLE, Selection, split_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ class Report:
         return not self.errors
 
     def select(self, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> "Report":
-        """The report with the findings of some rules alone, by the beginnings of their codes.
+        """The report with the findings of some rules alone, by their codes or the beginnings of these.
 
         Where both have one for a code, the longer decides. What could not be read is always kept.
         """
-        wanted = Selection(tuple(select), tuple(ignore))
+        wanted = Selection(split_codes(select), split_codes(ignore))
         return replace(self, findings=tuple(finding for finding in self.findings if wanted.wants(finding.code)))
 
     def raise_for_errors(self) -> None:
@@ -87,7 +87,8 @@ def validate(
 
     `tp` are numbers of ranks that it is to be divided over. With `probe`, a few bytes of its data are read too; with
     `deep`, all of them, and `progress` is told how many of how many bytes have been. `select` and `ignore` are codes of
-    rules, or beginnings of them. Raises QloadError if there is no such folder; every other fault is a finding.
+    rules, or beginnings of them, as in `Report.select`. Raises QloadError if there is no such folder; every other fault
+    is a finding.
     """
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint

@@ -1,5 +1,6 @@
 """Which rules' findings are wanted, by the beginnings of their codes."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,12 @@ class Selection:
         if code == UNREADABLE:
             return True
         return _longest(self.select or ("",), code) > _longest(self.ignore, code)
+
+
+def split_codes(codes: Iterable[str]) -> tuple[str, ...]:
+    """The codes of lists with commas, and of one such list by itself."""
+    lists = [codes] if isinstance(codes, str) else codes
+    return tuple(code for each in lists for code in re.split(r"[\s,]+", each) if code)
 
 
 def _longest(prefixes: Iterable[str], code: str) -> int:

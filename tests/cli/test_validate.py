@@ -111,7 +111,10 @@ def test_full_shows_the_line_with_a_caret_under_the_value(tmp_path: Path, monkey
     """A finding with a pointer, which no rule needs to make for this."""
     folder = pointed(tmp_path / "model", lambda whole: whole.update(tied="é🦙 yes"))
     fault = report("QL105", "is no truth", file="config.json", where="tied", pointer=("tied",))
+    value = json.dumps("é🦙 yes", ensure_ascii=False)
     monkeypatch.setattr("qload.validation.report.FINDERS", (lambda found: [fault],))
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(json.dumps("é🦙 yes"), value))
     text = call(folder).output
     lines = (folder / "config.json").read_text().splitlines()
     number = next(number for number, line in enumerate(lines, 1) if '"tied"' in line)
@@ -122,9 +125,16 @@ def test_full_shows_the_line_with_a_caret_under_the_value(tmp_path: Path, monkey
     assert block[2] == f"{margin} |"
     assert block[3] == f"{number} | {lines[number - 1]}"
     start = block[4].index("^")
-    assert block[3][start:].startswith(json.dumps("é🦙 yes"))
-    assert block[4].count("^") == len(json.dumps("é🦙 yes"))
+    assert block[3][start:].startswith(value)
+    assert block[4].count("^") == len(value) + 1, "the llama is two columns wide"
     assert block[5] == f"{margin} = where: tied"
+
+
+def test_carets_stand_under_what_follows_wide_characters(broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    (folder / "config.json").write_text('{"模型": oops}\n')
+    _, _, _, line, carets, *_ = call(folder).output.splitlines()
+    assert carets.index("^") == line.index("oops") + len("模型")
 
 
 def test_what_is_no_json_is_shown_where_it_breaks_off(broken: Callable[[str], Path]) -> None:
@@ -363,7 +373,10 @@ def test_a_report_is_one_value_with_text_and_can_stop_a_tool(scaleless: Path) ->
     assert caught.value.findings == found.errors
     validate(DEMO).raise_for_errors()
     found.select(ignore=["QL201"]).raise_for_errors()
-    assert validate(scaleless, ignore=["QL2"]) == found.select(ignore=["QL2"])
+    for codes in (["QL2"], ["QL1,QL2"], "QL2", "QL1,QL2", ("QL1", "QL201")):
+        assert validate(scaleless, ignore=codes) == found.select(ignore=codes)
+        assert found.select(ignore=codes).findings == ()
+        assert found.select(codes) == found
 
 
 def test_junit_passes_where_nothing_is_wrong() -> None:

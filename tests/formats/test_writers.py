@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,9 +17,10 @@ import pytest
 from reporting import OUTCOMES, make_outcome
 
 from qload.errors import one_line
-from qload.findings import Finding
+from qload.findings import Finding, report
 from qload.formats import FORMATS, Outcome, find_writer
 from qload.formats.document import ReportDocument, make_schema
+from qload.validation import Report
 
 ROOT = Path(__file__).parents[2]
 SARIF_SCHEMA = os.environ.get("QLOAD_SARIF_SCHEMA")
@@ -204,8 +206,8 @@ def test_junit_has_a_test_for_each_finding(each: Outcome) -> None:
 def test_concise_is_a_line_for_each_finding(each: Outcome) -> None:
     lines = find_writer("concise")(each).splitlines()
     for line, finding in zip(lines, findings(each), strict=True):
-        (report,) = each.reports
-        place = f"{report.place}/{finding.file}" if finding.file else str(report.path)
+        (made,) = each.reports
+        place = f"{made.place}/{finding.file}" if finding.file else str(made.path)
         position = f":{finding.line}:{finding.column}" if finding.line else ""
         beginning = f"{os.path.normpath(place)}{position}: {finding.code} "
         assert line.startswith(one_line(beginning))
@@ -237,3 +239,39 @@ def test_repeats_are_one_in_every_format_but_json(name: str, tmp_path: Path) -> 
     assert text.count("model.layers.{0..1}.mlp.down_proj.weight_scale (2)") in (1, 2)
     assert "model.layers.1.mlp" not in text
     assert "model.layers.1.mlp" in find_writer(name)(replace(outcome, collapses=False))
+
+
+def test_sarif_leads_to_pages_of_rules_where_the_distribution_says_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = make_outcome("nasty", tmp_path / "model")
+    about = Message()
+    about["Version"] = "1.2.3"
+    about["Project-URL"] = "Source, https://example.org"
+    about["Project-URL"] = "Documentation, https://example.org/docs/"
+    monkeypatch.setattr("qload.formats.sarif.metadata", lambda name: about)
+    rules = read_sarif(outcome)["runs"][0]["tool"]["driver"]["rules"]
+    links = {rule["id"]: rule.get("helpUri") for rule in rules}
+    assert links["QL201"] == "https://example.org/docs/findings/QL201.md"
+    assert (ROOT / "docs" / "findings.md").exists()
+    assert links["XY1"] is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_of_a_repository_are_called_by_it_and_its_commit(name: str) -> None:
+    place = "hf:org/name@0123abc"
+    fault = report("QL107", "matches nothing", file="config.json", pointer=("a",), line=3, column=4)
+    made = Report(Path("hf:org/name"), "m", 1, 2, (fault,), "hf:org/name", place)
+    text = click.unstyle(find_writer(name)(Outcome((made,))))
+    if name == "github":
+        _, properties, _ = read_command(text.strip())
+        assert properties["file"] == f"{place}/config.json"
+    else:
+        assert f"{place}/config.json" in text
+
+
+def test_a_file_outside_the_folder_of_the_call_has_its_whole_path(tmp_path: Path) -> None:
+    outcome = replace(make_outcome("shape", tmp_path / "model"), base=tmp_path / "else")
+    for result in read_sarif(outcome)["runs"][0]["results"]:
+        uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        assert uri == (tmp_path / "model" / "model.safetensors").as_uri()
