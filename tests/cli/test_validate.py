@@ -1,16 +1,20 @@
 """`qload validate`: what it prints where, and what its exit status says."""
 
+import importlib.util
 import json
 import os
 import stat
+import sys
+import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from breaking import add, drop
 from click.testing import CliRunner, Result
-from edits import copy_checkpoint, split_files, write_index
+from edits import INDEX, copy_checkpoint, split_files, write_index
 from reporting import drop_scales, pointed
 from samples import DATA, DEMO
 from torch import zeros
@@ -384,10 +388,56 @@ def test_junit_passes_where_nothing_is_wrong() -> None:
     assert (root.attrib["tests"], root.attrib["failures"], root.attrib["errors"]) == ("1", "0", "0")
 
 
-def test_a_mended_checkpoint_needs_its_repairs() -> None:
-    """The two ask for what to mend and for how: the report goes on in the documents of programs."""
-    result = call(DEMO, "--diff", "--format", "json")
+@dataclass
+class Change:
+    """A repair as the command needs it."""
+
+    file: Path
+    what: str = "the index is \x1b rebuilt"
+    diff: Callable[[], str] = lambda: '-  "a": 1\n+  "\x1b": 2\n'
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
+    """The repairs that are made in place of those that would be."""
+    applied: list[Change] = []
+    repairs = types.ModuleType("qload.repair")
+    vars(repairs).update(plan_repairs=lambda path, registry: (Change(Path(path) / INDEX),), apply=applied.extend)
+    monkeypatch.setitem(sys.modules, "qload.repair", repairs)
+    return applied
+
+
+def test_repairs_are_made_where_that_is_asked_for(made: list[Change], stale: Path) -> None:
+    result = call(stale, "--fix")
+    assert [change.file for change in made] == [stale / INDEX]
+    assert result.stderr == f"fixed {stale / INDEX}: the index is \\x1b rebuilt\n"
+    assert result.exit_code == 1, "what is still wrong is reported"
+    assert call(stale, "--fix", "--quiet").stderr == ""
+
+
+def test_repairs_are_shown_where_that_is_asked_for(made: list[Change], stale: Path) -> None:
+    result = call(stale, "--diff", "--format", "concise")
+    first, second, *rest = result.stdout.splitlines()
+    assert (first, second) == ('-  "a": 1', '+  "\\x1b": 2')
+    assert rest == call(stale, "--format", "concise").stdout.splitlines()
+    assert made == []
+
+
+def test_a_diff_stays_out_of_the_documents_of_programs(made: list[Change], stale: Path, tmp_path: Path) -> None:
+    result = call(stale, "--diff", "--format", "json")
     assert (result.exit_code, "--output" in result.stderr) == (2, True)
+    result = call(stale, "--diff", "--format", "json", "--output", tmp_path / "report")
+    assert result.exit_code == 1
+    assert json.loads((tmp_path / "report").read_text())["complete"]
+    assert made == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("qload.repair") is None, reason="there are no repairs")
+def test_what_is_mended_is_sound(stale: Path) -> None:
+    shown = call(stale, "--diff")
+    assert (shown.exit_code, "+++ b/" in shown.stdout) == (1, True)
+    assert call(stale, "--fix").exit_code == 0
+    assert call(stale).exit_code == 0
 
 
 def test_help_names_every_option() -> None:
