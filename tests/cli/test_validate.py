@@ -24,7 +24,7 @@ from qload.errors import CheckpointError
 from qload.findings import report
 from qload.formats import FORMATS
 from qload.validation import validate
-from qload.validation.baseline import fingerprint
+from qload.validation.baseline import Baseline, fingerprint
 
 SCALE = "model.layers.0.mlp.down_proj.weight_scale"
 SURPLUS = "model.layers.0.mlp.down_proj.surplus"
@@ -278,6 +278,13 @@ def test_what_is_no_baseline_is_said_to_be_none(content: bytes, tmp_path: Path) 
     result = call(DEMO, "--baseline", path)
     assert (result.exit_code, "the baseline cannot be read" in result.stderr) == (2, True)
     assert call(DEMO, "--baseline", tmp_path / "none").exit_code == 2
+
+
+def test_a_baseline_that_somebody_wrote_hides_nothing_that_could_not_be_read(unreadable: Path) -> None:
+    found = validate(unreadable)
+    assert found.unreadable
+    every = frozenset(map(fingerprint, found.findings))
+    assert Baseline(unreadable, {".": every}).apply(found).findings == found.unreadable
 
 
 def test_a_fingerprint_is_of_the_place_and_not_of_the_line() -> None:
