@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from qload.catalogue import RULES, Rule, Severity
 from qload.errors import describe
@@ -69,23 +70,51 @@ def refusals(reasons: Mapping[str, str]) -> Iterator[Finding]:
         yield report("QL104", reason, where=modules[0], file="config.json", found=count)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Findings that differ only in the numbers of their modules, in the order in which they were found."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def first(self) -> Finding:
+        return self.findings[0]
+
+    @cached_property
+    def where(self) -> str:
+        """One name for all their places, and how many there are: `layers.{0..3}.q_proj (4)`."""
+        if len(self.findings) == 1:
+            return self.first.where
+        return f"{merge_names(finding.where for finding in self.findings)} ({len(self.findings)})".lstrip()
+
+    @cached_property
+    def files(self) -> Mapping[str, Finding]:
+        """The files that they are in, each with the first that is in it."""
+        files: dict[str, Finding] = {}
+        for finding in self.findings:
+            files.setdefault(finding.file, finding)
+        return files
+
+    def merge(self) -> Finding:
+        """All of them as one finding, at the place of the first in a file."""
+        file = self.first.file if len(self.files) == 1 else f"{len(self.files)} files"
+        return replace(self.first, where=self.where, file=file)
+
+
+def group_alike(findings: Iterable[Finding]) -> list[Group]:
+    """Puts those together that differ only in the numbers of their modules, and in where in which file they are."""
+    alike: dict[Finding, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        key = replace(finding, where=generalise(finding.where), file="", remedy="")
+        if finding.where:
+            key = replace(key, pointer=(), line=0, column=0)
+        alike[key].append(finding)
+    return [Group(tuple(group)) for group in alike.values()]
+
+
 def collapse(findings: Iterable[Finding]) -> list[Finding]:
     """One finding for those that differ only in the numbers of their modules.
 
     `layers.0.q_proj` to `layers.3.q_proj` become `layers.{0..3}.q_proj (4)`.
     """
-    alike: dict[Finding, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        pattern = generalise(finding.where)
-        alike[replace(finding, where=pattern, file="", found=finding.found, remedy="")].append(finding)
-    return [_merge(group) for group in alike.values()]
-
-
-def _merge(group: list[Finding]) -> Finding:
-    first = group[0]
-    if len(group) == 1:
-        return first
-    where = merge_names(finding.where for finding in group)
-    files = {finding.file for finding in group}
-    file = first.file if len(files) == 1 else f"{len(files)} files"
-    return replace(first, where=f"{where} ({len(group)})", file=file)
+    return [group.merge() for group in group_alike(findings)]

@@ -64,6 +64,15 @@ def test_those_that_differ_otherwise_stay_apart() -> None:
     assert collapse(findings) == findings
 
 
+def test_lines_of_a_file_keep_apart_only_what_names_no_module() -> None:
+    def point(number: int, where: str) -> Finding:
+        return report("QL006", "is not there", where=where, file="index.json", pointer=("map", number), line=number + 1)
+
+    merged, *others = collapse([point(number, f"layers.{number}.x") for number in range(3)])
+    assert (merged.where, merged.line, merged.pointer, others) == ("layers.{0..2}.x (3)", 1, ("map", 0), [])
+    assert len(collapse([point(number, "") for number in range(3)])) == 3
+
+
 def test_only_waivable_errors_can_be_ignored() -> None:
     unexpected, missing = report("QL210", "extra"), report("QL201", "gone")
     warning = report("QL206", "tied")

@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "qload"
 FLOORS = (
     "errors",
+    "amounts",
     "layout",
     "dtypes",
     "geometry",
     "declare",
     "sharding",
     "patterns",
+    "positions",
     "fields",
     "catalogue",
     "findings",
@@ -41,6 +43,7 @@ FLOORS = (
     "examination",
     "preview",
     "validation",
+    "formats",
     "torch",
     "testing",
     "cli",

@@ -2,10 +2,11 @@
 
 import errno
 import importlib
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -40,6 +41,12 @@ class _Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(_COMMANDS[cmd_name]).command
         return command
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Settle whether to use colours, whatever the output is: no-color.org, force-color.org."""
+        ctx = super().make_context(*arguments, **options)
+        ctx.color = False if os.environ.get("NO_COLOR") else True if os.environ.get("FORCE_COLOR") else None
+        return ctx
 
     def invoke(self, ctx: click.Context) -> object:
         try:

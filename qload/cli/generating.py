@@ -9,17 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 import qload
+from qload.cli.bars import ByteBar
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +109,11 @@ class _Bar:
     """A bar of bytes on the terminal, for as long as a checkpoint is being loaded."""
 
     def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("loading", total=None)
+        self._bar = ByteBar("loading")
 
     def __enter__(self) -> "Callable[[qload.Progress], None]":
         self._bar.__enter__()
-        return self._show
+        return lambda progress: self._bar.show(progress.done, progress.total)
 
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
-
-    def _show(self, progress: "qload.Progress") -> None:
-        self._bar.update(self._task, completed=progress.done, total=progress.total)

@@ -18,9 +18,9 @@ from qload.cli.shared import (
     print_findings,
     print_json,
 )
-from qload.errors import ParallelError, one_line
+from qload.cli.sizes import read_sizes
+from qload.errors import one_line
 from qload.preview import Group, Obstacle, RankPlans, SizePlan, plan_ranks
-from qload.preview.planning import check_size
 
 OBSTRUCTED, UNTOLD = 1, 2
 _WIDTH = 240
@@ -29,19 +29,9 @@ _SHOWN = 8
 """How many of the numbers of ranks are named that would do."""
 
 
-def _read_sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(map(int, value.split(",")))
-        for size in sizes:
-            check_size(size)
-    except (ValueError, ParallelError) as error:
-        raise click.BadParameter(f"{value!r} is no list of numbers of ranks, as 1,2,4,8", ctx, param) from error
-    return sizes
-
-
 @click.command(name="plan")
 @checkpoint_argument
-@click.option("--tp", "sizes", default="1,2,4,8", show_default=True, callback=_read_sizes, help="The numbers of ranks.")
+@click.option("--tp", "sizes", default="1,2,4,8", show_default=True, callback=read_sizes, help="The numbers of ranks.")
 @click.option("--expert-parallel", is_flag=True, help="Divide mixtures of experts by experts.")
 @format_option
 @click.pass_context

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from qload.amounts import describe_bytes as describe_bytes
+from qload.amounts import describe_count as describe_count
 from qload.catalogue import Severity
 from qload.findings import Finding, collapse
 
@@ -34,20 +36,6 @@ def print_findings(findings: Iterable[Finding], *, err: bool = False) -> None:
     for finding in collapse(findings):
         code = click.style(finding.code, fg=_COLORS[finding.severity], bold=True)
         click.echo(f"{code} {finding.severity.value}: {finding}", err=err)
-
-
-def describe_bytes(count: float) -> str:
-    """A number of bytes in the unit that suits it: 1.67 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def describe_count(count: int, noun: str) -> str:
-    """A number with its noun: 1 error, 2 errors."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _encode(value: Any) -> Any:
