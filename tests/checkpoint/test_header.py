@@ -116,8 +116,8 @@ def test_a_file_that_ends_in_its_header_is_truncated(tmp_path: Path, content: by
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    assert codes(tmp_path / "f") == ["QL003"]
-    assert codes(tmp_path) == ["QL003"]
+    assert codes(tmp_path / "f") == ["QL005"]
+    assert codes(tmp_path) == ["QL013"]
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,131 @@
+"""The index of several weight files: which file each tensor is to come from."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath, PurePosixPath
+from typing import Any
+
+from qload.checkpoint.documents import Pairs, read_json
+from qload.checkpoint.storage import Storage
+from qload.findings import Finding, report
+
+INDEX = "model.safetensors.index.json"
+_MAP = "weight_map"
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What an index says: the file of each tensor, the bytes of all tensors if it says so, and what is wrong with it.
+
+    `present` are the files that it names and that are there, `placed` is None where it has no map of tensors.
+    """
+
+    placed: Mapping[str, str] | None = None
+    present: tuple[str, ...] = ()
+    total: int | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def read_index(storage: Storage) -> Index:
+    """Read the index of a checkpoint that has one; whatever is wrong is a finding.
+
+    As transformers does it, a file in a folder below is read, and none outside of the folder.
+    """
+    twice: list[str] = []
+    table, fault = read_json(storage, INDEX, lambda pairs: _make_object(pairs, twice))
+    if table is None:
+        return Index(findings=(fault,) if fault is not None else ())
+    placed = table.get(_MAP)
+    named = {name: file for name, file in placed.items() if isinstance(file, str)} if isinstance(placed, dict) else {}
+    if not isinstance(placed, dict) or not named:
+        return Index(findings=(report("QL105", f"has no {_MAP} of tensors to files", file=INDEX, pointer=(_MAP,)),))
+    present, missing = _find_files(storage, named)
+    findings = (*_refuse_others(placed), *_refuse_twice(twice, named), *missing)
+    return Index(named, present, _find_total(table), findings)
+
+
+def _make_object(pairs: Pairs, twice: list[str]) -> dict[str, Any]:
+    """An object as JSON means it, the last of several values; notes the keys that have different ones."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        twice += sorted({key for key, value in pairs if value != table[key]})
+    return table
+
+
+def _refuse_twice(twice: list[str], placed: Mapping[str, str]) -> Iterator[Finding]:
+    for name in twice:
+        if name in placed:
+            yield report(
+                "QL007",
+                "the index places it in several files",
+                where=name,
+                file=INDEX,
+                found=f"last {placed[name]}, which is taken",
+                remedy="rebuild the index",
+                pointer=(_MAP, name),
+            )
+
+
+def _refuse_others(placed: Mapping[str, object]) -> Iterator[Finding]:
+    for name, file in placed.items():
+        if not isinstance(file, str):
+            yield report(
+                "QL105",
+                "the index places it in something that is no file's name",
+                where=name,
+                file=INDEX,
+                expected="a string",
+                found=repr(file)[:80],
+                remedy="rebuild the index",
+                pointer=(_MAP, name),
+            )
+
+
+def _find_total(table: Mapping[str, Any]) -> int | None:
+    """The bytes of all tensors; tools that leave them out, or do not know them, write nothing, 0, or a float."""
+    metadata = table.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return total if type(total) is int and total > 0 else None
+
+
+def _find_files(storage: Storage, placed: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
+    """The files that are there, and the findings of those that are not."""
+    first: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for name, file in placed.items():
+        first.setdefault(file, name)
+        counts[file] = counts.get(file, 0) + 1
+    faults = {file: fault for file in sorted(counts) if (fault := _find_fault(storage, file))}
+    missing = tuple(
+        report(
+            "QL005",
+            f"the index names a file that {fault}",
+            file=file,
+            expected=f"{counts[file]} tensors in it",
+            remedy="download it, or rebuild the index",
+        )
+        for file, fault in faults.items()
+    )
+    return tuple(file for file in sorted(counts) if file not in faults), missing
+
+
+def _find_fault(storage: Storage, file: str) -> str:
+    """Why the index may not name a file; nothing where it may."""
+    if file in storage.names:
+        return ""
+    if not file.isprintable():
+        return "no folder has"
+    parts = PurePosixPath(file).parts
+    if ".." in parts or PurePosixPath(file).is_absolute() or PurePath(file).is_absolute():
+        return "is not inside the folder"
+    return "" if len(parts) > 1 and _is_there(storage, file) else "is not there"
+
+
+def _is_there(storage: Storage, file: str) -> bool:
+    try:
+        storage.size(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
