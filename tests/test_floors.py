@@ -40,6 +40,7 @@ FLOORS = (
     "examination",
     "preview",
     "validation",
+    "repair",
     "torch",
     "testing",
     "cli",

@@ -10,7 +10,7 @@ from qload.checkpoint.storage import Storage
 from qload.findings import Finding, report
 
 INDEX = "model.safetensors.index.json"
-_MAP = "weight_map"
+MAP = "weight_map"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ def read_index(storage: Storage) -> Index:
     table, fault = read_json(storage, INDEX, lambda pairs: _make_object(pairs, twice))
     if table is None:
         return Index(findings=(fault,) if fault is not None else ())
-    placed = table.get(_MAP)
+    placed = table.get(MAP)
     named = {name: file for name, file in placed.items() if isinstance(file, str)} if isinstance(placed, dict) else {}
     if not isinstance(placed, dict) or not named:
-        return Index(findings=(report("QL105", f"has no {_MAP} of tensors to files", file=INDEX, pointer=(_MAP,)),))
+        return Index(findings=(report("QL105", f"has no {MAP} of tensors to files", file=INDEX, pointer=(MAP,)),))
     present, missing = _find_files(storage, named)
     findings = (*_refuse_others(placed), *_refuse_twice(twice, named), *missing)
     return Index(named, present, _find_total(table), findings)
@@ -62,7 +62,7 @@ def _refuse_twice(twice: list[str], placed: Mapping[str, str]) -> Iterator[Findi
                 file=INDEX,
                 found=f"last {placed[name]}, which is taken",
                 remedy="rebuild the index",
-                pointer=(_MAP, name),
+                pointer=(MAP, name),
             )
 
 
@@ -77,7 +77,7 @@ def _refuse_others(placed: Mapping[str, object]) -> Iterator[Finding]:
                 expected="a string",
                 found=repr(file)[:80],
                 remedy="rebuild the index",
-                pointer=(_MAP, name),
+                pointer=(MAP, name),
             )
 
 
