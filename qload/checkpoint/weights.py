@@ -105,7 +105,7 @@ def read_headers(storage: Storage, weights: Weights) -> Stored:
     for name in weights.files:
         header = read_header(storage, name)
         stored.metadata[name] = header.metadata
-        stored.findings.extend(header.findings)
+        stored.findings.extend((*header.findings, *_check_metadata(header.metadata, name)))
         if not header.tensors and header.findings:
             stored.broken.add(name)
         stored.findings.extend(_find_copies(copies, header.tensors, placed))
@@ -116,6 +116,15 @@ def read_headers(storage: Storage, weights: Weights) -> Stored:
         stored.findings.extend(_check_index(weights.placed, stored))
         stored.findings.extend(_check_total(storage, weights, stored))
     return stored
+
+
+def _check_metadata(metadata: Mapping[str, object], name: str) -> Iterator[Finding]:
+    """The safetensors library opens no file whose metadata has anything but texts."""
+    others = {key: value for key, value in metadata.items() if not isinstance(value, str)}
+    for key, value in sorted(others.items()):
+        yield report(
+            "QL003", "has metadata that is no text", where=key, file=name, expected="a string", found=repr(value)[:80]
+        )
 
 
 def _find_copies(
