@@ -154,5 +154,5 @@ def _report_absence(others: list[str]) -> Finding:
     if others == [ADAPTER]:
         remedy = "give the folder of the model that the adapter is for"
         return report("QL011", "there is only an adapter", file=ADAPTER, expected=expected, remedy=remedy)
-    found = ", ".join(others[:3])
-    return report("QL011", "there are no weights", expected=expected, found=found)
+    remedy = f"if these are the weights, name the file {SINGLE}, or write an index" if others else ""
+    return report("QL011", "there are no weights", expected=expected, found=", ".join(others[:3]), remedy=remedy)

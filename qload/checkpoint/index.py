@@ -1,5 +1,6 @@
 """The index of several weight files: which file each tensor is to come from."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
@@ -90,18 +91,14 @@ def _find_total(table: Mapping[str, Any]) -> int | None:
 
 def _find_files(storage: Storage, placed: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
     """The files that are there, and the findings of those that are not."""
-    first: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    for name, file in placed.items():
-        first.setdefault(file, name)
-        counts[file] = counts.get(file, 0) + 1
+    counts = Counter(placed.values())
     faults = {file: fault for file in sorted(counts) if (fault := _find_fault(storage, file))}
     missing = tuple(
         report(
             "QL005",
             f"the index names a file that {fault}",
             file=file,
-            expected=f"{counts[file]} tensors in it",
+            expected=f"{counts[file]} tensor{'s' if counts[file] > 1 else ''} in it",
             remedy="download it, or rebuild the index",
         )
         for file, fault in faults.items()

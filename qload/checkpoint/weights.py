@@ -101,17 +101,18 @@ def _take_numbered(storage: Storage, index: Index) -> Weights:
 def read_headers(storage: Storage, weights: Weights) -> Stored:
     """Read every weight file's header, and hold them against the index and each other."""
     stored, placed = Stored(), weights.placed or {}
-    copies: dict[str, str] = {}
+    stale: dict[str, TensorEntry] = {}
     for name in weights.files:
         header = read_header(storage, name)
         stored.metadata[name] = header.metadata
         stored.findings.extend((*header.findings, *_check_metadata(header.metadata, name)))
         if not header.tensors and header.findings:
             stored.broken.add(name)
-        stored.findings.extend(_find_copies(copies, header.tensors, placed))
-        copies.update(dict.fromkeys(header.tensors, name))
+        stored.findings.extend(_find_copies((stored.tensors, stale), header.tensors, placed))
         # A copy that the index takes from another file is stale.
-        stored.tensors.update({key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name})
+        taken = {key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name}
+        stored.tensors.update(taken)
+        stale.update({key: header.tensors[key] for key in header.tensors.keys() - taken.keys()})
     if weights.placed is not None:
         stored.findings.extend(_check_index(weights.placed, stored))
         stored.findings.extend(_check_total(storage, weights, stored))
@@ -128,11 +129,12 @@ def _check_metadata(metadata: Mapping[str, object], name: str) -> Iterator[Findi
 
 
 def _find_copies(
-    seen: Mapping[str, str], new: Mapping[str, TensorEntry], placed: Mapping[str, str]
+    seen: tuple[Mapping[str, TensorEntry], ...], new: Mapping[str, TensorEntry], placed: Mapping[str, str]
 ) -> Iterator[Finding]:
     """Tensors of a file that another file holds, too. A loader that reads all files takes the last one."""
-    for key in sorted(seen.keys() & new.keys()):
-        files = (seen[key], new[key].file)
+    twice = {key: entries[key].file for entries in seen for key in entries.keys() & new.keys()}
+    for key in sorted(twice):
+        files = (twice[key], new[key].file)
         if key not in placed:
             yield report(
                 "QL008", "is stored twice, and no index decides", where=key, file=files[1], found=f"also in {files[0]}"
