@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 
-from qload.checkpoint.documents import Pairs, read_json
+from qload.checkpoint.documents import read_json
 from qload.checkpoint.storage import Storage
 from qload.findings import Finding, report
 
@@ -32,39 +32,18 @@ def read_index(storage: Storage) -> Index:
 
     As transformers does it, a file in a folder below is read, and none outside of the folder.
     """
-    twice: list[str] = []
-    table, fault = read_json(storage, INDEX, lambda pairs: _make_object(pairs, twice))
+    table, fault = read_json(storage, INDEX)
+    faults = (fault,) if fault is not None else ()
     if table is None:
-        return Index(findings=(fault,) if fault is not None else ())
+        return Index(findings=faults)
     placed = table.get(MAP)
     named = {name: file for name, file in placed.items() if isinstance(file, str)} if isinstance(placed, dict) else {}
     if not isinstance(placed, dict) or not named:
-        return Index(findings=(report("QL105", f"has no {MAP} of tensors to files", file=INDEX, pointer=(MAP,)),))
+        fault = report("QL105", f"has no {MAP} of tensors to files", file=INDEX, pointer=(MAP,))
+        return Index(findings=(*faults, fault))
     present, missing = _find_files(storage, named)
-    findings = (*_refuse_others(placed), *_refuse_twice(twice, named), *missing)
+    findings = (*faults, *_refuse_others(placed), *missing)
     return Index(named, present, _find_total(table), findings)
-
-
-def _make_object(pairs: Pairs, twice: list[str]) -> dict[str, Any]:
-    """An object as JSON means it, the last of several values; notes the keys that have different ones."""
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        twice += sorted({key for key, value in pairs if value != table[key]})
-    return table
-
-
-def _refuse_twice(twice: list[str], placed: Mapping[str, str]) -> Iterator[Finding]:
-    for name in twice:
-        if name in placed:
-            yield report(
-                "QL007",
-                "the index places it in several files",
-                where=name,
-                file=INDEX,
-                found=f"last {placed[name]}, which is taken",
-                remedy="rebuild the index",
-                pointer=(MAP, name),
-            )
 
 
 def _refuse_others(placed: Mapping[str, object]) -> Iterator[Finding]:
