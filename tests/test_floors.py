@@ -43,6 +43,7 @@ FLOORS = (
     "examination",
     "preview",
     "validation",
+    "repair",
     "formats",
     "torch",
     "testing",

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from qload.checkpoint import Storage
+from qload.checkpoint.documents import LFS_SIGNATURE
 from qload.dtypes import storage_bytes
 from qload.findings import Finding, report
 from qload_gguf.cursor import Cursor, UnreadableError
@@ -64,7 +65,12 @@ def read_header(storage: Storage, name: str) -> Header:
 
 
 def _read_counts(cursor: Cursor) -> tuple[int, int]:
-    magic, version = cursor.take(4), cursor.number("<I")
+    magic = cursor.take(4)
+    if LFS_SIGNATURE.startswith(magic):
+        raise cursor.fail(
+            "is a git-LFS pointer, not the file", code="QL002", remedy="run `git lfs pull`, or download it"
+        )
+    version = cursor.number("<I")
     if magic != MAGIC:
         raise cursor.fail("does not begin as a GGUF file does", expected=MAGIC.decode(), found=repr(magic))
     if int(version).to_bytes(4, "big") in {each.to_bytes(4, "little") for each in (1, *VERSIONS)}:

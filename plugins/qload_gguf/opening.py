@@ -17,7 +17,8 @@ from qload_gguf.rope import TABLES, Table
 SUFFIX = ".gguf"
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_PROJECTOR = "mmproj"
+_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+"""Files of llama.cpp that lie beside models: projectors of images and sound, and statistics of activations."""
 MAX_SPLITS = 1024
 MAX_TABLE_BYTES = 1 << 16
 
@@ -27,7 +28,7 @@ def qload_open_checkpoint(storage: Storage, file: str) -> Checkpoint | None:
     if file:
         return _open(storage, file, _find_siblings(file)) if file.endswith(SUFFIX) else None
     names = storage.names
-    models = [name for name in names if name.endswith(SUFFIX) and not name.startswith(_PROJECTOR)]
+    models = [name for name in names if name.endswith(SUFFIX) and not _NO_MODEL.search(name)]
     if not models or any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names):
         return None
     groups = {_find_siblings(name) for name in models}

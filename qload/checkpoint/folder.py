@@ -2,21 +2,27 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qload.checkpoint.documents import read_json
+from qload.checkpoint.documents import find_pointers, read_json
 from qload.checkpoint.header import TensorEntry
+from qload.checkpoint.index import INDEX
 from qload.checkpoint.names import Modules, group_tensors, group_texts
+from qload.checkpoint.sets import SINGLE, SUFFIX
 from qload.checkpoint.storage import Folder, Storage
-from qload.checkpoint.weights import INDEX, SINGLE, find_weights, read_headers
+from qload.checkpoint.weights import find_weights, read_headers
 from qload.findings import Finding, report
 
 CONFIG = "config.json"
+ADAPTER = "adapter_model.safetensors"
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _PERHAPS_PICKLED = (".bin", ".pt", ".pth")
+_OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model).*")
+"""Pickled files that trainers leave, none of which holds the weights of a model."""
+_PERHAPS_POINTERS = (".json", ".model")
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ def open_folder(storage: Storage) -> Checkpoint:
         *([fault] if fault is not None else []),
         *weights.findings,
         *stored.findings,
-        *_check_presence(weights.files, pickled),
+        *_check_presence(storage.names, weights.files, pickled),
+        *find_pointers(storage, _choose_side_files(storage.names, pickled)),
     )
     return Checkpoint(
         Path(storage.place),
@@ -107,16 +114,28 @@ def open_folder(storage: Storage) -> Checkpoint:
 def _find_pickled(files: tuple[str, ...]) -> tuple[str, ...]:
     """Files named as pickled weights are; without any, whatever may be some, for trainers leave others beside."""
     named = tuple(name for name in files if _PICKLED.fullmatch(name))
-    return named or tuple(name for name in files if name.endswith(_PERHAPS_PICKLED))
+    perhaps = (name for name in files if name.endswith(_PERHAPS_PICKLED) and not _OF_TRAINING.fullmatch(name))
+    return named or tuple(perhaps)
+
+
+def _choose_side_files(files: tuple[str, ...], pickled: tuple[str, ...]) -> Iterator[str]:
+    """The files besides config and weights that git-LFS keeps: an index is only among them where it is not read."""
+    for name in files:
+        if name in pickled or (name.endswith(_PERHAPS_POINTERS) and name not in (CONFIG, INDEX)):
+            yield name
 
 
 def _read_config(storage: Storage) -> tuple[dict[str, Any] | None, Finding | None]:
-    if CONFIG in storage.names:
-        return read_json(storage, CONFIG)
-    return None, report("QL012", "there is no config.json", file=CONFIG, remedy="download it too, beside the weights")
+    if CONFIG not in storage.names:
+        return None, report(
+            "QL012", "there is no config.json", file=CONFIG, remedy="download it too, beside the weights"
+        )
+    config, fault = read_json(storage, CONFIG)
+    # A link that leads nowhere is a config that is not there.
+    return config, replace(fault, code="QL012") if fault is not None and fault.code == "QL005" else fault
 
 
-def _check_presence(names: tuple[str, ...], pickled: tuple[str, ...]) -> Iterator[Finding]:
+def _check_presence(files: tuple[str, ...], names: tuple[str, ...], pickled: tuple[str, ...]) -> Iterator[Finding]:
     if names:
         return
     if pickled:
@@ -127,4 +146,13 @@ def _check_presence(names: tuple[str, ...], pickled: tuple[str, ...]) -> Iterato
             remedy="convert them to safetensors, or load with allow_pickle=True",
         )
     else:
-        yield report("QL011", "there are no weights", expected=f"{SINGLE}, or {INDEX} and its files")
+        yield _report_absence([name for name in files if name.endswith(SUFFIX)])
+
+
+def _report_absence(others: list[str]) -> Finding:
+    expected = f"{SINGLE}, or {INDEX} and its files"
+    if others == [ADAPTER]:
+        remedy = "give the folder of the model that the adapter is for"
+        return report("QL011", "there is only an adapter", file=ADAPTER, expected=expected, remedy=remedy)
+    remedy = f"if these are the weights, name the file {SINGLE}, or write an index" if others else ""
+    return report("QL011", "there are no weights", expected=expected, found=", ".join(others[:3]), remedy=remedy)

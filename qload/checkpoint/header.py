@@ -227,7 +227,7 @@ def _refuse_duplicates(raw: bytes, name: str) -> None:
 
 
 def _entries(table: dict[str, Any], name: str, offset: int) -> _Entries:
-    metadata = table.pop(_METADATA, None) or {}
+    metadata = {} if (found := table.pop(_METADATA, None)) is None else found
     if not isinstance(metadata, dict):
         raise _fail("has metadata that is not a JSON object", name)
     return {key: _entry(key, value, name, offset) for key, value in table.items()}, metadata

@@ -1,10 +1,20 @@
 """Where the files of a checkpoint lie: in a folder, or wherever else somebody can list them and read ranges."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import Protocol
 
 from qload.errors import QloadError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class Storage(Protocol):
@@ -19,7 +29,7 @@ class Storage(Protocol):
         """The names of all files, sorted."""
 
     def size(self, name: str) -> int:
-        """The bytes of a file. Raises OSError where that cannot be told."""
+        """The bytes of a file. Raises OSError where that cannot be told, FileNotFoundError where there is none."""
 
     def read(self, name: str, start: int, count: int) -> bytes:
         """`count` bytes of a file from `start` on, fewer only where the file ends. Raises OSError."""
@@ -37,7 +47,18 @@ class Folder:
         return str(self.path)
 
     def size(self, name: str) -> int:
-        return (self.path / name).stat().st_size
+        """The bytes of a file, which a link may lead to. A pipe or device is refused: opening one can wait forever."""
+        path = self.path / name
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:
+            if not path.is_symlink():
+                raise
+            raise FileNotFoundError(error.errno, f"it is a link to {path.readlink()}, which is not there") from error
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((name for test, name in _KINDS if test(status.st_mode)), "something else")
+            raise OSError(errno.EINVAL, f"it is {kind}, not a file")
+        return status.st_size
 
     def read(self, name: str, start: int, count: int) -> bytes:
         with (self.path / name).open("rb", buffering=0) as file:

@@ -1,25 +1,28 @@
 """Which files hold the weights, and what their headers say together."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
 
-from qload.checkpoint.documents import read_json
+from qload.catalogue import Severity
 from qload.checkpoint.header import TensorEntry, read_header
+from qload.checkpoint.index import INDEX, Index, read_index
+from qload.checkpoint.sets import SINGLE, SUFFIX, describe_files, find_missing, find_mixed_sets, find_overlaps
 from qload.checkpoint.storage import Storage
+from qload.checkpoint.totals import find_wrong_total
 from qload.findings import Finding, report
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight files to read and, from the index, the file that each tensor is to come from."""
+    """The weight files to read and, from the index, the file that each tensor is to come from.
+
+    `total` are the bytes of all tensors, where the index says them.
+    """
 
     files: tuple[str, ...] = ()
     placed: Mapping[str, str] | None = None
     findings: tuple[Finding, ...] = ()
+    total: int | None = None
 
 
 @dataclass(slots=True)
@@ -39,71 +42,114 @@ class Stored:
 
 def find_weights(storage: Storage) -> Weights:
     """Choose the weight files of a checkpoint, as transformers does: the single one before the indexed ones."""
-    files = storage.names
-    if SINGLE in files:
-        return Weights((SINGLE,))
-    if INDEX in files:
-        return _read_index(storage)
-    shards = tuple(name for name in files if name.startswith("model-") and name.endswith(".safetensors"))
-    if not shards:
-        return Weights()
-    finding = report("QL007", "there are several weight files and no index", file=INDEX, found=f"{len(shards)} files")
-    return Weights(shards, None, (finding,))
+    index = read_index(storage) if INDEX in storage.names else Index()
+    if SINGLE in storage.names:
+        return _take_single(storage, index)
+    if index.placed is not None:
+        overlaps = find_overlaps(storage.names, index.present)
+        return Weights(index.present, index.placed, (*index.findings, *overlaps), index.total)
+    return _take_numbered(storage, index)
 
 
-def _read_index(storage: Storage) -> Weights:
-    table, fault = read_json(storage, INDEX)
-    if fault is not None:
-        return Weights(findings=(fault,))
-    placed = (table or {}).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
-        return Weights(findings=(report("QL105", "has no weight_map of tensors to files", file=INDEX),))
-    files, named = set(storage.names), sorted(set(placed.values()))
-    missing = tuple(_missing_file(name, placed) for name in named if name not in files)
-    return Weights(tuple(name for name in named if name in files), placed, missing)
+def _take_single(storage: Storage, index: Index) -> Weights:
+    """What the index says of other files is of no account, unless it shows that there are two sets."""
+    named = set((index.placed or {}).values())
+    others = index.present if SINGLE not in named else ()
+    faults = index.findings if index.placed is None else ()
+    stale = (_stale(index.placed),) if index.placed is not None and not index.present else ()
+    beside = (_beside(others),) if others else ()
+    overlaps = (*beside, *find_overlaps(set(storage.names) - named, (SINGLE,)))
+    return Weights((SINGLE,), None, (*faults, *stale, *overlaps))
 
 
-def _missing_file(name: str, placed: Mapping[str, str]) -> Finding:
-    count = sum(file == name for file in placed.values())
-    inside = PurePosixPath(name).name == name
+def _stale(placed: Mapping[str, str]) -> Finding:
     return report(
-        "QL005",
-        f"the index names a file that is not {'there' if inside else 'inside the folder'}",
-        file=name,
-        expected=f"{count} tensors in it",
-        remedy="download it, or rebuild the index",
+        "QL007",
+        f"names files none of which is there, and {SINGLE} is",
+        file=INDEX,
+        found=f"{len(set(placed.values()))} files",
+        remedy="delete the index, which some loaders go by",
     )
+
+
+def _beside(others: tuple[str, ...]) -> Finding:
+    return report(
+        "QL009",
+        f"{SINGLE} lies beside an index and its files, and is read in place of them",
+        file=SINGLE,
+        found=describe_files(others),
+        remedy="delete the set that is not meant: some loaders read every file, or go by the index",
+    )
+
+
+def _take_numbered(storage: Storage, index: Index) -> Weights:
+    """Without an index that says which, every file that is named as one of several."""
+    files = tuple(name for name in storage.names if name.startswith("model-") and name.endswith(SUFFIX))
+    if not files:
+        return Weights(findings=index.findings)
+    absent = report(
+        "QL007",
+        "there is no index of the weight files",
+        file=INDEX,
+        found=describe_files(files),
+        remedy="download it, or rebuild it from the headers",
+    )
+    mixed, missing, overlaps = find_mixed_sets(files), find_missing(files), find_overlaps(storage.names, files)
+    return Weights(files, None, (*(index.findings or (absent,)), *mixed, *missing, *overlaps))
 
 
 def read_headers(storage: Storage, weights: Weights) -> Stored:
     """Read every weight file's header, and hold them against the index and each other."""
-    stored = Stored()
+    stored, placed = Stored(), weights.placed or {}
+    stale: dict[str, TensorEntry] = {}
     for name in weights.files:
         header = read_header(storage, name)
         stored.metadata[name] = header.metadata
-        stored.findings.extend(header.findings)
+        stored.findings.extend((*header.findings, *_check_metadata(header.metadata, name)))
         if not header.tensors and header.findings:
             stored.broken.add(name)
-        placed = weights.placed or {}
-        stored.findings.extend(_duplicates(stored.tensors, header.tensors, placed))
+        stored.findings.extend(_find_copies((stored.tensors, stale), header.tensors, placed))
         # A copy that the index takes from another file is stale.
-        stored.tensors.update({key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name})
+        taken = {key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name}
+        stored.tensors.update(taken)
+        stale.update({key: header.tensors[key] for key in header.tensors.keys() - taken.keys()})
     if weights.placed is not None:
         stored.findings.extend(_check_index(weights.placed, stored))
+        stored.findings.extend(_check_total(storage, weights, stored))
     return stored
 
 
-def _duplicates(
-    seen: Mapping[str, TensorEntry], new: Mapping[str, TensorEntry], placed: Mapping[str, str]
-) -> Iterator[Finding]:
-    for key in sorted(key for key in seen.keys() & new.keys() if key not in placed):
+def _check_metadata(metadata: Mapping[str, object], name: str) -> Iterator[Finding]:
+    """The safetensors library opens no file whose metadata has anything but texts."""
+    others = {key: value for key, value in metadata.items() if not isinstance(value, str)}
+    for key, value in sorted(others.items()):
         yield report(
-            "QL008",
-            "is stored twice, and no index decides",
-            where=key,
-            file=new[key].file,
-            found=f"also in {seen[key].file}",
+            "QL003", "has metadata that is no text", where=key, file=name, expected="a string", found=repr(value)[:80]
         )
+
+
+def _find_copies(
+    seen: tuple[Mapping[str, TensorEntry], ...], new: Mapping[str, TensorEntry], placed: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Tensors of a file that another file holds, too. A loader that reads all files takes the last one."""
+    twice = {key: entries[key].file for entries in seen for key in entries.keys() & new.keys()}
+    for key in sorted(twice):
+        files = (twice[key], new[key].file)
+        if key not in placed:
+            yield report(
+                "QL008", "is stored twice, and no index decides", where=key, file=files[1], found=f"also in {files[0]}"
+            )
+            continue
+        stale = files[0] if files[1] == placed[key] else files[1]
+        finding = report(
+            "QL008",
+            "is stored in several files, of which the index takes one",
+            where=key,
+            file=stale,
+            expected=f"only in {placed[key]}",
+            remedy="remove the copy: some loaders take the last that they read",
+        )
+        yield replace(finding, severity=Severity.WARNING)
 
 
 def _check_index(placed: Mapping[str, str], stored: Stored) -> Iterator[Finding]:
@@ -119,3 +165,10 @@ def _check_index(placed: Mapping[str, str], stored: Stored) -> Iterator[Finding]
             )
     for key in sorted(stored.tensors.keys() - placed.keys()):
         yield report("QL007", "is stored, and the index does not name it", where=key, file=stored.tensors[key].file)
+
+
+def _check_total(storage: Storage, weights: Weights, stored: Stored) -> Iterator[Finding]:
+    """The total of what is there, where all is there that the index means."""
+    incomplete = stored.broken or any(finding.code == "QL005" for finding in weights.findings)
+    if weights.total is not None and not incomplete:
+        yield from find_wrong_total(storage, weights.total, stored.tensors, weights.files)

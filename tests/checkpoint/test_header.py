@@ -116,7 +116,7 @@ def test_a_file_that_ends_in_its_header_is_truncated(tmp_path: Path, content: by
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    assert codes(tmp_path / "f") == ["QL013"]
+    assert codes(tmp_path / "f") == ["QL005"]
     assert codes(tmp_path) == ["QL013"]
 
 

@@ -22,7 +22,7 @@ def test_the_contract_holds() -> None:
 def test_a_module_that_is_scattered_over_files_is_found() -> None:
     values = TensorEntry("up.values", "I8", (4, 8), "one.safetensors", 0, 32)
     beside = TensorEntry("up.row_scale", "F32", (4,), "one.safetensors", 32, 48)
-    elsewhere = beside._replace(file="two.safetensors")
+    elsewhere = TensorEntry("up.row_scale", "F32", (4,), "two.safetensors", 32, 48)
     method = quantization().method
     assert method.check(RowInt8Scheme(), {"values": values, "row_scale": beside}) == ()
     (finding,) = method.check(RowInt8Scheme(), {"values": values, "row_scale": elsewhere})
