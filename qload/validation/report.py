@@ -1,12 +1,13 @@
 """The verdict on a checkpoint: everything that was found, and in what."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qload.catalogue import Severity
 from qload.examination import Examination, examine
 from qload.findings import Finding
+from qload.preview.planning import check_sizes
 from qload.registry import Registry
 from qload.validation.data import find_bad_values
 from qload.validation.divisions import find_splits
@@ -44,20 +45,22 @@ def validate(
     """Validate the checkpoint in the folder or file `path` from its config and headers alone.
 
     `tp` are numbers of ranks that it is to be divided over. With `probe`, a few bytes of its data are read too; with
-    `deep`, all of them. Raises QloadError if there is no such folder; every other fault is a finding.
+    `deep`, all of them. Raises ParallelError for what is no number of ranks, and QloadError if there is no such
+    folder; every other fault is a finding.
     """
+    sizes = check_sizes(tp)
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
-    findings = tuple(_find(found, tp, probe=probe, deep=deep))
+    findings = tuple(_find(found, sizes, probe=probe, deep=deep))
     return Report(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, findings)
 
 
-def _find(found: Examination, tp: Iterable[int], *, probe: bool, deep: bool) -> Iterator[Finding]:
+def _find(found: Examination, sizes: Sequence[int], *, probe: bool, deep: bool) -> Iterator[Finding]:
     yield from found.findings
     if found.quantization is None or found.outline is None:
         return
     for find in FINDERS:
         yield from find(found)
-    yield from find_splits(found, tuple(tp))
+    yield from find_splits(found, sizes)
     if probe or deep:
         yield from find_bad_values(found, deep=deep)
