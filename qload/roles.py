@@ -12,7 +12,7 @@ from typing import Any
 from qload.declare import ParameterSpec
 from qload.errors import ShardError
 from qload.geometry import MAX_SIZE, Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
-from qload.sharding import cut_layer, fits, fitting_sizes
+from qload.sharding import cut_layer, fits
 
 _VOCABULARIES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings", "embedding")
 _QUERIES = ("q_proj", "query", "wq", "q_b_proj", "kv_b_proj")
@@ -151,7 +151,8 @@ def _list_ways(name: str, geometry: Geometry) -> tuple[Sharding, ...]:
 
 def _can_be_divided(geometry: Geometry, ways: Sequence[Sharding], specs: Sequence[ParameterSpec]) -> bool:
     """Whether any number of ranks could have shares of it."""
-    return any(len(fitting_sizes(geometry, sharding, specs)) > 1 for sharding in ways)
+    sizes = range(2, MAX_SIZE + 1)
+    return any(fits(geometry, sharding, specs, size) for sharding in ways for size in sizes)
 
 
 def has_whole_heads(geometry: Geometry, size: int) -> bool:

@@ -3,14 +3,14 @@
 A load takes another way where this one does not fit; engines do not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from qload.declare import ParameterKind, ParameterSpec
 from qload.errors import LayoutError
 from qload.geometry import MAX_SIZE, Geometry, Part, Shard, Sharding, column, replicated, row
-from qload.layout import Dim
+from qload.layout import Axis, Dim
 from qload.preview.answers import Split
 from qload.preview.modules import Modules
 from qload.quantization import Quantization
@@ -68,13 +68,22 @@ class NaturalDivider:
         part = next((part for part in geometry.parts if not has_whole_heads(_alone(geometry, part), size)), None)
         if way is column and part is not None and part.heads is not None:
             return Fault(split, dim, part.size // part.heads, Fraction(part.size, size))
-        wrong = [spec for spec in self.declare(modules) if not _fits(geometry, way, spec, size)]
+        wrong = [spec for spec in self._list_telling(modules, dim) if not _fits(geometry, way, spec, size)]
         if not wrong:
             return None
-        spec = max(wrong, key=lambda spec: _telling(spec, dim))
+        spec = max(wrong, key=lambda spec: _rank(spec, dim))
         unit, is_solid = spec.layout.unit(dim), spec.layout.is_solid(dim)
         share = _find_share(geometry, way, dim, unit, size)
         return Fault(split, dim, unit, share, spec if unit > 1 or is_solid else None, is_solid)
+
+    def _list_telling(self, modules: Modules, dim: Dim) -> Iterable[ParameterSpec]:
+        """The tensors that a share along `dim` could split: of those alike along it, the one that says most."""
+        telling: dict[Sequence[Axis], ParameterSpec] = {}
+        for spec in sorted(self.declare(modules), key=lambda spec: _rank(spec, dim)):
+            axes = tuple(axis for axis in spec.layout.axes if axis.dim is dim and not axis.whole)
+            if axes:
+                telling[axes] = spec
+        return telling.values()
 
     def find_sizes(self, modules: Modules) -> tuple[int, ...]:
         """The numbers of ranks up to MAX_SIZE whose shares split nothing."""
@@ -124,7 +133,7 @@ def _straddles(geometry: Geometry, spec: ParameterSpec) -> Iterator[bool]:
         yield start % unit != 0
 
 
-def _telling(spec: ParameterSpec, dim: Dim) -> tuple[bool, bool, int]:
+def _rank(spec: ParameterSpec, dim: Dim) -> tuple[bool, bool, int]:
     kind = spec.kind
     return kind is ParameterKind.BLOCK_SCALE, kind is ParameterKind.GROUP_SCALE, spec.layout.unit(dim)
 

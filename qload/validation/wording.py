@@ -1,5 +1,6 @@
 """How findings name numbers of ranks and shares."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 
@@ -26,9 +27,11 @@ def name_fitting(sizes: Collection[int]) -> str:
 
 
 def name_shares(shares: Mapping[int, Fraction] | Mapping[int, str]) -> str:
-    """What each rank has: 64 at 4 ranks, 32 at 8."""
-    first, *others = shares
-    return ", ".join([f"{shares[first]} at {name_ranks([first])}", *(f"{shares[size]} at {size}" for size in others)])
+    """What each rank has: 64 at 2 and 4 ranks, 32 at 8 ranks."""
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for size, share in shares.items():
+        sizes[str(share)].append(size)
+    return ", ".join(f"{share} at {name_ranks(alike)}" for share, alike in sizes.items())
 
 
 def _noun(sizes: Iterable[int]) -> str:
