@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qload.checkpoint import Checkpoint
 from qload.declare import ParameterKind, ParameterSpec
@@ -46,8 +46,7 @@ def find_splits(found: Examination, sizes: Sequence[int]) -> Iterator[Finding]:
         return
     try:
         for fault, modules in _find(surveyed, sizes):
-            for name in modules.names:
-                yield _place(fault, modules.target.name, name, found.checkpoint)
+            yield from _place(fault, modules, found.checkpoint)
     except MethodError as error:
         yield report("QL104", str(error), file="config.json")
 
@@ -60,13 +59,15 @@ def _find(surveyed: Survey, sizes: Sequence[int]) -> Iterator[tuple[Finding, Mod
     yield from find_broken_tiles(surveyed.modules, divider, sizes)
 
 
-def _place(fault: Finding, sample: str, name: str, checkpoint: Checkpoint) -> Finding:
-    """The finding of one module for another that is alike."""
-    tensor = fault.where.removeprefix(sample).removeprefix(".")
-    stored = checkpoint.modules.get(name, {})
-    entry = checkpoint.tensors.get(stored.get(tensor, "") or next(iter(stored.values()), ""))
-    where = f"{name}.{tensor}" if tensor else name
-    return replace(fault, where=where, file="" if entry is None else entry.file)
+def _place(fault: Finding, modules: Modules, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """The finding of one module for each that is alike; without `dataclasses.replace`, which takes thrice as long."""
+    tensor, tensors = fault.where.removeprefix(modules.target.name), checkpoint.tensors
+    facts = (fault.expected, fault.found, fault.remedy, fault.severity)
+    for name in modules.names:
+        stored = checkpoint.modules.get(name, {})
+        full = stored.get(tensor[1:]) or next(iter(stored.values()), "")
+        file = tensors[full].file if full in tensors else ""
+        yield Finding(fault.code, fault.message, name + tensor, file, *facts)
 
 
 def _find_faults(modules: Modules, divider: NaturalDivider, sizes: Sequence[int]) -> Iterator[Finding]:
