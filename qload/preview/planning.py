@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.dtypes import FLOATS, storage_bytes
-from qload.errors import ParallelError
+from qload.errors import ParallelError, QloadError
 from qload.examination import examine
 from qload.geometry import Shard
 from qload.patterns import generalise, merge_names
@@ -20,6 +20,7 @@ from qload.preview.survey import Survey, survey
 from qload.quantization import Quantization
 from qload.registry import Registry
 
+_CONFIG_SUFFIX = ".json"
 MOST = 1024
 """The ranks that are planned at most: one after another, so that a slip of the hand would keep one waiting."""
 
@@ -32,11 +33,18 @@ def plan_ranks(
     How modules are divided is told by their names, as `qload.load` does; with `expert_parallel`, mixtures of experts
     are divided by experts. What is stored in ordinary floats is held in the config's dtype.
 
-    Raises ParallelError for a size below 1 or above MOST, QloadError if there is no such folder; faults are findings.
+    Raises ParallelError for a size below 1 or above MOST, QloadError if there is no such folder, or nothing but a
+    config; faults are findings.
     """
     sizes = check_sizes(sizes)
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
+    if not checkpoint.tensors and Path(path).suffix == _CONFIG_SUFFIX:
+        raise QloadError(
+            "a config does not say how large what is stored is: planning needs the headers of the weights",
+            where=str(path),
+            remedy="give the folder with the weights, or put them beside the config",
+        )
     plans = RankPlans(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, found.findings)
     surveyed = survey(found) if plans.is_told else None
     return plans if surveyed is None else _plan(plans, _Preview.of(surveyed, expert_parallel), sizes)
