@@ -134,13 +134,19 @@ def _advise(modules: Modules, divider: NaturalDivider, faults: Mapping[int, Faul
     pieces = [name_fitting(fitting)]
     for split in dict.fromkeys(each for each in others.values() if each is not None):
         ranks = name_ranks([size for size, each in others.items() if each is split])
-        does = "keeps it whole on each rank" if split is Split.WHOLE else f"divides it {_DIVIDES[split]}"
-        refused = f"engines that divide it {_DIVIDES[fault.split]} refuse"
-        pieces.append(f"at {ranks} qload {does}; {refused}")
+        pieces.append(f"at {ranks} qload {_compare(split, fault.split)} refuse")
     loading = divider.find_loading_sizes(modules) if None in others.values() else fitting
     if loading != fitting:
         pieces.append(f"qload divides it over {name_sizes(loading)}")
     return "; ".join(pieces)
+
+
+def _compare(split: Split, natural: Split) -> str:
+    """What a load does, and which engines do otherwise."""
+    if split is natural:
+        return "divides it as one; engines that divide its parts one by one"
+    does = "keeps it whole on each rank" if split is Split.WHOLE else f"divides it {_DIVIDES[split]}"
+    return f"{does}; engines that divide it {_DIVIDES[natural]}"
 
 
 def _find_ordered(modules: Modules, divider: NaturalDivider, sizes: Sequence[int]) -> Iterator[Finding]:
