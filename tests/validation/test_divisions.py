@@ -182,7 +182,8 @@ def test_a_module_is_reported_where_an_element_of_a_unit_would_be_another_ranks(
         for modules in surveyed.modules:
             wrong = size > 1 and is_split(modules, divider, size)
             for name in modules.names:
-                assert any(where == name or where.startswith(f"{name}.") for where in named) == wrong, (name, size)
+                places = {name, *(f"{name}.{spec.stored_as}" for spec in divider.declare(modules))}
+                assert places.isdisjoint(named) != wrong, (name, size)
 
 
 def is_split(modules: Modules, divider: NaturalDivider, size: int) -> bool:
