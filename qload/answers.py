@@ -9,7 +9,7 @@ from qload.checkpoint import Checkpoint
 from qload.declare import ParameterKind, ParameterSpec
 from qload.dtypes import BITS
 from qload.findings import Finding
-from qload.hookspecs import Claim
+from qload.hookspecs import Claim, Tile
 from qload.layout import Axis, Layout
 
 Reader = Callable[[Any], Any]
@@ -60,6 +60,17 @@ def _check_spec(spec: ParameterSpec) -> ParameterSpec:
     if not isinstance(spec.dtypes, tuple) or not spec.dtypes or unknown:
         raise AnswerError(f"declares {spec.name} with the dtypes {spec.dtypes!r}, not with a tuple of known codes")
     return spec
+
+
+def _read_tile(answer: object) -> Tile | None:
+    if answer is None:
+        return None
+    tile: Tile = _expect(answer, Tile, "a Tile or None")
+    for what, count in (("rows", tile.rows), ("columns", tile.columns)):
+        if _expect(count, int, "a number", f"a Tile with the {what}") < 1:
+            raise AnswerError(f"returns a Tile with the {what} {count}, not with 1 or more")
+    _expect(tile.kernel, str, "a name", "a Tile with the kernel")
+    return tile
 
 
 def _read_findings(answer: object) -> tuple[Finding, ...]:
@@ -126,6 +137,7 @@ READERS: Mapping[str, Reader] = {
     "qload_claim": _read_claim,
     "qload_scheme_for": _read_scheme,
     "qload_create_weights": _read_specs,
+    "qload_tile": _read_tile,
     "qload_check": _read_findings,
     "qload_open_checkpoint": _read_checkpoint,
     "qload_rules": _read_rules,

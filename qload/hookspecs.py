@@ -120,6 +120,18 @@ class Claim:
     alias: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The multiples of output features, `rows`, and input features, `columns`, that a fast kernel needs of a layer.
+
+    `kernel` is its name. Rows are counted of all projections of the same inputs together, which engines fuse.
+    """
+
+    rows: int
+    columns: int
+    kernel: str
+
+
 class SideFiles(Protocol):
     """The files beside the weights."""
 
@@ -195,6 +207,14 @@ class MethodSpecs:
         The bias and an axis of experts are added by the core.
         """
         raise NotImplementedError
+
+    @hookspec
+    def qload_tile(self, scheme: Any, kind: Kind) -> Tile | None:
+        """Say what shares of a module the usual fast kernel takes, in engines; None where that is not known.
+
+        `kind` is `Kind.EXPERTS` for experts, also where they are stored one by one. On any other share a slower kernel
+        computes, or none does.
+        """
 
     @hookspec
     def qload_check(self, scheme: Any, tensors: Mapping[str, TensorEntry]) -> Iterable[Finding]:

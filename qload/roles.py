@@ -6,13 +6,13 @@ what is stored depends on it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qload.declare import ParameterSpec
 from qload.errors import ShardError
 from qload.geometry import MAX_SIZE, Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
-from qload.sharding import cut_layer, fits, fitting_sizes
+from qload.sharding import cut_layer, fits
 
 _VOCABULARIES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings", "embedding")
 _QUERIES = ("q_proj", "query", "wq", "q_b_proj", "kv_b_proj")
@@ -29,6 +29,8 @@ _ROWS = (
     *("o_proj", "out_proj", "wo", "dense", "down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h"),
     *("output_linear", "o", "c_proj", "proj"),
 )
+_GATED = ("gate_up_proj", "w13")
+_QKV = "qkv_proj"
 _NESTED = ("text_config", "llm_config", "thinker_config")
 
 
@@ -75,6 +77,32 @@ def make_part(name: str, rows: int, heads: Heads) -> Part:
     return Part("", rows, count, replicable=_last(name) in _KEYS_AND_VALUES)
 
 
+def split_parts(name: str, geometry: Geometry, heads: Heads) -> Geometry:
+    """The layer of that name with the parts that engines divide one by one, where it is fused on disk and plainly so.
+
+    Gates lie before up projections of the same size; queries before keys and values, each in heads of the same size.
+    """
+    rows, last = geometry.out_features, _last(name)
+    if len(geometry.parts) != 1:
+        return geometry
+    if last in _GATED and rows % 2 == 0:
+        return replace(geometry, parts=(Part("gate", rows // 2), Part("up", rows // 2)))
+    queries, others = heads.queries, heads.keys_and_values
+    if last != _QKV or queries is None or others is None or rows % (queries + 2 * others):
+        return geometry
+    size = rows // (queries + 2 * others)
+    keys, values = (Part(each, others * size, others, replicable=True) for each in ("keys", "values"))
+    return replace(geometry, parts=(Part("queries", queries * size, queries), keys, values))
+
+
+def natural_sharding(name: str, geometry: Geometry) -> Sharding:
+    """How the neighbours of the module of that name would have it divided, whether that fits or not.
+
+    It is whole on each rank where nothing is known of its name.
+    """
+    return next(iter(_list_ways(name, geometry)), replicated)
+
+
 def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec], size: int) -> Sharding:
     """How the module of that name, which stores `specs`, is divided over `size` ranks.
 
@@ -83,7 +111,7 @@ def choose_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec
     number of ranks could, the answer is a way that does not fit, and cutting by it says which numbers would.
     """
     ways = _list_ways(name, geometry)
-    if not _has_whole_heads(geometry, size):
+    if not has_whole_heads(geometry, size):
         return column
     found = next((sharding for sharding in ways if fits(geometry, sharding, specs, size)), None)
     if found is not None:
@@ -105,7 +133,7 @@ def settle_sharding(name: str, geometry: Geometry, specs: Sequence[ParameterSpec
 def find_sizes(name: str, geometry: Geometry, specs: Sequence[ParameterSpec]) -> tuple[int, ...]:
     """The numbers of ranks up to MAX_SIZE that what `choose_sharding` answers fits."""
     ways = _list_ways(name, geometry)
-    sizes = tuple(size for size in range(1, MAX_SIZE + 1) if _has_whole_heads(geometry, size))
+    sizes = tuple(size for size in range(1, MAX_SIZE + 1) if has_whole_heads(geometry, size))
     if not _can_be_divided(geometry, ways, specs):
         return sizes
     return tuple(size for size in sizes if any(fits(geometry, sharding, specs, size) for sharding in ways))
@@ -123,10 +151,11 @@ def _list_ways(name: str, geometry: Geometry) -> tuple[Sharding, ...]:
 
 def _can_be_divided(geometry: Geometry, ways: Sequence[Sharding], specs: Sequence[ParameterSpec]) -> bool:
     """Whether any number of ranks could have shares of it."""
-    return any(len(fitting_sizes(geometry, sharding, specs)) > 1 for sharding in ways)
+    sizes = range(2, MAX_SIZE + 1)
+    return any(fits(geometry, sharding, specs, size) for sharding in ways for size in sizes)
 
 
-def _has_whole_heads(geometry: Geometry, size: int) -> bool:
+def has_whole_heads(geometry: Geometry, size: int) -> bool:
     """Whether each rank can have whole heads: without them, no way to divide a projection is of use."""
     return all(
         part.heads is None or part.heads % size == 0 or (part.replicable and size % part.heads == 0)

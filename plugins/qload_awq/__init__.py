@@ -11,12 +11,14 @@ from typing import Any
 
 from qload.declare import ParameterSpec, group_scale, packed, zero_point
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
 from qload.layout import fixed, in_, out, packing
 from qload_awq.config import AwqConfig
 
 BITS = 4
 GEMM, GEMV, GEMV_FAST = "gemm", "gemv", "gemv_fast"
+MARLIN_GROUPS = (None, 32, 64, 128)
+"""Those that Marlin computes. Source: vLLM's `marlin_utils`."""
 STRIDE = 64
 """The columns of four rows that gemv_fast interleaves."""
 LEAVES = frozenset({"qweight", "qzeros", "scales"})
@@ -82,6 +84,13 @@ def qload_create_weights(scheme: AwqScheme, geometry: Geometry) -> tuple[Paramet
         zero_point("qzeros", groups, out(*word), dtypes=("I32",)),
         group_scale("scales", groups, out()),
     )
+
+
+def qload_tile(scheme: AwqScheme, kind: Kind) -> Tile | None:
+    """Source: vLLM's `marlin_utils`, `verify_marlin_supports_shape` and `check_moe_marlin_supports_layer`."""
+    if scheme.version != GEMM or scheme.group_size not in MARLIN_GROUPS:
+        return None
+    return Tile(128, 64, "Marlin") if kind is Kind.EXPERTS else Tile(64, 128, "Marlin")
 
 
 def _is_quantized(module: ModuleInfo) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from qload.declare import ParameterSpec, View, channel_scale, document, group_scale, index, packed, table
 from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Tile
 from qload.layout import Axis, in_, out, part
 from qload.quantization import find_section
 from qload_bitsandbytes.config import BitsAndBytesConfig
@@ -95,6 +95,11 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
             table("nested_quant_map", 256, stored_as="weight.nested_quant_map"),
         ]
     return tuple(specs)
+
+
+def qload_tile(scheme: FourBitScheme | Int8Scheme) -> Tile | None:
+    """Source: bitsandbytes' `matmul_4bit`, which warns of input features that are not whole blocks."""
+    return Tile(1, scheme.block_size, "bitsandbytes' gemv") if isinstance(scheme, FourBitScheme) else None
 
 
 def _is_quantized(config: BitsAndBytesConfig, module: ModuleInfo) -> bool:

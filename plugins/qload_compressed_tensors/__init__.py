@@ -10,13 +10,15 @@ from typing import Any
 
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Tile
 from qload_compressed_tensors.auto_round import claim_auto_round
 from qload_compressed_tensors.config import CompressedTensorsConfig
 from qload_compressed_tensors.declarations import declare_cache, declare_sparse, declare_weight
+from qload_compressed_tensors.kernels import find_tile
 from qload_compressed_tensors.presets import PRESETS
 from qload_compressed_tensors.schemes import (
     CacheScheme,
+    CompressedScheme,
     Scheme,
     SparseScheme,
     check_sparsity,
@@ -68,6 +70,10 @@ def qload_create_weights(scheme: Scheme, geometry: Geometry) -> tuple[ParameterS
     if isinstance(scheme, SparseScheme):
         return tuple(declare_sparse(scheme))
     return tuple(declare_weight(scheme, geometry))
+
+
+def qload_tile(scheme: Scheme, kind: Kind) -> Tile | None:
+    return find_tile(scheme, kind) if isinstance(scheme, CompressedScheme) else None
 
 
 def _find_cache_scheme(config: CompressedTensorsConfig, module: ModuleInfo) -> CacheScheme | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qload.declare import ParameterSpec, block_scale, packed, tensor_scale
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Tile
 from qload.layout import in_, out
 from qload_fp8.auto_round import claim_auto_round
 from qload_fp8.config import Fp8Config
@@ -98,6 +98,15 @@ def qload_create_weights(scheme: Fp8Scheme | CacheScheme, geometry: Geometry) ->
     if scheme.inputs == "static" and geometry.kind is not Kind.EMBEDDING:
         scales.append(tensor_scale("input_scale", stored_as=names[1]))
     return values, *scales
+
+
+def qload_tile(scheme: Fp8Scheme | CacheScheme, kind: Kind) -> Tile | None:
+    """Source: vLLM's `should_use_deepgemm_for_fp8_linear`, and `cutlass_scaled_mm`, which else takes Triton's."""
+    if isinstance(scheme, CacheScheme) or kind is Kind.EXPERTS or scheme.divides or scheme.inputs == "none":
+        return None
+    if scheme.block is None:
+        return Tile(16, 16, "CUTLASS's scaled_mm")
+    return Tile(64, 128, "DeepGEMM") if scheme.block == (128, 128) else None
 
 
 def _find_cache(module: ModuleInfo) -> CacheScheme | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qload.declare import ParameterSpec, group_scale, index, packed, zero_point
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
 from qload.layout import fixed, in_, out, packing, part
 from qload_gptq.auto_round import AUTO_ROUND, AUTO_ROUND_PACKINGS, translate_auto_round
 from qload_gptq.config import GptqConfig
@@ -18,6 +18,8 @@ from qload_gptq.config import GptqConfig
 BITS = (2, 3, 4, 8)
 LEAVES = frozenset({"qweight", "qzeros", "scales", "g_idx"})
 SIDE_FILE = "quantize_config.json"
+MARLIN_BITS, MARLIN_GROUPS = (4, 8), (None, 32, 64, 128)
+"""What Marlin computes, of symmetric values. Source: vLLM's `marlin_utils`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,13 @@ def qload_create_weights(scheme: GptqScheme, geometry: Geometry) -> tuple[Parame
         group_scale("scales", groups, out()),
         index("g_idx", part(), in_(), bounds=(0, count), required=scheme.desc_act),
     )
+
+
+def qload_tile(scheme: GptqScheme, kind: Kind) -> Tile | None:
+    """Source: vLLM's `marlin_utils`, `verify_marlin_supports_shape` and `check_moe_marlin_supports_layer`."""
+    if not scheme.is_symmetric or scheme.bits not in MARLIN_BITS or scheme.group_size not in MARLIN_GROUPS:
+        return None
+    return Tile(128, 64, "Marlin") if kind is Kind.EXPERTS else Tile(64, 128, "Marlin")
 
 
 def _is_quantized(config: GptqConfig, module: ModuleInfo) -> bool:

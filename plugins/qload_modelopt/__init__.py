@@ -25,7 +25,7 @@ from qload.declare import (
 )
 from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
 from qload.layout import in_, out, part
 from qload.quantization import find_section
 from qload_modelopt.config import NESTED, SIDE_FILE, ModelOptConfig, merge
@@ -86,6 +86,15 @@ def qload_create_weights(scheme: ModelOptScheme | CacheScheme, geometry: Geometr
     # Under another name on the layer than on disk: what asks a layer for its weight means the dense one.
     values = _values(scheme.form)
     return (values, *_scales(scheme), *_inputs(scheme, geometry), *_cache(scheme))
+
+
+def qload_tile(scheme: ModelOptScheme | CacheScheme, kind: Kind) -> Tile | None:
+    """Source: vLLM's `cutlass_scaled_mm`, which else takes Triton's, and `should_use_deepgemm_for_fp8_linear`."""
+    if isinstance(scheme, CacheScheme) or kind is Kind.EXPERTS or scheme.inputs is Inputs.NONE:
+        return None
+    if scheme.form in (Form.FP8_TENSOR, Form.FP8_CHANNEL):
+        return Tile(16, 16, "CUTLASS's scaled_mm")
+    return Tile(64, 128, "DeepGEMM") if scheme.form is Form.FP8_BLOCK and scheme.size == 128 else None
 
 
 def _find_cache_scheme(config: ModelOptConfig, module: ModuleInfo) -> CacheScheme | None:

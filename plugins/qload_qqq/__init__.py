@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qload.declare import ParameterSpec, channel_scale, group_scale, metadata, packed
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo, Tile
 from qload.layout import fixed, in_, out
 from qload_qqq.config import QqqConfig
 
@@ -57,6 +57,11 @@ def qload_create_weights(scheme: QqqScheme, geometry: Geometry) -> tuple[Paramet
     if scheme.group_size is None or scheme.group_size == geometry.in_features:
         return tiles, rows, metadata("s_group", fixed(0), dtypes=("F16",))
     return tiles, rows, group_scale("s_group", in_(scheme.group_size), out(ROWS, ROWS), dtypes=("F16",))
+
+
+def qload_tile(kind: Kind) -> Tile | None:
+    """Source: the least numbers of threads of QQQ's own variant of Marlin, as vLLM's `QQQConfig` has them."""
+    return None if kind is Kind.EXPERTS else Tile(ROWS, 128, "QQQ's kernel")
 
 
 def _is_quantized(config: QqqConfig, module: ModuleInfo) -> bool:

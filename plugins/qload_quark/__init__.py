@@ -24,7 +24,7 @@ from qload.declare import (
 )
 from qload.dtypes import FLOATS, SCALE_DTYPES
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo, Tile
 from qload.layout import Axis, Dim, in_, out, part
 from qload_quark.config import LayerConfig, QuarkConfig
 from qload_quark.schemes import (
@@ -80,6 +80,17 @@ def qload_create_weights(scheme: Scheme, geometry: Geometry) -> tuple[ParameterS
     if scheme.inputs is None or scheme.inputs.group is None:
         return tuple(specs)
     return tuple(keep_together(spec, Dim.IN, scheme.inputs.group) for spec in specs)
+
+
+def qload_tile(scheme: Scheme, kind: Kind) -> Tile | None:
+    """Source: vLLM's `cutlass_scaled_mm`, which takes Triton's kernel for other shapes."""
+    if isinstance(scheme, CacheScheme) or kind is Kind.EXPERTS or scheme.inputs is None or scheme.weights is None:
+        return None
+    is_scaled = all(
+        each.number.bits == 8 and each.extent in (Extent.TENSOR, Extent.CHANNEL)
+        for each in (scheme.weights, scheme.inputs)
+    )
+    return Tile(16, 16, "CUTLASS's scaled_mm") if is_scaled else None
 
 
 def _find_cache_scheme(config: QuarkConfig, module: ModuleInfo) -> CacheScheme | None:

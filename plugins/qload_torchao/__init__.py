@@ -9,13 +9,13 @@ import re
 from dataclasses import replace
 
 from qload.declare import ParameterSpec
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo, Tile
 from qload_torchao.config import TorchaoConfig
 from qload_torchao.declarations import create_weights
 from qload_torchao.metadata import PREFIX, QDATA, find_whole, read_scheme
 from qload_torchao.presets import PRESETS
 from qload_torchao.recipes import make_scheme
-from qload_torchao.schemes import TorchaoScheme
+from qload_torchao.schemes import Storage, TorchaoScheme
 
 OLD_LEAF = re.compile(r"\w+:\w+")
 """What torchao 0.14 calls the tensors of a parameter, and a plain parameter itself: `weight:qdata`, `bias:_data`."""
@@ -49,6 +49,12 @@ def qload_scheme_for(config: TorchaoConfig, module: ModuleInfo) -> TorchaoScheme
 
 def qload_create_weights(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
     return create_weights(scheme)
+
+
+def qload_tile(scheme: TorchaoScheme) -> Tile | None:
+    """Source: torchao's `safe_int_mm`, which multiplies as floats what is no multiple of 8."""
+    is_int8 = scheme.storage is Storage.INT8 and scheme.inputs is not None
+    return Tile(8, 8, "torch._int_mm") if is_int8 else None
 
 
 def _refuse_others(module: ModuleInfo) -> None:

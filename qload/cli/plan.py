@@ -72,7 +72,7 @@ def _print(plans: RankPlans) -> None:
     for plan in plans.sizes:
         if not plan.fits:
             click.echo(f"\n{describe_count(plan.size, 'rank')} cannot share it:")
-            _print_lines(map(_explain, plan.obstacles))
+            _print_lines(map(explain, plan.obstacles))
     if plans.untold:
         click.echo("\nneither headers nor config tell the sizes of these, which count as whole on each rank:")
         _print_lines(plans.untold)
@@ -124,7 +124,8 @@ def _describe_split(group: Group) -> str:
     return f"{group.split.value}{again}"
 
 
-def _explain(obstacle: Obstacle) -> str:
+def explain(obstacle: Obstacle) -> str:
+    """An obstacle in one line, with the numbers of ranks that would do."""
     count = f" ({obstacle.count})" if obstacle.count > 1 else ""
     tensor = f".{obstacle.tensor}" if obstacle.tensor else ""
     unit = f"; {obstacle.unit} stay together" if obstacle.unit > 1 else ""

@@ -13,6 +13,7 @@ from rich.table import Table
 import qload
 from qload.checkpoint import Checkpoint
 from qload.cli.generating import Outcome, Request, generate_alone, generate_joined, generate_on_ranks, is_joined
+from qload.cli.plan import explain
 from qload.cli.shared import (
     checkpoint_argument,
     describe_bytes,
@@ -21,8 +22,9 @@ from qload.cli.shared import (
     print_findings,
     print_json,
 )
-from qload.errors import ModelError
+from qload.errors import ModelError, ParallelError, one_line
 from qload.examination import open_checkpoint
+from qload.preview import plan_ranks
 from qload.registry import Registry
 
 _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
@@ -65,6 +67,8 @@ def command(
     Generates greedily, so that the same checkpoint gives the same text. With --tp it starts processes of this machine;
     started by torchrun, on one machine or several, it joins the others.
     """
+    if tp not in (None, 1) and quantization is None and not is_joined():
+        _check_ranks(path, tp, expert_parallel=expert_parallel)
     tokenizer = _read_tokenizer(open_checkpoint(path, Registry.discover()))
     ids = tokenizer(prompt, return_token_type_ids=False)["input_ids"]
     options = {"device": device, "dtype": dtype, "quantization": quantization, "expert_parallel": expert_parallel}
@@ -82,6 +86,22 @@ def command(
     _print_summary(outcome.reports, console)
     click.echo(prompt + text)
     console.print(f"{len(outcome.tokens)} tokens in {outcome.seconds:.2f} s", highlight=False)
+
+
+def _check_ranks(path: Path, size: int, *, expert_parallel: bool) -> None:
+    """Raise ParallelError, and print why, where so many ranks cannot share a checkpoint: starting them takes long."""
+    (plan, *_) = plan_ranks(path, [size], expert_parallel=expert_parallel).sizes or (None,)
+    if plan is None or plan.fits:
+        return
+    for obstacle in plan.obstacles:
+        click.echo(one_line(explain(obstacle)), err=True)
+    named = sorted(set[int].intersection(*(set(obstacle.sizes) for obstacle in plan.obstacles)))
+    others = plan_ranks(path, named, expert_parallel=expert_parallel).sizes
+    raise ParallelError(
+        f"{size} ranks cannot share the checkpoint",
+        where=str(path),
+        remedy=f"numbers of ranks that fit: {', '.join(str(other.size) for other in others if other.fits)}",
+    )
 
 
 def _generate(request: Request, tp: int | None, device: str) -> Outcome | None:

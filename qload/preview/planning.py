@@ -8,18 +8,19 @@ from pathlib import Path
 
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.dtypes import FLOATS, storage_bytes
-from qload.errors import ParallelError
-from qload.examination import Examination, examine
+from qload.errors import ParallelError, QloadError
+from qload.examination import examine
 from qload.geometry import Shard
-from qload.outline import Outline, thin
 from qload.patterns import generalise, merge_names
 from qload.plan import Plan, make_plan
 from qload.preview.answers import Group, Obstacle, RankPlans, Share, SizePlan, Split
 from qload.preview.dividing import Divider, Division, ObstacleError, collapse, count_experts
-from qload.preview.modules import Modules, choose_dtype, list_modules
+from qload.preview.modules import Modules
+from qload.preview.survey import Survey, survey
 from qload.quantization import Quantization
 from qload.registry import Registry
 
+_CONFIG_SUFFIX = ".json"
 MOST = 1024
 """The ranks that are planned at most: one after another, so that a slip of the hand would keep one waiting."""
 
@@ -32,18 +33,29 @@ def plan_ranks(
     How modules are divided is told by their names, as `qload.load` does; with `expert_parallel`, mixtures of experts
     are divided by experts. What is stored in ordinary floats is held in the config's dtype.
 
-    Raises ParallelError for a size below 1 or above MOST, QloadError if there is no such folder; faults are findings.
+    Raises ParallelError for a size below 1 or above MOST, QloadError if there is no such folder, or nothing but a
+    config; faults are findings.
     """
+    sizes = check_sizes(sizes)
+    found = examine(path, registry if registry is not None else Registry.discover())
+    checkpoint = found.checkpoint
+    if not checkpoint.tensors and Path(path).suffix == _CONFIG_SUFFIX:
+        raise QloadError(
+            "a config does not say how large what is stored is: planning needs the headers of the weights",
+            where=str(path),
+            remedy="give the folder with the weights, or put them beside the config",
+        )
+    plans = RankPlans(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, found.findings)
+    surveyed = survey(found) if plans.is_told else None
+    return plans if surveyed is None else _plan(plans, _Preview.of(surveyed, expert_parallel), sizes)
+
+
+def check_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Those numbers of ranks, each once. Raises ParallelError for what is none."""
     asked = tuple(sizes)
     for size in asked:
         check_size(size)
-    sizes = tuple(dict.fromkeys(asked))
-    found = examine(path, registry if registry is not None else Registry.discover())
-    checkpoint = found.checkpoint
-    plans = RankPlans(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, found.findings)
-    if found.quantization is None or found.outline is None or not plans.is_told:
-        return plans
-    return _plan(plans, _Preview.of(found, found.quantization, found.outline, expert_parallel), sizes)
+    return tuple(dict.fromkeys(asked))
 
 
 def check_size(size: object) -> None:
@@ -77,14 +89,12 @@ class _Preview:
     whole: tuple[Share, ...]
 
     @classmethod
-    def of(cls, found: Examination, quantization: Quantization, drawn: Outline, by_experts: bool) -> "_Preview":
-        samples = thin(found.checkpoint, quantization, drawn)
-        dtype = choose_dtype(found.checkpoint)
-        modules = tuple(list_modules(samples, quantization, drawn, dtype))
+    def of(cls, surveyed: Survey, by_experts: bool) -> "_Preview":
+        samples, quantization, modules = surveyed.checkpoint, surveyed.quantization, surveyed.modules
         whole = _share(_plan_rank(samples, quantization, [(each, each.target.shard) for each in modules]))
-        plain = tuple(_group(samples.tensors[tensor.stored_as] for tensor in drawn.plain))
+        plain = tuple(_group(samples.tensors[tensor.stored_as] for tensor in surveyed.outline.plain))
         divider = Divider(quantization, by_experts, count_experts(modules))
-        return cls(samples, quantization, modules, plain, dtype, divider, tuple(whole))
+        return cls(samples, quantization, modules, plain, surveyed.dtype, divider, tuple(whole))
 
     def plan(self, size: int) -> SizePlan:
         """The load on so many ranks."""

@@ -1,6 +1,6 @@
 """The verdict on a checkpoint: everything that was found, and in what."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from qload.checkpoint import Checkpoint, Folder, Storage
 from qload.errors import CheckpointError
 from qload.examination import Examination, examine
 from qload.findings import Finding
+from qload.preview.planning import check_sizes
 from qload.registry import Registry
 from qload.validation.data import find_bad_values
 from qload.validation.divisions import find_splits
@@ -87,13 +88,14 @@ def validate(
 
     `tp` are numbers of ranks that it is to be divided over. With `probe`, a few bytes of its data are read too; with
     `deep`, all of them, and `progress` is told how many of how many bytes have been. `select` and `ignore` are codes of
-    rules, or beginnings of them, as in `Report.select`. Raises QloadError if there is no such folder; every other fault
-    is a finding.
+    rules, or beginnings of them, as in `Report.select`. Raises ParallelError for what is no number of ranks, and
+    QloadError if there is no such folder; every other fault is a finding.
     """
+    sizes = check_sizes(tp)
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
     storage = _storage_of(checkpoint)
-    findings, excerpts = locate(tuple(_find(found, tp, probe=probe, deep=deep, progress=progress)), storage)
+    findings, excerpts = locate(tuple(_find(found, sizes, probe=probe, deep=deep, progress=progress)), storage)
     report = Report(
         checkpoint.path,
         found.method,
@@ -112,13 +114,13 @@ def _storage_of(checkpoint: Checkpoint) -> Storage:
 
 
 def _find(
-    found: Examination, tp: Iterable[int], *, probe: bool, deep: bool, progress: Callable[[int, int], None] | None
+    found: Examination, sizes: Sequence[int], *, probe: bool, deep: bool, progress: Callable[[int, int], None] | None
 ) -> Iterator[Finding]:
     yield from found.findings
     if found.quantization is None or found.outline is None:
         return
     for find in FINDERS:
         yield from find(found)
-    yield from find_splits(found, tuple(tp))
+    yield from find_splits(found, sizes)
     if probe or deep:
         yield from find_bad_values(found, deep=deep, progress=progress)

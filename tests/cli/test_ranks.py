@@ -49,9 +49,20 @@ def test_ranks_say_what_one_process_does() -> None:
 def test_a_number_of_ranks_that_does_not_do_is_one_line() -> None:
     found = run(ALONE, DEMO, "--tp", "3")
     assert found.returncode == 2
-    (line,) = said(found)
-    assert line.startswith("Error: model.layers.0.self_attn.q_proj: 4 heads of the layer cannot be divided by 3")
-    assert line.endswith("tensor-parallel sizes that fit: 1, 2, 4")
+    *obstacles, line = said(found)
+    (heads,) = [each for each in obstacles if each.startswith("model.layers.{0..1}.self_attn.q_proj (2): ")]
+    assert "4 heads of the layer cannot be divided by 3" in heads
+    assert all(each.endswith("numbers of ranks that fit: 1, 2, 4") for each in (heads, line))
+    assert line.startswith(f"Error: {DEMO}: 3 ranks cannot share the checkpoint")
+
+
+def test_a_number_of_ranks_that_does_not_do_is_told_before_any_is_started() -> None:
+    """Without importing torch, which each of them does."""
+    arguments = ["run", str(DEMO), "--prompt", "a", "--tp", "3"]
+    program = f"import sys, qload.cli\ntry: qload.cli.main({arguments})\nfinally: print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS)
+    assert (found.returncode, found.stdout) == (2, "False\n")
+    assert said(found)[-1].startswith(f"Error: {DEMO}: 3 ranks cannot share the checkpoint")
 
 
 def test_another_number_than_torchruns_is_refused() -> None:

@@ -335,3 +335,12 @@ def test_what_is_no_number_of_ranks_is_refused(size: Any, registry: Registry) ->
 def test_a_folder_that_is_not_there_is_an_error(registry: Registry) -> None:
     with pytest.raises(QloadError, match="no such folder"):
         plan_ranks("nowhere", [1], registry=registry)
+
+
+def test_a_config_alone_says_nothing_of_sizes(tmp_path: Path, registry: Registry) -> None:
+    config = tmp_path / "config.json"
+    config.write_text((DATA / "base" / "config.json").read_text())
+    with pytest.raises(QloadError, match="planning needs the headers of the weights"):
+        plan_ranks(config, [2], registry=registry)
+    beside = DATA / "base" / "config.json"
+    assert plan_ranks(beside, [2], registry=registry).fits
