@@ -26,6 +26,7 @@ FLOORS = (
     "catalogue",
     "findings",
     "checkpoint",
+    "hub",
     "hookspecs",
     "answers",
     "hooks",

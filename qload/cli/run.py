@@ -22,7 +22,7 @@ from qload.cli.shared import (
     print_json,
 )
 from qload.errors import ModelError
-from qload.examination import open_checkpoint
+from qload.examination import check_local, open_checkpoint
 from qload.registry import Registry
 
 _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
@@ -65,6 +65,7 @@ def command(
     Generates greedily, so that the same checkpoint gives the same text. With --tp it starts processes of this machine;
     started by torchrun, on one machine or several, it joins the others.
     """
+    check_local(path)
     tokenizer = _read_tokenizer(open_checkpoint(path, Registry.discover()))
     ids = tokenizer(prompt, return_token_type_ids=False)["input_ids"]
     options = {"device": device, "dtype": dtype, "quantization": quantization, "expert_parallel": expert_parallel}
