@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from huggingface_hub import constants
+import huggingface_hub
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers
 
 from qload.errors import QloadError
 from qload.hub.answers import Span, TransferError, ask, find_start, take
@@ -20,16 +20,10 @@ MAX_DOCUMENT = 1 << 26
 class Server:
     """A hub, the one of HF_ENDPOINT where none is given, asked with the user's token if there is one."""
 
-    def __init__(
-        self, endpoint: str | None = None, limits: Limits | None = None, token: str | bool | None = None
-    ) -> None:
+    def __init__(self, endpoint: str | None = None, limits: Limits | None = None) -> None:
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._limits = limits or Limits()
-        self._headers = {
-            **build_hf_headers(token=token, library_name="qload"),
-            # A CDN that compresses an answer ignores the range.
-            "accept-encoding": "identity",
-        }
+        self._headers = _make_headers()
         self._failures = 0
 
     def begin(self, url: str, span: Span) -> Errand[bytes]:
@@ -96,6 +90,17 @@ class Server:
         if len(data) > MAX_DOCUMENT:
             raise TransferError(f"the answer is longer than {MAX_DOCUMENT} bytes")
         return data
+
+
+def _make_headers() -> dict[str, str]:
+    """Those of every request. huggingface_hub's own builder of them asks the hub for a list of user agents first."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {
+        "user-agent": f"qload; huggingface_hub/{huggingface_hub.__version__}",
+        # A CDN that compresses an answer ignores the range.
+        "accept-encoding": "identity",
+        **({"authorization": f"Bearer {token}"} if token else {}),
+    }
 
 
 def _describe_wait(error: TransferError, pause: float) -> TransferError:
