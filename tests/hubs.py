@@ -41,7 +41,9 @@ class Reply(BaseHTTPRequestHandler):
         finally:
             with hub.lock:
                 hub.busy -= 1
-                hub.requests.append(Request(self.server is hub.cdn, self.name, self.span, self.sent, dict(self.headers)))
+                hub.requests.append(
+                    Request(self.server is hub.cdn, self.name, self.span, self.sent, dict(self.headers))
+                )
 
     def head(self, status: int, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
@@ -156,7 +158,7 @@ class Hub:
 
     def _list(self, path: Path, name: str) -> dict[str, Any]:
         size = self.sizes.get(name, path.stat().st_size)
-        listed = {"rfilename": name, "size": size, "blobId": "0" * 40}
+        listed: dict[str, Any] = {"rfilename": name, "size": size, "blobId": "0" * 40}
         if name.endswith(STORED_ELSEWHERE):
             listed["lfs"] = {"sha256": checksum(path), "size": size, "pointerSize": 135}
         return listed

@@ -18,8 +18,8 @@ class Limits:
     """
 
     pause: float = field(default_factory=_read_pause)
-    patience: float = 3.0
-    rate: float = 65536.0
+    patience: float = 4.0
+    rate: float = 262144.0
     tries: int = 3
     wait: float = 1.0
     failures: int = 4

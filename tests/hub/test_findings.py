@@ -16,7 +16,7 @@ import qload
 from qload.errors import QloadError
 from qload.validation import Report
 
-FIRST, LAST = "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"
+FIRST, SECOND, LAST = (f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3))
 
 
 def hold(remote: Report, local: Report) -> None:
@@ -39,8 +39,12 @@ def test_a_repository_is_planned_as_its_folder_is(path: Path, serve: Callable[..
     assert remote == replace(qload.plan_ranks(path, [1, 2]), path=remote.path)
 
 
-def lose(name: str) -> Break:
-    return lambda folder: (folder / name).unlink()
+def lose(*names: str) -> Break:
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
 
 
 def make_pointer(name: str) -> Break:
@@ -79,7 +83,7 @@ BROKEN: dict[str, Break] = {
     "a header is impossible": lambda folder: (folder / LAST).write_bytes((1 << 62).to_bytes(8, "little") + bytes(99)),
     "a header is no JSON": lambda folder: (folder / LAST).write_bytes((50).to_bytes(8, "little") + bytes(99)),
     "there is no config": lose("config.json"),
-    "there are no weights": lambda folder: [path.unlink() for path in folder.glob("model*")],
+    "there are no weights": lose(FIRST, SECOND, LAST, INDEX),
     "a folder has the name of the weights": nest,
     "a shard lies in a folder": outside,
     "the method is not known": lambda folder: edit_config(
@@ -147,11 +151,9 @@ def test_of_several_gguf_files_one_is_to_be_named(quantizations: Path, serve: Ca
     assert {request.name for request in hub.requests} == {"api", "a-Q8_0.gguf", "Q4_0/a.gguf"}
 
 
-def test_a_folder_of_a_repository_is_a_checkpoint(
-    tmp_path: Path, serve: Callable[..., Hub], quantizations: Path
-) -> None:
-    shutil.copytree(DEMO, tmp_path / "language" / "model")
-    serve(model=tmp_path)
+def test_a_folder_of_a_repository_is_a_checkpoint(serve: Callable[..., Hub], quantizations: Path) -> None:
+    shutil.copytree(DEMO, quantizations / "language" / "model")
+    serve(model=quantizations)
     remote = qload.validate("hf:org/model/language/model@main")
     hold(remote, qload.validate(DEMO))
     assert str(remote.path) == f"hf:org/model@{COMMIT}/language/model"
