@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ AHEAD = 16
 """The files whose first bytes are on their way at once."""
 KEPT = 1 << 26
 """The bytes that are kept, of the beginnings of the files that were read last."""
+_WEIGHTS = ".safetensors"
 
 
 class Repository:
@@ -40,7 +41,7 @@ class Repository:
         self.commit = tree.commit
         self._server, self._tree, self._folder = server, tree, folder
         self._lock = Lock()
-        self._waiting = deque[str]()
+        self._waiting: dict[str, None] = {}
         self._begun: dict[str, Errand[bytes]] = {}
         self._kept = OrderedDict[str, bytes]()
 
@@ -75,7 +76,7 @@ class Repository:
     def prefetch(self, names: Iterable[str]) -> None:
         """Begin to read the first bytes of files, which will be read in this order: so many of them at a time."""
         with self._lock:
-            self._waiting.extend(names)
+            self._waiting.update(dict.fromkeys(names))
             self._begin_waiting()
 
     def read(self, name: str, start: int, count: int) -> bytes:
@@ -116,8 +117,7 @@ class Repository:
                 self._kept.move_to_end(name)
                 return self._kept[name]
             errand = self._begun.pop(name, None)
-            if name in self._waiting:
-                self._waiting.remove(name)
+            self._waiting.pop(name, None)
             self._begin_waiting()
         if errand is None:
             return b""
@@ -127,7 +127,8 @@ class Repository:
 
     def _begin_waiting(self) -> None:
         while self._waiting and len(self._begun) < AHEAD:
-            name = self._waiting.popleft()
+            name = next(iter(self._waiting))
+            del self._waiting[name]
             size = self._tree.sizes.get(self._folder + name)
             if size is not None and size > 0 and name not in self._kept and name not in self._begun:
                 self._begun[name] = self._begin(name, 0, min(HEAD, size))
@@ -160,7 +161,7 @@ def open_repository(
         )
     folder, file = located
     repository = Repository(server, address, tree, folder)
-    if not file or file.endswith(".safetensors"):
+    if (not file or file.endswith(_WEIGHTS)) and any(name.endswith(_WEIGHTS) for name in repository.names):
         repository.prefetch([CONFIG])
         repository.prefetch(find_weights(repository).files)
     return repository, file

@@ -25,6 +25,11 @@ def sharded(broken: Callable[[str], Path]) -> Path:
     return folder
 
 
+def give_late(reply: Reply) -> None:
+    time.sleep(0.3)
+    reply.give()
+
+
 def header_length(path: Path) -> int:
     with path.open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
@@ -99,11 +104,6 @@ def test_any_range_is_read_as_it_is_stored(serve: Callable[..., Hub], monkeypatc
 
 def test_the_first_bytes_of_many_files_are_asked_for_together(sharded: Path, serve: Callable[..., Hub]) -> None:
     hub = serve(model=sharded)
-
-    def give_late(reply: Reply) -> None:
-        time.sleep(0.3)
-        reply.give()
-
     hub.behaviours = {path.name: give_late for path in sharded.glob("*.safetensors")}
     start = time.monotonic()
     assert qload.validate("hf:org/model").ok
@@ -116,8 +116,9 @@ def test_only_so_many_are_on_their_way(
 ) -> None:
     monkeypatch.setattr("qload.hub.repository.AHEAD", 3)
     hub = serve(model=sharded)
+    hub.behaviours = dict.fromkeys((path.name for path in sharded.glob("*.safetensors")), give_late)
     qload.validate("hf:org/model")
-    assert 1 < hub.busiest <= 5
+    assert 1 < hub.busiest <= 4
 
 
 def test_what_is_kept_is_bounded(sharded: Path, serve: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,19 +142,19 @@ def test_the_token_goes_to_the_hub_alone(serve: Callable[..., Hub]) -> None:
     assert sent == {True: None, False: "Bearer hf_secret"}
 
 
-def test_nothing_is_read_while_a_large_vocabulary_is_passed_over(serve: Callable[..., Hub]) -> None:
-    """A GGUF file's header is read in windows, and none of its data."""
+def test_of_a_gguf_file_the_header_is_read_in_windows(serve: Callable[..., Hub]) -> None:
     folder = DATA / "autoround-gguf-q4_k_m"
     hub = serve(model=folder)
     assert qload.validate("hf:org/model").ok
-    assert {request.name for request in hub.requests} <= {"api", "config.json", "model.gguf"}
+    assert {request.name for request in hub.requests} == {"api", "model.gguf"}
     assert sum(request.sent for request in hub.asked("model.gguf")) <= (folder / "model.gguf").stat().st_size
 
 
 def test_no_thread_is_left(serve: Callable[..., Hub], sharded: Path) -> None:
     serve(model=sharded)
+    before = set(threading.enumerate())
     qload.validate("hf:org/model")
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if "_do" in thread.name:
             thread.join(5)
             assert not thread.is_alive()
