@@ -161,7 +161,7 @@ def open_repository(
         )
     folder, file = located
     repository = Repository(server, address, tree, folder)
-    if (not file or file.endswith(_WEIGHTS)) and any(name.endswith(_WEIGHTS) for name in repository.names):
-        repository.prefetch([CONFIG])
-        repository.prefetch(find_weights(repository).files)
+    weights = () if file and not file.endswith(_WEIGHTS) else find_weights(repository).files
+    if weights:
+        repository.prefetch((CONFIG, *weights))
     return repository, file
