@@ -1,15 +1,19 @@
 """Reads a checkpoint's config and headers, chooses its method, draws its outline, and finds what is wrong so far."""
 
+import importlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, Folder, Storage, open_folder
-from qload.errors import CheckpointError, MethodError
+from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, report
 from qload.outline import Outline, outline, thin
 from qload.plan import find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
+
+REMOTE = "hf:"
+"""What an address begins with that is no path: of a repository on the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,32 @@ def open_checkpoint(path: str | Path, registry: Registry) -> Checkpoint:
 def open_storage(path: str | Path) -> tuple[Storage, str]:
     """Where the files of a checkpoint lie, and the one of them that `path` names, if it names one.
 
-    Raises QloadError if there is no such folder.
+    A path may be the address of a repository on the hub, `hf:org/name@revision`. Raises QloadError if there is no such
+    folder or repository.
     """
+    if is_remote(path):
+        opened: tuple[Storage, str] = importlib.import_module("qload.hub").open_repository(path)
+        return opened
     place = Path(path)
     return (Folder(place.parent), place.name) if place.is_file() else (Folder(place), "")
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is the address of a repository, of which no more than headers can be read."""
+    return str(path).startswith(REMOTE)
+
+
+def check_local(path: str | Path) -> None:
+    """Raise QloadError for the address of a repository: weights are loaded from files of this machine."""
+    if is_remote(path):
+        name, _, revision = str(path).removeprefix(REMOTE).partition("@")
+        repository, file = "/".join(name.split("/")[:2]), " ".join(name.split("/", 2)[2:])
+        words = ("hf download", repository, file, f"--revision {revision}" if revision else "")
+        raise QloadError(
+            "a checkpoint on the hub can be validated and planned, and not loaded from there",
+            where=str(path),
+            remedy=f"run `{' '.join(filter(None, words))}`, and load what it prints the path of",
+        )
 
 
 def _plan(checkpoint: Checkpoint, quantization: Quantization) -> Examination:

@@ -28,6 +28,7 @@ FLOORS = (
     "catalogue",
     "findings",
     "checkpoint",
+    "hub",
     "hookspecs",
     "answers",
     "hooks",

@@ -6,7 +6,7 @@ import sys
 import pytest
 from samples import DEMO
 
-HEAVY = "{'torch', 'transformers', 'safetensors', 'numpy', 'compressed_tensors'}"
+HEAVY = "{'torch', 'transformers', 'safetensors', 'numpy', 'compressed_tensors', 'huggingface_hub', 'httpx2'}"
 
 
 def imported_heavily(code: str) -> str:

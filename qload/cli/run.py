@@ -23,7 +23,7 @@ from qload.cli.shared import (
     print_json,
 )
 from qload.errors import ModelError, ParallelError, one_line
-from qload.examination import open_checkpoint
+from qload.examination import check_local, open_checkpoint
 from qload.preview import plan_ranks
 from qload.registry import Registry
 
@@ -67,6 +67,7 @@ def command(
     Generates greedily, so that the same checkpoint gives the same text. With --tp it starts processes of this machine;
     started by torchrun, on one machine or several, it joins the others.
     """
+    check_local(path)
     if tp not in (None, 1) and quantization is None and not is_joined():
         _check_ranks(path, tp, expert_parallel=expert_parallel)
     tokenizer = _read_tokenizer(open_checkpoint(path, Registry.discover()))

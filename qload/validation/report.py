@@ -1,6 +1,6 @@
 """The verdict on a checkpoint: everything that was found, and in what."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 

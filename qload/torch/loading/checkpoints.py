@@ -12,7 +12,7 @@ from torch import Tensor
 from qload.catalogue import Severity
 from qload.checkpoint import Checkpoint, TensorEntry
 from qload.errors import CheckpointError, QloadError
-from qload.examination import open_checkpoint
+from qload.examination import check_local, open_checkpoint
 from qload.findings import report
 from qload.registry import Registry
 from qload.torch.feeding import describe
@@ -26,8 +26,9 @@ def open_for_loading(
     """The checkpoint in a folder, and the reader of its data.
 
     Pickled weights are read only with `allow_pickle`, and then by torch's unpickler for weights, which runs
-    no code of theirs. Raises CheckpointError where they are not allowed.
+    no code of theirs. Raises CheckpointError where they are not allowed, and QloadError for a repository on the hub.
     """
+    check_local(path)
     checkpoint = open_checkpoint(path, registry)
     if not checkpoint.pickled:
         return checkpoint, FileReader(checkpoint.folder, Staging(device))
