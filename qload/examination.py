@@ -75,7 +75,7 @@ def open_storage(path: str | Path) -> tuple[Storage, str]:
 
 def _plan(checkpoint: Checkpoint, quantization: Quantization) -> Examination:
     drawn = outline(checkpoint, quantization)
-    findings = (*_find_faults(checkpoint, quantization, drawn), *drawn.findings)
+    findings = (*_find_faults(checkpoint, quantization, drawn), *drawn.findings, *quantization.findings)
     return Examination(checkpoint, findings, quantization, drawn)
 
 

@@ -32,6 +32,7 @@ FLOORS = (
     "calls",
     "entries",
     "registry",
+    "configs",
     "quantization",
     "presets",
     "roles",

@@ -37,6 +37,7 @@ def qload_method_info() -> MethodInfo:
             tensor_parallel="whole groups, blocks and words; sparse-bitmask: nowhere; act-order keeps scales whole",
         ),
         runtime="qload_compressed_tensors.runtime",
+        side_files=("quantization_config.json",),
         presets=PRESETS,
     )
 

@@ -60,6 +60,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, activations=True, kv_cache="loaded", quantize=True, tensor_parallel="whole blocks"
         ),
         runtime="qload_fp8.runtime",
+        side_files=("quantize_config.json", "quantization_config.json"),
         presets={"fp8": {"weight_block_size": [128, 128], "activation_scheme": "dynamic"}},
     )
 

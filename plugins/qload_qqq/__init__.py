@@ -39,6 +39,7 @@ def qload_method_info() -> MethodInfo:
             embedding=True, activations=True, tensor_parallel=f"whole groups and tiles of {TILE} columns; {ROWS} rows"
         ),
         runtime="qload_qqq.runtime",
+        side_files=("quantize_config.json",),
     )
 
 

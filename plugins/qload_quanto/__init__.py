@@ -77,6 +77,7 @@ def qload_method_info() -> MethodInfo:
             tensor_parallel="8 bits: any unit, but whole rows where outputs are rounded; else whole groups of columns",
         ),
         runtime="qload_quanto.runtime",
+        side_files=(SIDE_FILE,),
         presets=PRESETS,
     )
 
@@ -86,7 +87,7 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     if "quantization_config" in config:
         return None
     modules = files.read_json(SIDE_FILE)
-    return None if modules is None else Claim(10, {"modules": modules}, SIDE_FILE)
+    return None if modules is None else Claim(10, {"modules": modules}, SIDE_FILE, is_native=True)
 
 
 def qload_scheme_for(config: QuantoConfig, module: ModuleInfo) -> QuantoScheme | None:
