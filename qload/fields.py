@@ -62,7 +62,7 @@ OverridesByName = dict[Annotated[str, AfterValidator(_check_override)], T]
 
 
 class Provenance(BaseModel):
-    """What tools note of how they quantized, beside what loading needs: a config model inherits it, and may read more."""
+    """What tools note beside what loading needs: a config model inherits it, and may read some of it."""
 
     meta: Unread = Field(None, description="What the tool notes of itself and of its settings, in a form of its own.")
     provider: Unread = Field(None, description="The tool that wrote the checkpoint.")

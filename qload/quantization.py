@@ -314,6 +314,7 @@ def _find_conflicts(
     registry: Registry,
 ) -> Iterator[Finding]:
     """The other sections of config.json, and the side files, held against the one that counts."""
+    given: list[tuple[Section, Mapping[str, Any] | None]]
     if claim.beside:
         given = [(Section(checkpoint.read_json(file) or {}, file), whole) for file, whole in claim.beside.items()]
     else:

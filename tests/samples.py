@@ -23,7 +23,7 @@ DEMO = DATA / "ct-w4a16-g128-asym"
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
 """Broken checkpoints, with what is found: here, scales of blocks that have one dimension."""
 
-WARNED = dict.fromkeys(("autoawq-gemm-g128", "autoawq-gemv-g128", "autoawq-gemvfast-g128"), {"QL108"})
+WARNED = {f"autoawq-{name}-g128": {"QL108"} for name in ("gemm", "gemv", "gemvfast")}
 """Checkpoints that load, and whose producer left a fault in them: here, dtype bfloat16 beside torch_dtype float16."""
 
 ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}

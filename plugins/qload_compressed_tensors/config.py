@@ -208,7 +208,7 @@ class CompressedTensorsConfig(BaseModel):
 
     quant_method: str = "compressed-tensors"
     config_groups: dict[str, QuantizationGroup] = Field(
-        default={}, description="Modules that are quantized alike, and how; a module is in the group that names it best."
+        default={}, description="Modules that are quantized alike, and how; the group that names a module best has it."
     )
     format: str | None = Field(None, description="How tensors are stored, where a group does not say it.")
     ignore: list[Prefixed] | None = Field(

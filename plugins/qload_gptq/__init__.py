@@ -54,7 +54,7 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     """AutoRound packs as GPTQ and says so; checkpoints of the first tools have their config in a side file alone."""
     section = config.get("quantization_config")
     if isinstance(section, Mapping) and section.get("packing_format") in AUTO_ROUND_PACKINGS:
-        return Claim(20, translate_auto_round(section), alias=AUTO_ROUND, fields=AUTO_ROUND_FIELDS)
+        return Claim(20, translate_auto_round(section), alias=AUTO_ROUND, fields=tuple(AUTO_ROUND_FIELDS.split()))
     side = files.read_json(SIDE_FILE)
     if side is None or "bits" not in side or side.get("quant_method", "gptq") != "gptq":
         return None

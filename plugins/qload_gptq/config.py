@@ -51,7 +51,7 @@ class GptqConfig(Provenance):
     bits: int = Field(description="Bits of a weight: 2, 3, 4 or 8.")
     group_size: GroupSize = Field(128, description="Input features that share a scale; -1 for all of them.")
     desc_act: bool = Field(
-        False, description="Whether columns were quantized in the order of their activations, and g_idx has their groups."
+        False, description="Whether columns were quantized by the size of activations, and g_idx has their groups."
     )
     sym: bool = Field(True, description="Whether zero-points lie in the middle.")
     lm_head: bool = Field(False, description="Whether the head is quantized, too.")

@@ -36,8 +36,8 @@ class ModuleParams(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     weight_quant_params: WeightParams
-    scale_quant_params: dict[str, Any] | None = Field(None, description="How scales were quantized, no longer used.")
-    zero_quant_params: dict[str, Any] | None = Field(None, description="How zero-points were quantized, no longer used.")
+    scale_quant_params: dict[str, Any] | None = Field(None, description="How scales were quantized, not read.")
+    zero_quant_params: dict[str, Any] | None = Field(None, description="How zero-points were quantized, not read.")
     offload_meta: bool = Field(False, description="Whether scales and zero-points were kept elsewhere.")
 
 

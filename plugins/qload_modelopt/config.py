@@ -29,7 +29,7 @@ class LayerConfig(BaseModel):
     quant_algo: str = Field(description="The format of its weights and inputs.")
     group_size: NonNegativeInt | None = Field(None, description="Input features that share a scale.")
     has_zero_point: bool = Field(False, description="Whether groups have zero-points, which is not supported.")
-    pre_quant_scale: Unread = Field(None, description="Whether inputs are scaled first; the stored tensors say it, too.")
+    pre_quant_scale: Unread = Field(None, description="Whether inputs are scaled first, as the tensors say.")
     awq_block_size: Unread = Field(None, description="Another name of group_size.")
     kv_cache_quant_algo: Unread = Field(None, description="The format of the cache.")
 
@@ -59,7 +59,7 @@ class ModelOptConfig(BaseModel):
     )
     producer: Unread = Field(None, description="The tool that wrote the checkpoint, and its version.")
     config_groups: Unread = Field(None, description="The same once more, in the manner of another format.")
-    pre_quant_scale: Unread = Field(None, description="Whether inputs are scaled first; the stored tensors say it, too.")
+    pre_quant_scale: Unread = Field(None, description="Whether inputs are scaled first, as the tensors say.")
     smoothquant_val: Unread = Field(None, description="How much outliers were smoothed.")
     clamp_val: Unread = Field(None, description="Between which values inputs were held.")
     use_meta_recipe: Unread = Field(None, description="Whether another recipe of fp8 was followed.")

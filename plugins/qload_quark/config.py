@@ -125,7 +125,7 @@ class QuarkConfig(BaseModel):
         default_factory=dict, description="What is done to the layers whose outputs go into the cache."
     )
     kv_cache_post_rope: bool = Field(
-        False, description="Whether keys are quantized in the cache, and not yet as outputs, which positions are not in."
+        False, description="Whether keys are quantized in the cache, and not as outputs, which lack positions."
     )
     exclude: list[Annotated[str, AfterValidator(_check_entry)]] | None = Field(
         None, description="Modules that are left alone, by globs, or regexes after re:."

@@ -19,8 +19,8 @@ def find_conflicts(
 ) -> Iterator[Finding]:
     """A finding for each field that both write, that is read, and that says something else in each.
 
-    Names that are spelled otherwise, and defaults that only one of them writes, are no difference. Without `names` lists
-    are not compared: those of a nested config may begin elsewhere.
+    Names that are spelled otherwise, and defaults that only one of them writes, are no difference. Without `names`
+    lists are not compared: those of a nested config may begin elsewhere.
     """
     for path, mine, others in _compare(config, other, (), names):
         yield report(
@@ -80,7 +80,7 @@ def _is_list(mine: Any, other: Any) -> bool:
 
 
 def _settle(value: Any) -> Any:
-    """A value without what makes no difference: nothing and an empty list are the same, and so is any order of names."""
+    """A value without what makes no difference: an empty list is as good as none, and so is any order of names."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         items = list(value)
         return sorted(items) or None if all(isinstance(item, str) for item in items) else items

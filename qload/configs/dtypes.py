@@ -19,7 +19,7 @@ def find_dtype_faults(config: Mapping[str, Any]) -> Iterator[Finding]:
 
     Configs of several parts may name it in that of their text.
     """
-    holders = {(): config, **{(part,): config.get(part) for part in PARTS}}
+    holders: dict[tuple[str, ...], Any] = {(): config, **{(part,): config.get(part) for part in PARTS}}
     written = [
         ((*path, key), holder[key])
         for path, holder in holders.items()

@@ -1,6 +1,6 @@
 """What breaks a config's schema, in words for whoever wrote the config."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -21,8 +21,7 @@ def describe_faults(error: ValidationError, section: Section, model: type[BaseMo
         missing = str(fault["loc"][-1]) if fault["type"] == "missing" else ""
         faults.setdefault((pointer, missing), []).append(fault)
     for (pointer, missing), alike in faults.items():
-        below = pointer[len(section.path) :]
-        where = ".".join(map(str, (*below, *([missing] if missing else ())))) or section.name or "the config"
+        where = _name(pointer[len(section.path) :], missing) or _name(alike[0]["loc"]) or section.name or "the config"
         yield report(
             "QL105",
             _describe(alike),
@@ -32,6 +31,10 @@ def describe_faults(error: ValidationError, section: Section, model: type[BaseMo
             remedy=_suggest(alike[0], model),
             pointer=pointer,
         )
+
+
+def _name(keys: Iterable[str | int], last: str = "") -> str:
+    return ".".join(map(str, (*keys, *([last] if last else ()))))
 
 
 def _describe(faults: list[Mapping[str, Any]]) -> str:

@@ -58,13 +58,16 @@ def _is_open(value: object) -> bool:
 def _follow(value: Any, steps: Iterable[Any]) -> tuple[Any] | None:
     """What lies at the end of some steps, in a tuple; None where they lead nowhere."""
     for step in steps:
-        if isinstance(value, Mapping) and step in value:
-            value = value[step]
-        elif isinstance(value, Sequence) and not isinstance(value, str) and type(step) is int and step < len(value):
-            value = value[step]
-        else:
+        if not _has(value, step):
             return None
+        value = value[step]
     return (value,)
+
+
+def _has(value: object, step: Any) -> bool:
+    if isinstance(value, Mapping):
+        return step in value
+    return isinstance(value, Sequence) and not isinstance(value, str) and type(step) is int and step < len(value)
 
 
 def find_sections(config: Mapping[str, Any]) -> list[Section]:

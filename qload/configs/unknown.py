@@ -62,7 +62,8 @@ def list_names(model: type[BaseModel]) -> list[str]:
         each = waiting.pop()
         if isinstance(each, type) and issubclass(each, BaseModel) and each not in seen:
             seen.add(each)
-            names.update({alias: None for name, field in each.model_fields.items() for alias in list_aliases(name, field)})
+            for name, field in each.model_fields.items():
+                names.update(dict.fromkeys(list_aliases(name, field)))
             waiting += [field.annotation for field in each.model_fields.values()]
         else:
             waiting += get_args(each)
