@@ -1,15 +1,20 @@
 """Reads a checkpoint's config and headers, chooses its method, draws its outline, and finds what is wrong so far."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, Folder, Storage, open_folder
-from qload.errors import CheckpointError, MethodError
+from qload.config_file import name_file, open_config, read_config_file
+from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, report
 from qload.outline import Outline, outline, thin
 from qload.plan import find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
+
+_WEIGHTS = (".safetensors", ".json")
+"""The endings of the files that stand for the folder in which they lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +36,39 @@ class Examination:
 
 
 def examine(path: str | Path, registry: Registry) -> Examination:
-    """Read a checkpoint's headers, draw its outline and find its faults.
+    """Read a checkpoint's headers, draw its outline and find its faults; of a JSON file the config's alone.
 
-    Raises QloadError if there is no such folder; every other fault is a finding.
+    Raises QloadError if there is no such folder, or the file says nothing of a model; every other fault is a finding.
     """
+    config = open_config(path)
+    if config is not None:
+        return _examine_config(config, registry)
     checkpoint = open_checkpoint(path, registry)
     if not checkpoint.is_readable and checkpoint.findings:
         return Examination(checkpoint, checkpoint.findings)
+    quantization = _read(lambda: resolve(checkpoint, registry))
+    if not isinstance(quantization, Quantization):
+        return Examination(checkpoint, (*checkpoint.findings, *quantization))
+    return _plan(checkpoint, quantization)
+
+
+def _examine_config(checkpoint: Checkpoint, registry: Registry) -> Examination:
+    if checkpoint.findings and not checkpoint.config:
+        return Examination(checkpoint, checkpoint.findings)
+    found = _read(lambda: read_config_file(checkpoint, registry))
+    if isinstance(found, Quantization):
+        return Examination(checkpoint, (*checkpoint.findings, *found.findings), found)
+    return Examination(checkpoint, (*checkpoint.findings, *name_file(tuple(found), checkpoint.path.name)))
+
+
+def _read(read: Callable[[], Quantization]) -> Quantization | Iterable[Finding]:
+    """The quantization, or why there is none."""
     try:
-        return _plan(checkpoint, resolve(checkpoint, registry))
+        return read()
     except CheckpointError as error:
-        reasons = [fault for fault in error.findings if isinstance(fault, Finding)]
-        return Examination(checkpoint, (*checkpoint.findings, *reasons))
+        return [fault for fault in error.findings if isinstance(fault, Finding)]
     except MethodError as error:
-        fault = report("QL104", str(error), file="config.json")
-        return Examination(checkpoint, (*checkpoint.findings, fault))
+        return [report("QL104", str(error), file="config.json")]
 
 
 def read_quantization(path: str | Path, *, registry: Registry | None = None) -> Quantization:
@@ -61,6 +84,13 @@ def open_checkpoint(path: str | Path, registry: Registry) -> Checkpoint:
     """Open a checkpoint through the plugin that knows its format, or as a folder of safetensors."""
     storage, file = open_storage(path)
     opened: Checkpoint | None = registry.call_plugins("qload_open_checkpoint", storage, file)
+    if opened is None and file and not file.endswith(_WEIGHTS):
+        raise QloadError(
+            "is no checkpoint that anybody knows how to open",
+            where=str(path),
+            expected="a folder of safetensors, one of its files, or a file that a plugin knows",
+            remedy="give the folder that the checkpoint was downloaded into",
+        )
     return opened if opened is not None else open_folder(storage)
 
 

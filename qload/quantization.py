@@ -155,10 +155,10 @@ def resolve_side_file(checkpoint: Checkpoint, file: str, registry: Registry) -> 
     claimed = _claim(checkpoint, registry, None)
     if claimed is not None:
         return _bind(*claimed, section, checkpoint, registry, ())
-    name = section.written.get("quant_method") if isinstance(section.written, Mapping) else None
-    if name is None:
+    if not isinstance(section.written, Mapping) or "quant_method" not in section.written:
         return None
-    return _bind_section(section, (), checkpoint, registry)
+    # A name that a method knows as an alias is looked for in config.json.
+    return _bind_section(section, (), replace(checkpoint, config={SECTIONS[0]: section.written}), registry)
 
 
 def _bind_config(checkpoint: Checkpoint, registry: Registry) -> Quantization:

@@ -35,6 +35,8 @@ FLOORS = (
     "configs",
     "quantization",
     "presets",
+    "probes",
+    "config_file",
     "roles",
     "plan",
     "outline",

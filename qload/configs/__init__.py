@@ -3,10 +3,11 @@
 from qload.configs.conflicts import find_conflicts
 from qload.configs.dtypes import find_dtype_faults
 from qload.configs.faults import describe_faults
-from qload.configs.sections import SECTIONS, Section, find_section, find_sections
+from qload.configs.sections import PARTS, SECTIONS, Section, find_section, find_sections
 from qload.configs.unknown import find_unknown, suggest
 
 __all__ = [
+    "PARTS",
     "SECTIONS",
     "Section",
     "describe_faults",
