@@ -34,6 +34,7 @@ FLOORS = (
     "registry",
     "configs",
     "quantization",
+    "schemas",
     "presets",
     "probes",
     "config_file",

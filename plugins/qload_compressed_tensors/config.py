@@ -42,13 +42,23 @@ class QuantizationArgs(BaseModel):
     group_size: int | None = Field(None, description="Features that share a scale; -1 for all of them.")
     strategy: Strategy | None = Field(None, description="What shares a scale.")
     block_structure: tuple[int, int] | None = Field(
-        None, description="With the strategy block, the rows and columns that share a scale."
+        None,
+        description="With the strategy block, the rows and columns that share a scale.",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+                {"type": "string", "pattern": r"^\d+x\d+$"},
+                {"type": "null"},
+            ]
+        },
     )
     dynamic: bool | Literal["local"] = Field(
         False, description="Whether scales are found while computing; local: those of groups, beside a stored one."
     )
     actorder: Literal["weight", "group", "static", "dynamic"] | None = Field(
-        None, description="In which order columns were quantized; with group, an index has their groups."
+        None,
+        description="In which order columns were quantized; with group, an index has their groups.",
+        json_schema_extra={"anyOf": [{"enum": ["weight", "group", "static", "dynamic"]}, {"type": ["boolean", "null"]}]},
     )
     scale_dtype: str | None = Field(None, description="What scales are stored in.")
     zp_dtype: str | None = Field(None, description="What zero-points are stored in.")

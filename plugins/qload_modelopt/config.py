@@ -50,7 +50,9 @@ class ModelOptConfig(BaseModel):
         None, description="The format of keys and values, by a name as FP8, or by its type and bits."
     )
     exclude_modules: list[str] = Field(
-        default_factory=list, description="Modules that are left alone; entries may have wildcards."
+        default_factory=list,
+        description="Modules that are left alone; entries may have wildcards.",
+        json_schema_extra={"type": ["array", "null"]},
     )
     group_size: NonNegativeInt | None = Field(None, description="Input features that share a scale.")
     has_zero_point: bool = Field(False, description="Whether groups have zero-points, which is not supported.")

@@ -17,6 +17,7 @@ _COMMANDS = {
     "methods": "qload.cli.methods",
     "plan": "qload.cli.plan",
     "run": "qload.cli.run",
+    "schema": "qload.cli.schema",
     "validate": "qload.cli.validate",
 }
 FAILED = 2
