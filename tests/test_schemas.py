@@ -155,7 +155,8 @@ def test_compressed_tensors_own_models_have_the_same_fields(ours: Any, theirs: A
     differing = {
         name
         for name, field in theirs.model_fields.items()
-        if field.get_default(call_default_factory=True) != ours.model_fields[name].get_default(call_default_factory=True)
+        if field.get_default(call_default_factory=True)
+        != ours.model_fields[name].get_default(call_default_factory=True)
     }
     assert differing <= DEFAULTS
 

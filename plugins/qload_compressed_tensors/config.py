@@ -58,7 +58,9 @@ class QuantizationArgs(BaseModel):
     actorder: Literal["weight", "group", "static", "dynamic"] | None = Field(
         None,
         description="In which order columns were quantized; with group, an index has their groups.",
-        json_schema_extra={"anyOf": [{"enum": ["weight", "group", "static", "dynamic"]}, {"type": ["boolean", "null"]}]},
+        json_schema_extra={
+            "anyOf": [{"enum": ["weight", "group", "static", "dynamic"]}, {"type": ["boolean", "null"]}]
+        },
     )
     scale_dtype: str | None = Field(None, description="What scales are stored in.")
     zp_dtype: str | None = Field(None, description="What zero-points are stored in.")
