@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from qload.configs import PARTS, Section
+from qload.errors import UntoldError
 from qload.findings import Finding, refusals
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
@@ -38,6 +39,8 @@ def find_refusals(quantization: Quantization, config: Mapping[str, Any], section
     for module in _list_modules(config, section):
         try:
             quantization.treat(module)
+        except UntoldError:
+            continue
         except ValueError as error:
             reasons[module.name] = str(error)
     yield from (replace(each, file=section.file, pointer=section.path) for each in refusals(reasons))

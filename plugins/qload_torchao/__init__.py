@@ -64,9 +64,6 @@ def _choose(config: TorchaoConfig, module: ModuleInfo) -> TorchaoScheme | None:
     is_stored = QDATA in module.stored
     if module.stored and not is_stored:
         return None
-    if not module.stored and isinstance(config.quant_type, str):
-        # The older word says too little, and what says the rest is not at hand.
-        return None
     settings = config.settings_for(module.names, module.kind, is_stored)
     if settings is None:
         return None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qload.errors import UntoldError
 from qload.fields import Edges, Unread
 from qload.geometry import Kind
 from qload.patterns import REGEX_PREFIX, Dialect, Patterns
@@ -57,7 +58,7 @@ class TorchaoConfig(BaseModel):
         if not is_stored and (self.excluded.match(names) or not self._reaches(kind)):
             return None
         if not isinstance(self.quant_type, dict):
-            raise ValueError(
+            raise UntoldError(
                 f"quant_type {self.quant_type!r} says too little of how weights are stored, and the weight files' "
                 "metadata says nothing"
             )
