@@ -1,11 +1,12 @@
 """Reads a checkpoint's config and headers, chooses its method, draws its outline, and finds what is wrong so far."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, Folder, Storage, open_folder
 from qload.config_file import name_file, open_config, read_config_file
+from qload.configs import find_sections
 from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, report
 from qload.outline import Outline, outline, thin
@@ -105,8 +106,18 @@ def open_storage(path: str | Path) -> tuple[Storage, str]:
 
 def _plan(checkpoint: Checkpoint, quantization: Quantization) -> Examination:
     drawn = outline(checkpoint, quantization)
-    findings = (*_find_faults(checkpoint, quantization, drawn), *drawn.findings, *quantization.findings)
+    findings = (
+        *_find_faults(checkpoint, quantization, drawn),
+        *_point(drawn.findings, checkpoint),
+        *quantization.findings,
+    )
     return Examination(checkpoint, findings, quantization, drawn)
+
+
+def _point(findings: Iterable[Finding], checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What a method refuses, with the section of the config that asks for it."""
+    path = next((section.path for section in find_sections(checkpoint.config)), ())
+    return (replace(each, pointer=path) if each.code == "QL104" and not each.pointer else each for each in findings)
 
 
 def _find_faults(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> tuple[Finding, ...]:
