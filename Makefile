@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHOSEN := $(VENV)/.torch
 
-.PHONY: help setup FORCE demo test check coverage xla docs clean
+.PHONY: help setup FORCE demo test check coverage xla schemas docs clean
 
 help:
 	@echo "make demo      load a 4-bit checkpoint that ships with the repository, and generate"
@@ -24,6 +24,7 @@ help:
 	@echo "make check     lint and type-check"
 	@echo "make coverage  run the tests, and list the lines that they do not reach"
 	@echo "make xla       set up .venv-xla with torch_xla, and run the tests of its backend there"
+	@echo "make schemas   write the JSON Schemas of configs into schemas/"
 	@echo "make docs      measure and write the made parts of the docs"
 	@echo "make clean     remove $(VENV) and $(XLA_VENV)"
 
@@ -70,6 +71,9 @@ $(XLA_VENV)/.ready: pyproject.toml constraints.txt
 
 xla: $(XLA_VENV)/.ready
 	PJRT_DEVICE=CPU CPU_NUM_DEVICES=4 $(XLA_VENV)/bin/python -m pytest tests/xla
+
+schemas: $(READY)
+	$(BIN)/qload schema --all schemas
 
 docs: $(READY)
 	$(BIN)/python docs/make.py

@@ -225,3 +225,7 @@ class ParallelError(QloadError):
     ) -> None:
         self.failures = dict(failures or {})
         super().__init__(what, where=where, expected=expected, found=found, remedy=remedy)
+
+
+class UntoldError(ValueError):
+    """What a method raises for a module where its config says too little, and the stored tensors would say the rest."""

@@ -1,10 +1,13 @@
 """Reads a checkpoint's config and headers, chooses its method, draws its outline, and finds what is wrong so far."""
 
 import importlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qload.checkpoint import Checkpoint, Folder, Storage, open_folder
+from qload.config_file import name_file, open_config, read_config_file
+from qload.configs import find_sections
 from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, report
 from qload.outline import Outline, outline, thin
@@ -14,6 +17,8 @@ from qload.registry import Registry
 
 REMOTE = "hf:"
 """What an address begins with that is no path: of a repository on the hub."""
+_WEIGHTS = (".safetensors", ".json")
+"""The endings of the files that stand for the folder in which they lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +41,44 @@ class Examination:
 
 
 def examine(path: str | Path, registry: Registry) -> Examination:
-    """Read a checkpoint's headers, draw its outline and find its faults.
+    """Read a checkpoint's headers, draw its outline and find its faults; of a JSON file the config's alone.
 
-    Raises QloadError if there is no such folder; every other fault is a finding.
+    Raises QloadError if there is no such folder, or the file says nothing of a model; every other fault is a finding.
     """
-    return replace(_examine(open_checkpoint(path, registry), registry), registry=registry)
+    config = None if is_remote(path) else open_config(path)
+    if config is not None:
+        found = _examine_config(config, registry)
+    else:
+        found = _examine(open_checkpoint(path, registry), registry)
+    return replace(found, registry=registry)
 
 
 def _examine(checkpoint: Checkpoint, registry: Registry) -> Examination:
     if not checkpoint.is_readable and checkpoint.findings:
         return Examination(checkpoint, checkpoint.findings)
+    quantization = _read(lambda: resolve(checkpoint, registry))
+    if not isinstance(quantization, Quantization):
+        return Examination(checkpoint, (*checkpoint.findings, *quantization))
+    return _plan(checkpoint, quantization)
+
+
+def _examine_config(checkpoint: Checkpoint, registry: Registry) -> Examination:
+    if checkpoint.findings and not checkpoint.config:
+        return Examination(checkpoint, checkpoint.findings)
+    found = _read(lambda: read_config_file(checkpoint, registry))
+    if isinstance(found, Quantization):
+        return Examination(checkpoint, (*checkpoint.findings, *found.findings), found)
+    return Examination(checkpoint, (*checkpoint.findings, *name_file(tuple(found), checkpoint.path.name)))
+
+
+def _read(read: Callable[[], Quantization]) -> Quantization | Iterable[Finding]:
+    """The quantization, or why there is none."""
     try:
-        return _plan(checkpoint, resolve(checkpoint, registry))
+        return read()
     except CheckpointError as error:
-        reasons = [fault for fault in error.findings if isinstance(fault, Finding)]
-        return Examination(checkpoint, (*checkpoint.findings, *reasons))
+        return [fault for fault in error.findings if isinstance(fault, Finding)]
     except MethodError as error:
-        fault = report("QL104", str(error), file="config.json")
-        return Examination(checkpoint, (*checkpoint.findings, fault))
+        return [report("QL104", str(error), file="config.json")]
 
 
 def read_quantization(path: str | Path, *, registry: Registry | None = None) -> Quantization:
@@ -69,6 +94,13 @@ def open_checkpoint(path: str | Path, registry: Registry) -> Checkpoint:
     """Open a checkpoint through the plugin that knows its format, or as a folder of safetensors."""
     storage, file = open_storage(path)
     opened: Checkpoint | None = registry.call_plugins("qload_open_checkpoint", storage, file)
+    if opened is None and file and not file.endswith(_WEIGHTS):
+        raise QloadError(
+            "is no checkpoint that anybody knows how to open",
+            where=str(path),
+            expected="a folder of safetensors, one of its files, or a file that a plugin knows",
+            remedy="give the folder that the checkpoint was downloaded into",
+        )
     return opened if opened is not None else open_folder(storage)
 
 
@@ -105,8 +137,18 @@ def check_local(path: str | Path) -> None:
 
 def _plan(checkpoint: Checkpoint, quantization: Quantization) -> Examination:
     drawn = outline(checkpoint, quantization)
-    findings = (*_find_faults(checkpoint, quantization, drawn), *drawn.findings)
+    findings = (
+        *_find_faults(checkpoint, quantization, drawn),
+        *_point(drawn.findings, checkpoint),
+        *quantization.findings,
+    )
     return Examination(checkpoint, findings, quantization, drawn)
+
+
+def _point(findings: Iterable[Finding], checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What a method refuses, with the section of the config that asks for it."""
+    path = next((section.path for section in find_sections(checkpoint.config)), ())
+    return (replace(each, pointer=path) if each.code == "QL104" and not each.pointer else each for each in findings)
 
 
 def _find_faults(checkpoint: Checkpoint, quantization: Quantization, drawn: Outline) -> tuple[Finding, ...]:

@@ -63,9 +63,10 @@ class MethodInfo:
 
     `config` is the pydantic model of the checkpoint's quantization config, None for a method without one.
     `runtime` is the dotted name of the module with the torch hooks; None means the same module. `presets` are
-    configs by the names under which users ask for them, as in `qload.load(path, quantization="int4")`.
-    `is_by_place` says that a scheme depends on numbers in a module's name only where the config writes them: then one
-    module is asked about for all that store the same and whose names differ in other numbers.
+    configs by the names under which users ask for them, as in `qload.load(path, quantization="int4")`. `side_files` are
+    the files beside config.json in which producers write the same config once more, or in its stead. `is_by_place` says
+    that numbers in a module's name mean something only where the config writes them: then one module is asked about
+    for all that store the same and whose names differ in other numbers.
     """
 
     summary: str
@@ -73,6 +74,7 @@ class MethodInfo:
     capabilities: Capabilities
     runtime: str | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    side_files: tuple[str, ...] = ()
     is_by_place: bool = False
     hookspec_version: int = HOOKSPEC_VERSION
 
@@ -111,13 +113,19 @@ class Claim:
 
     The claim with the greatest `specificity` wins. `config` is the quantization config, found in
     `source`; None where the checkpoint needs none. `alias` is the method's name that config.json writes,
-    where it writes one; a claim that leaves it out is not heard there.
+    where it writes one; a claim that leaves it out is not heard there. `is_native` says that the format has its config
+    in that place by its nature, and nowhere else. `beside` is what other files say of the same, each as a whole config,
+    to be held against `config`. `fields` are the names that the section in config.json can have, where `config` is
+    put in other words than the section's own.
     """
 
     specificity: int
     config: Mapping[str, Any] | None = None
     source: str = "config.json"
     alias: str | None = None
+    is_native: bool = False
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

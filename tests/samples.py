@@ -23,6 +23,9 @@ DEMO = DATA / "ct-w4a16-g128-asym"
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
 """Broken checkpoints, with what is found: here, scales of blocks that have one dimension."""
 
+WARNED = {f"autoawq-{name}-g128": {"QL108"} for name in ("gemm", "gemv", "gemvfast")}
+"""Checkpoints that load, and whose producer left a fault in them: here, dtype bfloat16 beside torch_dtype float16."""
+
 ALIASES = {"auto-round": ("awq", "compressed-tensors", "fp8", "gptq")}
 """The methods that load what is written under another name."""
 
@@ -52,6 +55,11 @@ def samples() -> list[Path]:
 
 def is_sound(path: Path) -> bool:
     return path.name not in BROKEN
+
+
+def flaws(path: Path) -> set[str]:
+    """The codes of what is wrong with a checkpoint that loads."""
+    return WARNED.get(path.name, set())
 
 
 def supported() -> list[Path]:

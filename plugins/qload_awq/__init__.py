@@ -13,6 +13,7 @@ from qload.declare import ParameterSpec, group_scale, packed, zero_point
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
 from qload.layout import fixed, in_, out, packing
+from qload_awq.auto_round import claim_auto_round
 from qload_awq.config import AwqConfig
 
 BITS = 4
@@ -22,7 +23,6 @@ MARLIN_GROUPS = (None, 32, 64, 128)
 STRIDE = 64
 """The columns of four rows that gemv_fast interleaves."""
 LEAVES = frozenset({"qweight", "qzeros", "scales"})
-AUTO_ROUND, AUTO_ROUND_PACKINGS = "auto-round", ("auto_round:auto_awq", "auto_round:awq")
 """The quant_method that AutoRound writes, and its names for this packing."""
 SIDE_FILE = "quant_config.json"
 
@@ -48,15 +48,16 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_awq.runtime",
         is_by_place=True,
+        side_files=(SIDE_FILE, "quantize_config.json", "quantization_config.json"),
     )
 
 
 def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     """AutoRound packs as AWQ and says so; checkpoints of the first tools have their config in a side file alone."""
     section = config.get("quantization_config")
-    if isinstance(section, Mapping) and section.get("packing_format") in AUTO_ROUND_PACKINGS:
-        settings = {key: section[key] for key in ("bits", "group_size", "extra_config") if key in section}
-        return Claim(20, settings, alias=AUTO_ROUND)
+    claimed = claim_auto_round(section) if isinstance(section, Mapping) else None
+    if claimed is not None:
+        return claimed
     side = files.read_json(SIDE_FILE)
     if side is None or not {"w_bit", "q_group_size"} <= side.keys():
         return None

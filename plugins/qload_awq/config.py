@@ -7,25 +7,44 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
-from qload.fields import GroupSize
+from qload.fields import GroupSize, Provenance, Unread
 from qload.patterns import Dialect, Patterns
 
 
-class AwqConfig(BaseModel):
+class AwqConfig(Provenance):
     """`quantization_config` of an AWQ checkpoint."""
 
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["awq"] = "awq"
-    bits: int = Field(4, validation_alias=AliasChoices("bits", "w_bit"))
-    group_size: GroupSize = Field(128, validation_alias=AliasChoices("group_size", "q_group_size"))
-    zero_point: bool = True
-    version: str = Field("gemm", validation_alias=AliasChoices("version", "checkpoint_format", "format"))
-    modules_to_not_convert: list[str] | None = None
-    extra_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """AutoRound's settings of modules that differ, by name; here only 16 bits, which leave a module as it is."""
+    bits: int = Field(
+        4, validation_alias=AliasChoices("bits", "w_bit"), description="Bits of a weight; only 4 are supported."
+    )
+    group_size: GroupSize = Field(
+        128,
+        validation_alias=AliasChoices("group_size", "q_group_size"),
+        description="Input features that share a scale; -1 for all of them.",
+    )
+    zero_point: bool = Field(True, description="Whether groups have zero-points.")
+    version: str = Field(
+        "gemm",
+        validation_alias=AliasChoices("version", "checkpoint_format", "format"),
+        description="How the weights are packed: gemm, gemv or gemv_fast.",
+    )
+    modules_to_not_convert: list[str] | None = Field(
+        None, description="Modules that are left alone: an entry is any part of a name."
+    )
+    extra_config: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Settings of modules that differ, by name; here only 16 bits, which leave a module as it is.",
+    )
+    do_fuse: Unread = Field(None, description="Whether transformers is to fuse modules.")
+    fuse_max_seq_len: Unread = Field(None, description="The most tokens that fused modules make room for.")
+    modules_to_fuse: Unread = Field(None, description="The modules that transformers is to fuse.")
+    duo_scaling: Unread = Field(None, description="How scales were searched.")
+    apply_clip: Unread = Field(None, description="Whether weights were clipped.")
 
     @field_validator("version")
     @classmethod

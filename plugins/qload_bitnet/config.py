@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from qload.fields import Edges
+from qload.fields import Edges, Unread
 from qload.patterns import Dialect, Patterns
 
 
@@ -19,11 +19,16 @@ class BitNetConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["bitnet"] = "bitnet"
-    linear_class: Literal["bitlinear", "autobitlinear"] = "bitlinear"
-    quantization_mode: Literal["online", "offline"] = "offline"
-    use_rms_norm: bool = False
-    rms_norm_eps: float | None = 1e-6
-    modules_to_not_convert: Edges = None
+    linear_class: Literal["bitlinear", "autobitlinear"] = Field(
+        "bitlinear", description="The layer that computes: the older one divides by the scale, the newer multiplies."
+    )
+    quantization_mode: Literal["online", "offline"] = Field(
+        "offline", description="Whether weights are stored packed, or plain and rounded while computing (online)."
+    )
+    use_rms_norm: bool = Field(False, description="Whether inputs are normalised before they are rounded.")
+    rms_norm_eps: float | None = Field(1e-6, description="What that norm adds to the mean square.")
+    modules_to_not_convert: Edges = Field(None, description="Modules that are left alone, by ends of names or regexes.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
 
     def excludes(self, names: Iterable[str]) -> bool:
         """Whether a module is left alone."""

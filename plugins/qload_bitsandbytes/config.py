@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from qload.fields import Edges
+from qload.fields import Edges, Unread
 from qload.patterns import Dialect, Patterns
 
 STORAGE = {
@@ -29,14 +29,32 @@ class BitsAndBytesConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["bitsandbytes"] = "bitsandbytes"
-    load_in_4bit: bool = Field(False, validation_alias=AliasChoices("load_in_4bit", "_load_in_4bit"))
-    load_in_8bit: bool = Field(False, validation_alias=AliasChoices("load_in_8bit", "_load_in_8bit"))
-    llm_int8_threshold: float = Field(6.0, ge=0)
-    llm_int8_skip_modules: Edges = None
-    llm_int8_has_fp16_weight: bool = False
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "fp4"
-    bnb_4bit_use_double_quant: bool = False
-    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32", "float64"] | None = None
+    load_in_4bit: bool = Field(
+        False,
+        validation_alias=AliasChoices("load_in_4bit", "_load_in_4bit"),
+        description="Whether weights have 4 bits.",
+    )
+    load_in_8bit: bool = Field(
+        False,
+        validation_alias=AliasChoices("load_in_8bit", "_load_in_8bit"),
+        description="Whether weights have 8 bits.",
+    )
+    llm_int8_threshold: float = Field(
+        6.0, ge=0, description="With 8 bits, the size from which features of inputs are computed with unrounded."
+    )
+    llm_int8_skip_modules: Edges = Field(None, description="Modules that are left alone, by ends of names or regexes.")
+    llm_int8_has_fp16_weight: bool = Field(False, description="Whether 8-bit weights keep a copy in 16 bits.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("fp4", description="The 16 values that 4 bits stand for.")
+    bnb_4bit_use_double_quant: bool = Field(False, description="Whether scales are quantized, too.")
+    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32", "float64"] | None = Field(
+        None, description="The dtype that packed weights are stored as; uint8 where none is written."
+    )
+    bnb_4bit_compute_dtype: Unread = Field(None, description="The dtype that 4-bit layers compute in.")
+    bnb_4bit_blocksize: Unread = Field(None, description="The values that share a scale, which the weights say, too.")
+    llm_int8_enable_fp32_cpu_offload: Unread = Field(None, description="Whether modules on the CPU are left alone.")
+    llm_int8_target_modules: Unread = Field(None, description="The modules that were asked for.")
+    modules_to_not_convert: Unread = Field(None, description="The modules that were left alone.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
 
     @model_validator(mode="after")
     def _check(self) -> "BitsAndBytesConfig":

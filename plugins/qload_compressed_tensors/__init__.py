@@ -40,6 +40,7 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_compressed_tensors.runtime",
         is_by_place=True,
+        side_files=("quantization_config.json",),
         presets=PRESETS,
     )
 

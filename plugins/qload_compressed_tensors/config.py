@@ -9,8 +9,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qload.fields import Prefixed, Unread
 from qload.hookspecs import ModuleInfo
 from qload.patterns import REGEX_PREFIX, Patterns
 
@@ -35,18 +36,36 @@ class QuantizationArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_bits: int = 8
-    type: Literal["int", "float"] = "int"
-    symmetric: bool = True
-    group_size: int | None = None
-    strategy: Strategy | None = None
-    block_structure: tuple[int, int] | None = None
-    dynamic: bool | Literal["local"] = False
-    actorder: Literal["weight", "group", "static", "dynamic"] | None = None
-    scale_dtype: str | None = None
-    zp_dtype: str | None = None
-    observer: str | None = None
-    observer_kwargs: dict[str, Any] | None = None
+    num_bits: int = Field(8, description="Bits of a value.")
+    type: Literal["int", "float"] = Field("int", description="What values are rounded to.")
+    symmetric: bool = Field(True, description="Whether there are no zero-points.")
+    group_size: int | None = Field(None, description="Features that share a scale; -1 for all of them.")
+    strategy: Strategy | None = Field(None, description="What shares a scale.")
+    block_structure: tuple[int, int] | None = Field(
+        None,
+        description="With the strategy block, the rows and columns that share a scale.",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+                {"type": "string", "pattern": r"^\d+x\d+$"},
+                {"type": "null"},
+            ]
+        },
+    )
+    dynamic: bool | Literal["local"] = Field(
+        False, description="Whether scales are found while computing; local: those of groups, beside a stored one."
+    )
+    actorder: Literal["weight", "group", "static", "dynamic"] | None = Field(
+        None,
+        description="In which order columns were quantized; with group, an index has their groups.",
+        json_schema_extra={
+            "anyOf": [{"enum": ["weight", "group", "static", "dynamic"]}, {"type": ["boolean", "null"]}]
+        },
+    )
+    scale_dtype: str | None = Field(None, description="What scales are stored in.")
+    zp_dtype: str | None = Field(None, description="What zero-points are stored in.")
+    observer: Unread = Field(None, description="What looked for scales.")
+    observer_kwargs: Unread = Field(None, description="Settings of what looked for scales.")
 
     @field_validator("type", "strategy", mode="before")
     @classmethod
@@ -101,11 +120,11 @@ class QuantizationGroup(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    targets: list[str]
-    weights: QuantizationArgs | None = None
-    input_activations: QuantizationArgs | None = None
-    output_activations: QuantizationArgs | None = None
-    format: str | None = None
+    targets: list[Prefixed] = Field(description="Names of modules, regexes after re:, and names of classes as Linear.")
+    weights: QuantizationArgs | None = Field(None, description="How weights are quantized; null for not at all.")
+    input_activations: QuantizationArgs | None = Field(None, description="How inputs are quantized.")
+    output_activations: QuantizationArgs | None = Field(None, description="How outputs are quantized.")
+    format: str | None = Field(None, description="How tensors are stored, as pack-quantized.")
 
 
 class Entries:
@@ -126,17 +145,12 @@ class SparsityConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    format: str = "dense"
-    targets: list[str] | None = None
-    ignore: list[str] | None = None
-    global_sparsity: float | None = None
-    sparsity_structure: str | None = None
-
-    @field_validator("targets", "ignore")
-    @classmethod
-    def _check_entries(cls, value: list[str] | None) -> list[str] | None:
-        Entries(value)
-        return value
+    format: str = Field("dense", description="How zeros are left out.")
+    targets: list[Prefixed] | None = Field(None, description="The modules whose zeros are left out.")
+    ignore: list[Prefixed] | None = Field(None, description="The modules that are left alone.")
+    global_sparsity: Unread = Field(None, description="The share of zeros.")
+    sparsity_structure: Unread = Field(None, description="Where the zeros lie, as 2:4.")
+    registry_requires_subclass: Unread = Field(None, description="What the package notes for itself.")
 
     def applies(self, module: ModuleInfo) -> bool:
         """Whether a module's zeros are left out; where no targets are written, its stored tensors tell."""
@@ -162,7 +176,10 @@ class TransformArgs(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    location: str
+    location: str = Field(description="What is transformed, as input or weight_output.")
+    targets: Unread = Field(None, description="The modules at which it is applied.")
+    inverse: Unread = Field(None, description="Whether it is undone there.")
+    ignore: Unread = Field(None, description="The modules that are left alone.")
 
     @property
     def is_computed(self) -> bool:
@@ -175,7 +192,12 @@ class TransformScheme(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    apply: list[TransformArgs] = []
+    apply: list[TransformArgs] = Field(default=[], description="Where it is applied.")
+    type: Unread = Field(None, description="The kind of matrix.")
+    randomize: Unread = Field(None, description="Whether the matrix is random.")
+    requires_grad: Unread = Field(None, description="Whether the matrix was trained.")
+    head_dim: Unread = Field(None, description="The size of blocks of the matrix.")
+    precision: Unread = Field(None, description="What is computed in.")
 
 
 class TransformConfig(BaseModel):
@@ -183,7 +205,7 @@ class TransformConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config_groups: dict[str, TransformScheme] = {}
+    config_groups: dict[str, TransformScheme] = Field(default={}, description="The transforms.")
 
     @property
     def computed(self) -> tuple[str, ...]:
@@ -197,27 +219,25 @@ class CompressedTensorsConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: str = "compressed-tensors"
-    config_groups: dict[str, QuantizationGroup] = {}
-    format: str | None = None
-    ignore: list[str] | None = None
-    kv_cache_scheme: QuantizationArgs | None = None
-    quantization_status: str | None = None
-    global_compression_ratio: float | None = None
-    sparsity_config: SparsityConfig | None = None
-    transform_config: TransformConfig | None = None
-
-    @field_validator("ignore")
-    @classmethod
-    def _check_ignore(cls, value: list[str] | None) -> list[str] | None:
-        Entries(value)
-        return value
-
-    @field_validator("config_groups")
-    @classmethod
-    def _check_targets(cls, value: dict[str, QuantizationGroup]) -> dict[str, QuantizationGroup]:
-        for group in value.values():
-            Patterns(tuple(group.targets), prefixed=True)
-        return value
+    config_groups: dict[str, QuantizationGroup] = Field(
+        default={}, description="Modules that are quantized alike, and how; the group that names a module best has it."
+    )
+    format: str | None = Field(None, description="How tensors are stored, where a group does not say it.")
+    ignore: list[Prefixed] | None = Field(
+        None, description="What is left alone: names of modules, regexes after re:, and names of classes."
+    )
+    kv_cache_scheme: QuantizationArgs | None = Field(None, description="How keys and values are quantized.")
+    quantization_status: Unread = Field(None, description="How far quantizing has come: compressed, when it is done.")
+    global_compression_ratio: Unread = Field(None, description="The share of the plain model's size.")
+    sparsity_config: SparsityConfig | None = Field(None, description="How zeros are left out of the weights.")
+    transform_config: TransformConfig | None = Field(None, description="What is rotated before it is rounded.")
+    moe_sparsity_config: Unread = Field(None, description="Which experts were taken out.")
+    version: Unread = Field(None, description="The version of the package.")
+    provider: Unread = Field(None, description="The tool that wrote the checkpoint.")
+    autoround_version: Unread = Field(None, description="The version of the tool that chose how to round.")
+    run_compressed: Unread = Field(None, description="Whether transformers is to compute with what is stored.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
+    use_optimized_inference: Unread = Field(None, description="Whether transformers is to use faster kernels.")
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:

@@ -61,6 +61,7 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_fp8.runtime",
         is_by_place=True,
+        side_files=("quantize_config.json", "quantization_config.json"),
         presets={"fp8": {"weight_block_size": [128, 128], "activation_scheme": "dynamic"}},
     )
 

@@ -7,22 +7,42 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
+from qload.fields import Provenance, Unread
 from qload.patterns import Dialect, Patterns, and_above
 
 
-class Fp8Config(BaseModel):
+class Fp8Config(Provenance):
     """`quantization_config` of an fp8 checkpoint."""
 
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["fp8"] = "fp8"
-    activation_scheme: Literal["dynamic", "static"] | None = None
-    weight_block_size: tuple[PositiveInt, PositiveInt] | None = None
-    weight_scale_semantics: Literal["inverse"] | None = None
-    modules_to_not_convert: list[str] | None = None
-    ignored_layers: list[str] | None = None
+    activation_scheme: Literal["dynamic", "static"] | None = Field(
+        None, description="How inputs are rounded: by their own sizes, by a stored scale, or not at all (null)."
+    )
+    weight_block_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="Rows and columns of the blocks that share a scale; null for one scale for a weight."
+    )
+    weight_scale_semantics: Literal["inverse"] | None = Field(None, description="Whether scales are to be divided by.")
+    modules_to_not_convert: list[str] | None = Field(None, description="Modules that are left alone, by ends of names.")
+    ignored_layers: list[str] | None = Field(None, description="The same, as engines write it.")
+    fmt: Unread = Field(None, description="The form of the small floats: e4m3.")
+    scale_fmt: Unread = Field(None, description="What scales of inputs are rounded to: float, or ue8m0, powers of two.")
+    expert_dtype: Unread = Field(None, description="What the weights of experts are rounded to.")
+    store_dtype: Unread = Field(None, description="What weights are stored in.")
+    bits: Unread = Field(None, description="The bits of a weight, 8.")
+    group_size: Unread = Field(None, description="The features that share a scale; weight_block_size says it.")
+    weight_scale_method: Unread = Field(None, description="Which weights share a scale; weight_block_size says it.")
+    weight_per_tensor: Unread = Field(None, description="Whether a weight has one scale; weight_block_size says it.")
+    act_per_tensor: Unread = Field(None, description="Whether inputs have one scale.")
+    modules_to_convert: Unread = Field(None, description="The modules that were asked for.")
+    kv_cache_scheme: Unread = Field(None, description="How the cache was rounded; its scales say it, too.")
+    kv_cache_quant_targets: Unread = Field(None, description="Whose outputs were rounded for the cache.")
+    kv_cache_quant_method: Unread = Field(None, description="How the cache was rounded.")
+    linear_impl: Unread = Field(None, description="The kernels that are asked for.")
+    moe_impl: Unread = Field(None, description="The kernels that are asked for.")
 
     @model_validator(mode="after")
     def _check(self) -> "Fp8Config":

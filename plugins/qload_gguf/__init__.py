@@ -43,6 +43,7 @@ def qload_method_info() -> MethodInfo:
         capabilities=Capabilities(embedding=True, quantize=True, tensor_parallel="whole blocks of 32 to 256 columns"),
         runtime="qload_gguf.runtime",
         is_by_place=True,
+        side_files=(SIDE_FILE,),
         presets={name: {"bits": name, "dynamic": _SKIPPED} for name in ("q4_0", "q8_0")},
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from qload.fields import OverridesByName
+from qload.fields import OverridesByName, Provenance, Unread
 from qload.patterns import Overrides
 
 _TYPES = {
@@ -53,16 +53,24 @@ class Override(BaseModel):
     format: str | None = None
 
 
-class GgufConfig(BaseModel):
+class GgufConfig(Provenance):
     """`quantization_config` of a checkpoint of ggml's blocks."""
 
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["gguf"] = "gguf"
-    bits: int | str | None = None
-    format: str = Field(_ANY, validation_alias=AliasChoices("checkpoint_format", "format"))
-    lm_head: bool = False
-    dynamic: OverridesByName[Override] | None = None
+    bits: int | str | None = Field(None, description="Bits of a weight, or the name of a type as q4_k_m.")
+    format: str = Field(
+        _ANY,
+        validation_alias=AliasChoices("checkpoint_format", "format"),
+        description="What stands after the bits in the name of a type, as q_k_m.",
+    )
+    lm_head: bool = Field(False, description="Whether the head is quantized, too.")
+    dynamic: OverridesByName[Override] | None = Field(
+        None, description="What differs, by regexes of names; -: before one leaves modules alone."
+    )
+    gguf_file: Unread = Field(None, description="The file that transformers reads.")
+    group_size: Unread = Field(None, description="The features that share a scale, which the type says.")
 
     def type_for(self, names: Iterable[str]) -> str | None:
         """The type of a module's blocks; None where `dynamic` leaves it out. Raises ValueError for an unknown one."""

@@ -12,7 +12,7 @@ from qload.declare import ParameterSpec, group_scale, index, packed, zero_point
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
 from qload.layout import fixed, in_, out, packing, part
-from qload_gptq.auto_round import AUTO_ROUND, AUTO_ROUND_PACKINGS, translate_auto_round
+from qload_gptq.auto_round import AUTO_ROUND, AUTO_ROUND_FIELDS, AUTO_ROUND_PACKINGS, translate_auto_round
 from qload_gptq.config import GptqConfig
 
 BITS = (2, 3, 4, 8)
@@ -49,6 +49,7 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_gptq.runtime",
         is_by_place=True,
+        side_files=(SIDE_FILE, "quantization_config.json"),
     )
 
 
@@ -56,7 +57,7 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     """AutoRound packs as GPTQ and says so; checkpoints of the first tools have their config in a side file alone."""
     section = config.get("quantization_config")
     if isinstance(section, Mapping) and section.get("packing_format") in AUTO_ROUND_PACKINGS:
-        return Claim(20, translate_auto_round(section), alias=AUTO_ROUND)
+        return Claim(20, translate_auto_round(section), alias=AUTO_ROUND, fields=tuple(AUTO_ROUND_FIELDS.split()))
     side = files.read_json(SIDE_FILE)
     if side is None or "bits" not in side or side.get("quant_method", "gptq") != "gptq":
         return None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from qload.fields import GroupSize, OverridesByName
+from qload.fields import GroupSize, OverridesByName, Provenance, Unread
 from qload.patterns import Overrides
 
 
@@ -42,21 +42,39 @@ class Override(BaseModel):
     sym: bool | None = None
 
 
-class GptqConfig(BaseModel):
+class GptqConfig(Provenance):
     """`quantization_config` of a GPTQ checkpoint."""
 
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["gptq"] = "gptq"
-    bits: int
-    group_size: GroupSize = 128
-    desc_act: bool = False
-    sym: bool = True
-    lm_head: bool = False
-    checkpoint_format: str = Field("gptq", validation_alias=AliasChoices("checkpoint_format", "format"))
-    pack_dtype: str = "int32"
-    dynamic: OverridesByName[Override] | None = None
-    modules_in_block_to_quantize: Annotated[list[str] | None, BeforeValidator(_flatten)] = None
+    bits: int = Field(description="Bits of a weight: 2, 3, 4 or 8.")
+    group_size: GroupSize = Field(128, description="Input features that share a scale; -1 for all of them.")
+    desc_act: bool = Field(
+        False, description="Whether columns were quantized by the size of activations, and g_idx has their groups."
+    )
+    sym: bool = Field(True, description="Whether zero-points lie in the middle.")
+    lm_head: bool = Field(False, description="Whether the head is quantized, too.")
+    checkpoint_format: str = Field(
+        "gptq",
+        validation_alias=AliasChoices("checkpoint_format", "format"),
+        description="How zero-points are stored: less one (gptq), or as they are (gptq_v2).",
+    )
+    pack_dtype: str = Field("int32", description="The integers into which values are packed.")
+    dynamic: OverridesByName[Override] | None = Field(
+        None, description="What differs, by regexes of names; -: before one leaves modules alone."
+    )
+    modules_in_block_to_quantize: Annotated[list[str] | None, BeforeValidator(_flatten)] = Field(
+        None,
+        description="The only modules of a block that are quantized, by ends of names.",
+        json_schema_extra={"anyOf": [{"type": "array", "items": {"type": ["string", "array"]}}, {"type": "null"}]},
+    )
+    gptaq: Unread = Field(None, description="Settings of the algorithm that chose how to round.")
+    is_marlin_format: Unread = Field(None, description="Whether weights were packed for a kernel; the format says it.")
+    awq_gemm_checkpoint: Unread = Field(None, description="Whether the weights were packed by another method's tool.")
+    version: Unread = Field(None, description="The version of the packing.")
+    zero_point: Unread = Field(None, description="Whether groups have zero-points.")
+    extra_config: Unread = Field(None, description="Settings of modules that differ, as the tool noted them.")
 
     def settings_for(self, names: Iterable[str]) -> ModuleSettings | None:
         """The settings of a module, or None where `dynamic` leaves it out."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from qload.fields import Unread
+
 WEIGHTS = "weight_quant_params"
 
 
@@ -17,13 +19,15 @@ class WeightParams(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    nbits: float
-    group_size: PositiveInt | None = None
-    axis: Literal[0, 1] = 0
-    channel_wise: bool = True
-    view_as_float: bool = False
-    optimize: bool = True
-    round_zero: bool = False
+    nbits: float = Field(description="Bits of a weight.")
+    group_size: PositiveInt | None = Field(None, description="Values that share a scale; null for a whole row.")
+    axis: Literal[0, 1] = Field(0, description="Along which axis the groups lie.")
+    channel_wise: bool = Field(True, description="Whether each group has a scale of its own.")
+    view_as_float: bool = Field(False, description="Whether packed weights are stored as floats.")
+    optimize: bool = Field(True, description="Whether zero-points were optimised.")
+    round_zero: bool = Field(False, description="Whether zero-points were rounded.")
+    bitpack: Unread = Field(None, description="Whether values are packed, which the weights say, too.")
+    compute_dtype: Unread = Field(None, description="The dtype that layers compute in.")
 
 
 class ModuleParams(BaseModel):
@@ -32,9 +36,9 @@ class ModuleParams(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     weight_quant_params: WeightParams
-    scale_quant_params: dict[str, Any] | None = None
-    zero_quant_params: dict[str, Any] | None = None
-    offload_meta: bool = False
+    scale_quant_params: dict[str, Any] | None = Field(None, description="How scales were quantized, not read.")
+    zero_quant_params: dict[str, Any] | None = Field(None, description="How zero-points were quantized, not read.")
+    offload_meta: bool = Field(False, description="Whether scales and zero-points were kept elsewhere.")
 
 
 class HqqConfig(BaseModel):
@@ -43,8 +47,13 @@ class HqqConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["hqq"] = "hqq"
-    quant_config: ModuleParams | dict[str, ModuleParams | None]
-    skip_modules: list[str] | None = Field(default_factory=lambda: ["lm_head"])
+    quant_config: ModuleParams | dict[str, ModuleParams | None] = Field(
+        description="The settings of all modules, or of each linear tag; a tag with null is left alone."
+    )
+    skip_modules: list[str] | None = Field(
+        default_factory=lambda: ["lm_head"], description="Names and linear tags of modules that are left alone."
+    )
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
 
     @field_validator("quant_config", mode="before")
     @classmethod

@@ -49,6 +49,7 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_modelopt.runtime",
         is_by_place=True,
+        side_files=(SIDE_FILE,),
     )
 
 
@@ -61,9 +62,9 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
         return Claim(20, side, SIDE_FILE) if side is not None and section is None else None
     name = section.get("quant_method")
     if isinstance(name, str) and name.partition("_")[0] == NAME:
-        both = side is not None
-        source = f"config.json and {SIDE_FILE}" if both else "config.json"
-        return Claim(20, merge(section, side) if side is not None else section, source, alias=name)
+        if side is None:
+            return Claim(20, section, alias=name)
+        return Claim(20, merge(section, side), alias=name, beside={SIDE_FILE: merge(side, section)})
     return Claim(20, section) if name is None and isinstance(section.get(NESTED), Mapping) else None
 
 

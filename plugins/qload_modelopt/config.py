@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
+from qload.fields import Unread
 from qload.patterns import Dialect, Patterns, and_above
-from qload_modelopt.schemes import MIXED
+from qload_modelopt.schemes import MIXED, find_states
 
 SIDE_FILE = "hf_quant_config.json"
 NESTED = "quantization"
@@ -25,9 +26,12 @@ class LayerConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    quant_algo: str
-    group_size: NonNegativeInt | None = None
-    has_zero_point: bool = False
+    quant_algo: str = Field(description="The format of its weights and inputs.")
+    group_size: NonNegativeInt | None = Field(None, description="Input features that share a scale.")
+    has_zero_point: bool = Field(False, description="Whether groups have zero-points, which is not supported.")
+    pre_quant_scale: Unread = Field(None, description="Whether inputs are scaled first, as the tensors say.")
+    awq_block_size: Unread = Field(None, description="Another name of group_size.")
+    kv_cache_quant_algo: Unread = Field(None, description="The format of the cache.")
 
     @field_validator("quant_algo")
     @classmethod
@@ -41,14 +45,34 @@ class ModelOptConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: str = "modelopt"
-    quant_algo: str | None = None
-    kv_cache_quant_algo: str | dict[str, Any] | None = None
-    exclude_modules: list[str] = Field(default_factory=list)
-    group_size: NonNegativeInt | None = None
-    has_zero_point: bool = False
-    quantized_layers: dict[str, LayerConfig] = Field(default_factory=dict)
-    disagreements: list[str] = Field(default_factory=list)
-    """In what config.json and the side file differ."""
+    quant_algo: str | None = Field(None, description="The format of weights and inputs, as NVFP4; or MIXED_PRECISION.")
+    kv_cache_quant_algo: str | dict[str, Any] | None = Field(
+        None, description="The format of keys and values, by a name as FP8, or by its type and bits."
+    )
+    exclude_modules: list[str] = Field(
+        default_factory=list,
+        description="Modules that are left alone; entries may have wildcards.",
+        json_schema_extra={"type": ["array", "null"]},
+    )
+    group_size: NonNegativeInt | None = Field(None, description="Input features that share a scale.")
+    has_zero_point: bool = Field(False, description="Whether groups have zero-points, which is not supported.")
+    quantized_layers: dict[str, LayerConfig] = Field(
+        default_factory=dict, description="With MIXED_PRECISION, the settings of each module."
+    )
+    producer: Unread = Field(None, description="The tool that wrote the checkpoint, and its version.")
+    config_groups: Unread = Field(None, description="The same once more, in the manner of another format.")
+    pre_quant_scale: Unread = Field(None, description="Whether inputs are scaled first, as the tensors say.")
+    smoothquant_val: Unread = Field(None, description="How much outliers were smoothed.")
+    clamp_val: Unread = Field(None, description="Between which values inputs were held.")
+    use_meta_recipe: Unread = Field(None, description="Whether another recipe of fp8 was followed.")
+    awq_block_size: Unread = Field(None, description="Another name of group_size.")
+    mamba_ssm_cache_quant_algo: Unread = Field(None, description="The format of the states of other layers.")
+    kv_cache_quant_config: Unread = Field(None, description="The format of the cache once more.")
+    format: Unread = Field(None, description="How the tensors are stored.")
+    quantization_status: Unread = Field(None, description="How far quantizing has come.")
+    targets: Unread = Field(None, description="The classes of modules that are quantized.")
+    sparsity: Unread = Field(None, description="How the weights were thinned out.")
+    sparse_attention_config: Unread = Field(None, description="How attention was thinned out.")
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +84,15 @@ class ModelOptConfig(BaseModel):
     def _raise_case(cls, value: str | None) -> str | None:
         return value.upper() if value is not None else None
 
+    @field_validator("kv_cache_quant_algo")
+    @classmethod
+    def _name_cache(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        """One word for a cache, however it is written; what is none of ours stays as it is, to be refused."""
+        try:
+            return find_states(value).upper() if value else None
+        except ValueError:
+            return value
+
     @field_validator("exclude_modules", mode="before")
     @classmethod
     def _fill(cls, value: Any) -> Any:
@@ -67,8 +100,6 @@ class ModelOptConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelOptConfig":
-        if self.disagreements:
-            raise ValueError("; ".join(self.disagreements))
         if self.quant_algo is None and not self.has_cache:
             raise ValueError("quant_algo is missing, without which nothing is quantized")
         if (self.quant_algo == MIXED) != bool(self.quantized_layers):
@@ -117,14 +148,8 @@ def flatten(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(section: Mapping[str, Any], side: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json's section with what only the side file says, and with what differs that decides on the weights."""
-    main, other = flatten(section), flatten(side)
-    different = [
-        f"{key} is {main[key]!r} in config.json and {other[key]!r} in {SIDE_FILE}"
-        for key in ("quant_algo", "group_size")
-        if main.get(key) and other.get(key) and str(main[key]).upper() != str(other[key]).upper()
-    ]
-    return {**other, **{key: value for key, value in main.items() if value is not None}, "disagreements": different}
+    """What the first of two sources says, with what only the second does; neither says anything by null."""
+    return {**flatten(side), **{key: value for key, value in flatten(section).items() if value is not None}}
 
 
 def _find_group_size(groups: object) -> object:

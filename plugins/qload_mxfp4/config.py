@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from qload.fields import Edges
+from qload.fields import Edges, Unread
 from qload.patterns import Dialect, Patterns
 
 
@@ -19,7 +19,8 @@ class Mxfp4Config(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["mxfp4"] = "mxfp4"
-    modules_to_not_convert: Edges = None
+    modules_to_not_convert: Edges = Field(None, description="Modules that are left alone, by ends of names or regexes.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
 
     def excludes(self, names: Iterable[str]) -> bool:
         """Whether a module is left alone."""

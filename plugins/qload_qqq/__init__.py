@@ -40,6 +40,7 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_qqq.runtime",
         is_by_place=True,
+        side_files=("quantize_config.json",),
     )
 
 

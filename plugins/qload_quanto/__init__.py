@@ -78,6 +78,7 @@ def qload_method_info() -> MethodInfo:
         ),
         runtime="qload_quanto.runtime",
         is_by_place=True,
+        side_files=(SIDE_FILE,),
         presets=PRESETS,
     )
 
@@ -87,7 +88,7 @@ def qload_claim(config: Mapping[str, Any], files: SideFiles) -> Claim | None:
     if "quantization_config" in config:
         return None
     modules = files.read_json(SIDE_FILE)
-    return None if modules is None else Claim(10, {"modules": modules}, SIDE_FILE)
+    return None if modules is None else Claim(10, {"modules": modules}, SIDE_FILE, is_native=True)
 
 
 def qload_scheme_for(config: QuantoConfig, module: ModuleInfo) -> QuantoScheme | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
-from qload.fields import Edges
+from qload.fields import Edges, Unread
 from qload.patterns import Dialect, Patterns
 
 NONE = "none"
@@ -49,12 +49,17 @@ class QuantoConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["quanto"] = "quanto"
-    modules: dict[str, ModuleKinds] | None = None
-    weights: Literal["int8", "int4", "int2", "float8"] = Field(
-        "int8", validation_alias=AliasChoices("weights", "weights_dtype")
+    modules: dict[str, ModuleKinds] | None = Field(
+        None, description="What is quantized, by names of modules; so quanto_qmap.json lists it."
     )
-    activations: Literal["int8", "float8"] | None = None
-    modules_to_not_convert: Edges = None
+    weights: Literal["int8", "int4", "int2", "float8"] = Field(
+        "int8",
+        validation_alias=AliasChoices("weights", "weights_dtype"),
+        description="What weights are rounded to, where no modules are listed.",
+    )
+    activations: Literal["int8", "float8"] | None = Field(None, description="What inputs are rounded to.")
+    modules_to_not_convert: Edges = Field(None, description="Modules that are left alone, by ends of names or regexes.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
 
     def kinds(self, names: Iterable[str]) -> ModuleKinds | None:
         """What is done to the module with those names; None where it is left alone."""

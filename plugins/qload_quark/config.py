@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
+from qload.fields import Unread
 from qload.patterns import Dialect, Patterns
 
 
@@ -18,19 +19,36 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    dtype: str
-    qscheme: Literal["per_tensor", "per_channel", "per_group", "per_block"] | None = None
-    ch_axis: int | None = Field(None, validation_alias=AliasChoices("ch_axis", "axis"))
-    group_size: int | None = None
-    block_size: tuple[PositiveInt, PositiveInt] | None = None
-    is_dynamic: bool | None = Field(None, validation_alias=AliasChoices("is_dynamic", "dynamic"))
-    symmetric: bool | None = None
-    scale_format: str | None = None
-    scale_calculation_mode: Literal["even", "floor", "ceil"] | None = None
-    mx_element_dtype: str | None = None
-    zero_point_type: Literal["int32", "float32"] | None = None
-    is_scale_quant: bool = False
-    """Whether it quantizes the scales of the spec before it."""
+    dtype: str = Field(description="What values are rounded to, as fp8_e4m3 or uint4.")
+    qscheme: Literal["per_tensor", "per_channel", "per_group", "per_block"] | None = Field(
+        None, description="What shares a scale."
+    )
+    ch_axis: int | None = Field(
+        None, validation_alias=AliasChoices("ch_axis", "axis"), description="The axis of channels or groups."
+    )
+    group_size: int | None = Field(None, description="Features that share a scale.")
+    block_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="Rows and columns of the blocks that share a scale."
+    )
+    is_dynamic: bool | None = Field(
+        None, validation_alias=AliasChoices("is_dynamic", "dynamic"), description="Whether scales are found on the way."
+    )
+    symmetric: bool | None = Field(None, description="Whether there are no zero-points.")
+    scale_format: str | None = Field(None, description="What scales are rounded to, as e8m0.")
+    scale_calculation_mode: Literal["even", "floor", "ceil"] | None = Field(
+        None, description="How scales are rounded to powers of two."
+    )
+    mx_element_dtype: str | None = Field(None, description="With dtype mx, what values are rounded to.")
+    zero_point_type: Literal["int32", "float32"] | None = Field(None, description="What zero-points are.")
+    is_scale_quant: bool = Field(False, description="Whether it quantizes the scales of the spec before it.")
+    round_method: Unread = Field(None, description="How values were rounded.")
+    scale_type: Unread = Field(None, description="What scales were.")
+    observer_cls: Unread = Field(None, description="What looked for scales.")
+    observer_kwargs: Unread = Field(None, description="Settings of what looked for scales.")
+    enable_buffer_reuse: Unread = Field(None, description="A setting of what looked for scales.")
+    max_input_numel: Unread = Field(None, description="A setting of what looked for scales.")
+    percentile: Unread = Field(None, description="A setting of what looked for scales.")
+    qat_spec: Unread = Field(None, description="Settings of training.")
 
 
 def _as_sequence(value: Any) -> Any:
@@ -40,7 +58,14 @@ def _as_sequence(value: Any) -> Any:
     return (value,) if isinstance(value, Mapping) else value
 
 
-Specs = Annotated[tuple[TensorSpec, ...], BeforeValidator(_as_sequence)]
+def _allow_one(schema: dict[str, Any]) -> None:
+    """In the JSON Schema of a field, a spec or none in place of a list."""
+    items = schema.pop("items")
+    schema.pop("type")
+    schema["anyOf"] = [items, {"type": "array", "items": items}, {"type": "null"}]
+
+
+Specs = Annotated[tuple[TensorSpec, ...], BeforeValidator(_as_sequence), Field(json_schema_extra=_allow_one)]
 
 
 class LayerConfig(BaseModel):
@@ -52,6 +77,7 @@ class LayerConfig(BaseModel):
     input_tensors: Specs = ()
     output_tensors: Specs = ()
     bias: Specs = ()
+    target_device: Unread = Field(None, description="What the layer was quantized for.")
 
 
 class Export(BaseModel):
@@ -59,8 +85,12 @@ class Export(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    weight_format: str = "real_quantized"
-    pack_method: Literal["reorder", "order"] = "reorder"
+    weight_format: str = Field("real_quantized", description="Whether weights are stored rounded.")
+    pack_method: Literal["reorder", "order"] = Field("reorder", description="The order of values in a word.")
+    kv_cache_group: Unread = Field(None, description="Which layers feed the cache.")
+    min_kv_scale: Unread = Field(None, description="The least scale of the cache.")
+    weight_merge_groups: Unread = Field(None, description="Which layers were fused.")
+    custom_mode: Unread = Field(None, description="Whose form the config has.")
 
 
 def _or_nothing(value: Any) -> Any:
@@ -68,7 +98,18 @@ def _or_nothing(value: Any) -> Any:
     return {} if value is None else value
 
 
-Layers = Annotated[dict[str, LayerConfig], BeforeValidator(_or_nothing)]
+def _allow_null(schema: dict[str, Any]) -> None:
+    """In the JSON Schema of a field, what it takes before it is checked."""
+    inner = {key: schema.pop(key) for key in tuple(schema) if key not in ("description", "title", "default")}
+    schema["anyOf"] = [inner, {"type": "null"}]
+
+
+Layers = Annotated[dict[str, LayerConfig], BeforeValidator(_or_nothing), Field(json_schema_extra=_allow_null)]
+
+
+def _check_entry(value: str) -> str:
+    Patterns((value,), Dialect.WILDCARD, prefixed=True)
+    return value
 
 
 class QuarkConfig(BaseModel):
@@ -77,22 +118,37 @@ class QuarkConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["quark"] = "quark"
-    global_quant_config: LayerConfig
-    layer_quant_config: Layers = Field(default_factory=dict)
-    layer_type_quant_config: Layers = Field(default_factory=dict)
-    kv_cache_quant_config: Layers = Field(default_factory=dict)
-    kv_cache_post_rope: bool = False
-    """Whether keys are quantized in the cache, and not yet as outputs, which positions are not in."""
-    exclude: list[str] | None = None
-    export: Annotated[Export, BeforeValidator(_or_nothing)] = Export()
-    algo_config: list[dict[str, Any]] | dict[str, Any] | None = None
-    softmax_quant_spec: dict[str, Any] | None = None
-
-    @field_validator("exclude")
-    @classmethod
-    def _check_exclude(cls, value: list[str] | None) -> list[str] | None:
-        Patterns(tuple(value or ()), Dialect.WILDCARD, prefixed=True)
-        return value
+    global_quant_config: LayerConfig = Field(description="What is done to linear layers that nothing else is said of.")
+    layer_quant_config: Layers = Field(default_factory=dict, description="What is done to layers, by names or globs.")
+    layer_type_quant_config: Layers = Field(default_factory=dict, description="What is done to layers, by classes.")
+    kv_cache_quant_config: Layers = Field(
+        default_factory=dict, description="What is done to the layers whose outputs go into the cache."
+    )
+    kv_cache_post_rope: bool = Field(
+        False, description="Whether keys are quantized in the cache, and not as outputs, which lack positions."
+    )
+    exclude: list[Annotated[str, AfterValidator(_check_entry)]] | None = Field(
+        None, description="Modules that are left alone, by globs, or regexes after re:."
+    )
+    export: Annotated[Export, BeforeValidator(_or_nothing)] = Field(
+        Export(), description="How the checkpoint was written.", json_schema_extra=_allow_null
+    )
+    algo_config: list[dict[str, Any]] | dict[str, Any] | None = Field(
+        None, description="What was done before quantizing."
+    )
+    softmax_quant_spec: dict[str, Any] | None = Field(None, description="How attention was rounded.")
+    quant_mode: Unread = Field(None, description="How the model was traced.")
+    version: Unread = Field(None, description="The version of the config.")
+    log_severity_level: Unread = Field(None, description="How much the tool logged.")
+    pre_quant_opt_config: Unread = Field(None, description="What was done before quantizing.")
+    pre_optimization: Unread = Field(None, description="What was done before quantizing.")
+    kv_cache_group: Unread = Field(None, description="Which layers feed the cache.")
+    min_kv_scale: Unread = Field(None, description="The least scale of the cache.")
+    pack_method: Unread = Field(None, description="The order of values in a word, which export says.")
+    weight_format: Unread = Field(None, description="Whether weights are stored rounded, which export says.")
+    custom_mode: Unread = Field(None, description="Whose form the config has.")
+    quantization_config: Unread = Field(None, description="The config in another form.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
 
     @property
     def algorithms(self) -> tuple[dict[str, Any], ...]:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from qload.fields import Edges
+from qload.errors import UntoldError
+from qload.fields import Edges, Unread
 from qload.geometry import Kind
 from qload.patterns import REGEX_PREFIX, Dialect, Patterns
 from qload_torchao.values import untag
@@ -28,11 +29,15 @@ class TorchaoConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     quant_method: Literal["torchao"] = "torchao"
-    quant_type: str | dict[str, Any] | None = None
-    quant_type_kwargs: dict[str, Any] = Field(default_factory=dict)
-    modules_to_not_convert: Edges = None
-    include_input_output_embeddings: bool = False
-    untie_embedding_weights: bool = False
+    quant_type: str | dict[str, Any] | None = Field(
+        None, description="Under the key default, a config of torchao as its config_to_dict writes it; before, a word."
+    )
+    quant_type_kwargs: dict[str, Any] = Field(default_factory=dict, description="What belonged to the word.")
+    modules_to_not_convert: Edges = Field(None, description="Modules that are left alone, by ends of names or regexes.")
+    include_input_output_embeddings: bool = Field(False, description="Whether tables and heads are quantized, too.")
+    untie_embedding_weights: bool = Field(False, description="Whether the head is no longer tied to the table.")
+    dequantize: Unread = Field(None, description="Whether transformers is to turn the weights into plain ones.")
+    quant_config: Unread = Field(None, description="The config of torchao in another form.")
 
     @field_validator("quant_type")
     @classmethod
@@ -53,7 +58,7 @@ class TorchaoConfig(BaseModel):
         if not is_stored and (self.excluded.match(names) or not self._reaches(kind)):
             return None
         if not isinstance(self.quant_type, dict):
-            raise ValueError(
+            raise UntoldError(
                 f"quant_type {self.quant_type!r} says too little of how weights are stored, and the weight files' "
                 "metadata says nothing"
             )

@@ -20,6 +20,7 @@ _COMMANDS = {
     "plan": "qload.cli.plan",
     "rules": "qload.cli.rules",
     "run": "qload.cli.run",
+    "schema": "qload.cli.schema",
     "validate": "qload.cli.validate",
 }
 FAILED = 2

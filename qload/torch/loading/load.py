@@ -87,7 +87,7 @@ class Load:
         if self.quantization.is_to_be_made:
             checkpoint, targets, recipes = plan_recipes(checkpoint, self.quantization, tuple(targets))
         plan = make_plan(checkpoint, self.quantization, targets, plain, is_expected=is_expected)
-        plan = replace(plan, findings=(*plan.findings, *findings))
+        plan = replace(plan, findings=(*plan.findings, *findings, *self.quantization.findings))
         stopping = errors(plan.findings, self.options.ignore)
         if stopping:
             raise CheckpointError(str(self.checkpoint.path), collapse(stopping))
