@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from qload.fields import GroupSize
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, NameList, Patterns
 
 
 class AwqConfig(BaseModel):
@@ -49,3 +49,7 @@ class AwqConfig(BaseModel):
     def excluded(self) -> Patterns:
         """The entries of `modules_to_not_convert`, ready to match."""
         return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.SUBSTRING)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (NameList(("modules_to_not_convert",), self.excluded.entries, dialect=Dialect.SUBSTRING),)

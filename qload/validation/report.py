@@ -11,6 +11,7 @@ from qload.registry import Registry
 from qload.validation.data import find_bad_values
 from qload.validation.divisions import find_splits
 from qload.validation.finders import FINDERS
+from qload.validation.prefixes import drop_explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def validate(
     """
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
-    findings = tuple(_find(found, tp, probe=probe, deep=deep))
+    findings = tuple(drop_explained(_find(found, tp, probe=probe, deep=deep), found))
     return Report(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, findings)
 
 
