@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
@@ -153,7 +153,12 @@ class NameList:
 
     def compile(self, entry: str) -> Patterns:
         """One entry, ready to match."""
-        return Patterns((_strip(entry) if self.dialect is Dialect.REGEX else entry,), self.dialect, self.prefixed)
+        return replace(self, entries=(entry,)).compile_all()
+
+    def compile_all(self) -> Patterns:
+        """All entries, ready to match."""
+        entries = map(_strip, self.entries) if self.dialect is Dialect.REGEX else self.entries
+        return Patterns(tuple(entries), self.dialect, self.prefixed)
 
 
 @runtime_checkable
