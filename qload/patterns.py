@@ -161,6 +161,11 @@ class NameList:
         return Patterns(tuple(entries), self.dialect, self.prefixed)
 
 
+def is_class_name(entry: str) -> bool:
+    """Whether an entry reads as that of a class, which only a model's modules tell."""
+    return "." not in entry and entry[:1].isupper()
+
+
 @runtime_checkable
 class ListsNames(Protocol):
     """A config model that tells which modules it lists; one that has no lists leaves the method out."""

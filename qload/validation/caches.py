@@ -14,6 +14,7 @@ SCALES = ("k_scale", "v_scale")
 _PROJECTIONS = ("k_proj", "v_proj", "qkv_proj")
 _MISNAMED = ("kv_scale", "kv_cache_scale")
 """One scale for both, of formats before there was one for each."""
+_ANY = frozenset((*SCALES, *_MISNAMED))
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 _INNER = "attn"
 """What some engines call the part of an attention that computes, which no checkpoint's model has."""
@@ -38,10 +39,10 @@ def _list_scales(found: Examination) -> Mapping[str, list[str]]:
     """The scales of keys and values that are stored, by their attentions."""
     scales: dict[str, list[str]] = defaultdict(list)
     for module, leaves in found.checkpoint.modules.items():
-        if not leaves.keys().isdisjoint((*SCALES, *_MISNAMED)):
+        if ".experts." not in module and not _ANY.isdisjoint(leaves):
             attention = _find_attention(module)
             if attention is not None:
-                scales[attention] += [leaves[leaf] for leaf in leaves if leaf in (*SCALES, *_MISNAMED)]
+                scales[attention] += [leaves[leaf] for leaf in leaves if leaf in _ANY]
     return scales
 
 

@@ -1,6 +1,5 @@
 """Mixtures of experts: whether all are there, and stored alike."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from qload.patterns import generalise
 from qload.validation.places import Form, Kin, find_explained, form_of, is_beyond, is_whole, list_kin
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_EXPERT = re.compile(r"(?P<mixture>.*\.experts)\.(?P<number>\d+)\.(?P<leaf>.+)")
 _INSIDE = ".experts."
 _EXPLAINED = ("QL101", "QL201", "QL202", "QL205", "QL210")
 
@@ -45,9 +43,18 @@ def _list_mixtures(found: Examination) -> Mapping[str, Mixture]:
     """The mixtures of the checkpoint, without those of layers that predict further tokens, which vary."""
     mixtures: dict[str, Mixture] = defaultdict(Mixture)
     for name in found.checkpoint.modules:
-        if _INSIDE in name and (match := _EXPERT.fullmatch(name)):
-            mixtures[match["mixture"]].leaves[match["leaf"]].add(int(match["number"]))
+        if _INSIDE in name:
+            mixture, number, leaf = split_expert(name)
+            if number.isdecimal() and leaf:
+                mixtures[mixture].leaves[leaf].add(int(number))
     return {name: mixture for name, mixture in mixtures.items() if not is_beyond(name, found.checkpoint.config)}
+
+
+def split_expert(name: str) -> tuple[str, str, str]:
+    """The mixture of an expert's module, the expert's number if it is one, and the module's name below the expert."""
+    above, _, rest = name.rpartition(_INSIDE)
+    number, _, leaf = rest.partition(".")
+    return f"{above}.experts", number, leaf
 
 
 def _count_experts(config: Mapping[str, Any]) -> int:
@@ -92,9 +99,11 @@ def _find_stacked(mixtures: Mapping[str, Mixture], found: Examination) -> Iterat
     places = {generalise(name) for name in mixtures}
     stacks: dict[str, list[str]] = defaultdict(list)
     for name in found.checkpoint.modules:
+        if ".experts" not in name:
+            continue
         above, _, last = name.rpartition(".")
         stack = name if last == "experts" else above
-        is_stack = stack.endswith(".experts") and not last.isdigit() and generalise(stack) in places
+        is_stack = stack.endswith(".experts") and not last.isdecimal() and generalise(stack) in places
         if is_stack and _has_stack(name, found) and not is_beyond(name, found.checkpoint.config):
             stacks[stack].append(last)
     for stack, leaves in stacks.items():
@@ -135,8 +144,9 @@ def _compare(group: Iterable[Kin], found: Examination, parts: Parts, explained: 
     mixtures: dict[str, dict[Form | bool, list[tuple[str, Kin]]]] = defaultdict(lambda: defaultdict(list))
     for kin in group:
         for name in kin.names:
-            if match := _EXPERT.fullmatch(name):
-                mixtures[match["mixture"]][_form(kin, found, parts)].append((name, kin))
+            mixture, number, leaf = split_expert(name)
+            if number.isdecimal() and leaf:
+                mixtures[mixture][_form(kin, found, parts)].append((name, kin))
     for forms in mixtures.values():
         usual = max(forms.values(), key=len)
         for name, kin in (each for stored in forms.values() if stored is not usual for each in stored):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from qload.examination import Examination
 from qload.findings import Finding, report
+from qload.outline.modules import HEADS
 from qload.patterns import Dialect, Meaning, NameList, generalise, merge_names
 from qload.validation.places import list_kin
 from qload.validation.vocabulary import Vocabulary, locate, read_lists, read_vocabulary
@@ -20,19 +21,23 @@ def find_ambiguous_names(found: Examination) -> Iterator[Finding]:
     part of a name, they are left alone for the sake of this entry.
     """
     lists = [each for each in read_lists(found) if each.meaning is Meaning.IGNORE]
-    if not any(each.is_plain(entry) for each in lists for entry in each.entries):
+    if not any(_may_be_part(entry, each) for each in lists for entry in each.entries):
         return
     quantized = {name: kin.is_quantized for kin in list_kin(found) for name in kin.names}
-    layers = Vocabulary(tuple(sorted(quantized)))
+    layers = Vocabulary(quantized.keys())
     roots = read_vocabulary(found).roots
     for names in lists:
         is_part = names.dialect is Dialect.SUBSTRING
-        for entry in filter(names.is_plain, names.entries):
+        for entry in (entry for entry in names.entries if _may_be_part(entry, names)):
             others = [name for name in _list_others(entry, layers, roots) if quantized[name] is not is_part]
             if is_part:
                 others = [name for name in others if not _is_named(name, names, entry)]
             if others:
                 yield from _report(entry, others, names, found)
+
+
+def _may_be_part(entry: str, names: NameList) -> bool:
+    return names.is_plain(entry) and entry not in HEADS
 
 
 def _list_others(entry: str, layers: Vocabulary, roots: frozenset[str]) -> list[str]:
@@ -54,7 +59,7 @@ def _look_inside(entry: str, layers: Vocabulary) -> tuple[list[str], bool]:
     if entry not in layers.text:
         return [], False
     words = re.compile(rf"(?:^|\.){re.escape(entry)}(?:\.|$)")
-    parts = [name for name in layers.modules if entry in name]
+    parts = [name for name in layers.ordered if entry in name]
     others = [name for name in parts if words.search(name) is None]
     return others, len(others) < len(parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from qload.examination import Examination
 from qload.findings import Finding, report
 from qload.outline.modules import EMBEDDINGS, HEADS
-from qload.patterns import REGEX_PREFIX, Dialect, Meaning, NameList
+from qload.patterns import REGEX_PREFIX, Dialect, Meaning, NameList, is_class_name
 from qload.validation.spelling import find_near
 from qload.validation.vocabulary import WRAPPERS, Vocabulary, locate, read_lists, read_vocabulary
 
@@ -35,9 +35,8 @@ def find_idle_names(found: Examination) -> Iterator[Finding]:
 
 def _may_be_idle(entry: str) -> bool:
     """Whether an entry's absence could be told: not that of a class, nor of a head or table, which may be tied."""
-    is_class = "." not in entry and entry[:1].isupper()
     words = _WORD.findall(_ESCAPE.sub(" ", entry))
-    return not is_class and bool(words) and words[-1] not in (*HEADS, *EMBEDDINGS, "output")
+    return not is_class_name(entry) and bool(words) and words[-1] not in (*HEADS, *EMBEDDINGS, "output")
 
 
 def _find_meaning(entry: str, names: NameList, vocabulary: Vocabulary) -> str | None:

@@ -8,7 +8,7 @@ from qload.checkpoint.names import split_name
 from qload.dtypes import FLOATS
 from qload.examination import Examination
 from qload.findings import Finding, report
-from qload.patterns import Meaning, NameList, and_above, generalise
+from qload.patterns import Meaning, NameList, and_above, generalise, is_class_name
 from qload.validation.places import list_kin
 from qload.validation.vocabulary import Place, Vocabulary, locate, read_lists, read_vocabulary
 
@@ -69,7 +69,7 @@ class Drifts:
     def all(self) -> Iterator[Drift]:
         for names in read_lists(self.found):
             for entry in filter(names.is_plain, names.entries):
-                name = self._vocabulary.rewrap(entry)
+                name = None if is_class_name(entry) else self._vocabulary.rewrap(entry)
                 if name is not None and not self._vocabulary.matches(entry, names):
                     modules = tuple(self._list_explained(name, names))
                     place = locate(entry, names, self.found.checkpoint) if modules else None

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,6 @@ WRAPPERS = (
     *("transformer", "thinker.model", "thinker", "base_model.model", "model.thinker"),
 )
 """What may stand before the names of a model's modules in one place, and not in another that means the same."""
-_LATER_EXPERT = re.compile(r"\.experts\.(?!0(?:\.|$))\d")
 _DIGIT = re.compile(r"\d")
 
 Place = tuple[str, tuple[str | int, ...]]
@@ -28,9 +27,13 @@ Place = tuple[str, tuple[str | int, ...]]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The names of stored modules, in order."""
+    """The names of stored modules."""
 
-    modules: tuple[str, ...]
+    modules: Collection[str]
+
+    @cached_property
+    def ordered(self) -> tuple[str, ...]:
+        return tuple(sorted(self.modules))
 
     @cached_property
     def all(self) -> frozenset[str]:
@@ -61,11 +64,11 @@ class Vocabulary:
     @cached_property
     def _first(self) -> tuple[str, ...]:
         """The names without those of every expert but the first of each mixture."""
-        return tuple(name for name in sorted(self.all) if ".experts." not in name or not _LATER_EXPERT.search(name))
+        return tuple(sorted(name for name in self.all if ".experts." not in name or ".experts.0." in f"{name}."))
 
     def matches(self, entry: str, names: NameList) -> bool:
         """Whether an entry of a list means any of these modules, or of those that they are in."""
-        if entry in self.all:
+        if entry in self.modules or entry in self.all:
             return True
         if names.is_plain(entry):
             if names.dialect in (Dialect.EXACT, Dialect.WILDCARD):
@@ -90,9 +93,9 @@ class Vocabulary:
 
     def beginning(self, start: str) -> Iterator[str]:
         """The modules whose names begin with those letters."""
-        at = bisect_left(self.modules, start)
-        while at < len(self.modules) and self.modules[at].startswith(start):
-            yield self.modules[at]
+        at = bisect_left(self.ordered, start)
+        while at < len(self.ordered) and self.ordered[at].startswith(start):
+            yield self.ordered[at]
             at += 1
 
     def rewrap(self, entry: str) -> str | None:
@@ -100,7 +103,7 @@ class Vocabulary:
 
         An entry that is a name already has none.
         """
-        if entry in self.all:
+        if entry in self.modules or entry in self.all:
             return None
         cores = {entry, *(entry.removeprefix(f"{wrapper}.") for wrapper in WRAPPERS)}
         other = {each for core in cores for each in (core, *(f"{wrapper}.{core}" for wrapper in WRAPPERS))}
@@ -109,7 +112,7 @@ class Vocabulary:
 
 
 def read_vocabulary(found: Examination) -> Vocabulary:
-    return Vocabulary(tuple(sorted(found.checkpoint.modules)))
+    return Vocabulary(found.checkpoint.modules.keys())
 
 
 def read_lists(found: Examination) -> tuple[NameList, ...]:

@@ -13,8 +13,8 @@ from samples import DEMO
 import qload
 
 PLACE = "layers.0.mlp.down_proj"
-LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-LEAVES = (*LEAVES, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+LEAVES = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 def ignore(entry: str, rows: int, columns: int) -> Break:
