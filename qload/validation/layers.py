@@ -10,7 +10,7 @@ from qload.findings import Finding, report
 from qload.patterns import generalise
 from qload.validation.places import count_layers, is_whole, number_layer, text_sections
 
-_UNEVEN = ("block_configs", "layer_sharing", "num_kv_shared_layers", "hybrid_override_pattern", "cross_decoder")
+_UNEVEN = ("block_configs", "layer_sharing", "num_kv_shared_layers", "hybrid_override_pattern", "encoder_layers")
 """Words of a config whose layers are not all stored, or not all of the same modules."""
 _SHARED = re.compile(r"shared?_.*layers|layers?_shar")
 _PROJECTIONS = (

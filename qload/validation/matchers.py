@@ -31,7 +31,7 @@ def find_ambiguous_names(found: Examination) -> Iterator[Finding]:
         for entry in (entry for entry in names.entries if _may_be_part(entry, names)):
             others = [name for name in _list_others(entry, layers, roots) if quantized[name] is not is_part]
             if is_part:
-                others = [name for name in others if not _is_named(name, names, entry)]
+                others = [name for name in others if not (name.endswith(entry) or _is_named(name, names, entry))]
             if others:
                 yield from _report(entry, others, names, found)
 

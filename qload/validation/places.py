@@ -11,12 +11,15 @@ from qload.declare import ParameterKind, ParameterSpec
 from qload.examination import Examination
 from qload.findings import Finding
 from qload.geometry import Kind
-from qload.layout import Layout
+from qload.layout import Dim
 from qload.outline.sizes import PROBE
 from qload.patterns import generalise
 from qload.plan import Target
 
-Form = tuple[str, tuple[tuple[str, ParameterKind, Layout, tuple[str, ...]], ...]]
+Stored = tuple[str, ParameterKind, tuple[tuple[Dim | None, int, int], ...], tuple[str, ...]]
+"""A tensor's name, kind, dtypes, and how many elements of which dimension are how many entries along each axis."""
+
+Form = tuple[str, tuple[Stored, ...]]
 """A method's name, and the tensors of a module as it declares them: what an engine has to know to hold it."""
 
 SECTIONS = ("text_config", "llm_config", "thinker_config", "language_config")
@@ -27,6 +30,7 @@ _DECODERS = (
     *("backbone.layers", "thinker.model.layers", "transformer.encoder.layers"),
 )
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_OUTPUT = "output"
 _LOSSES = ("QL002", "QL003", "QL005", "QL006", "QL011")
 _LAYER = re.compile(rf"(?:{'|'.join(map(re.escape, _DECODERS))})\.(\d+)(?=\.)")
 
@@ -79,16 +83,24 @@ def group_places(kin: Iterable[Kin]) -> Mapping[str, list[Kin]]:
 
 
 def form_of(kin: Kin, found: Examination) -> Form:
-    """How modules are stored, whatever their sizes, without what only some parts of a layer may store."""
+    """How modules are stored, whatever their sizes, without what only some parts of a layer may store.
+
+    What is said of outputs is such: those of keys and values may go into a cache.
+    """
     treatment = kin.sample.treatment
     if found.quantization is None or treatment.scheme is None:
         return (treatment.method.name, ())
     specs = found.quantization.declare(treatment, PROBE)
-    return (treatment.method.name, tuple(_describe(spec) for spec in specs if not spec.partial))
+    return (
+        treatment.method.name,
+        tuple(_describe(spec) for spec in specs if not (spec.partial or spec.name.startswith(_OUTPUT))),
+    )
 
 
-def _describe(spec: ParameterSpec) -> tuple[str, ParameterKind, Layout, tuple[str, ...]]:
-    return (spec.stored_as, spec.kind, spec.layout, spec.dtypes)
+def _describe(spec: ParameterSpec) -> Stored:
+    """Without what only decides how it is divided."""
+    axes = tuple((axis.dim, axis.logical, axis.stored) for axis in spec.layout.axes)
+    return (spec.stored_as, spec.kind, axes, spec.dtypes)
 
 
 def is_whole(found: Examination) -> bool:

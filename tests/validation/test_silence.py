@@ -238,6 +238,34 @@ def scales_by_tensor() -> Made:
     return model_config("llama", 3, quantization_config=section), tensors
 
 
+def outputs_of_keys_and_values() -> Made:
+    """Scales of outputs beside the keys' and values' projections alone, as some tools quantize a cache."""
+    tensors = outer()
+    for layer in (f"model.layers.{number}" for number in range(3)):
+        tensors |= norms(layer) | attention(layer, fp8_tensor) | mlp(f"{layer}.mlp", fp8_tensor)
+        tensors |= {f"{layer}.self_attn.{leaf}_proj.output_scale": ("F32", ()) for leaf in "kv"}
+    spec = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False, "symmetric": True}
+    cached = {"weight": spec, "output_tensors": spec}
+    section = {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": spec},
+        "layer_quant_config": {"*k_proj": cached, "*v_proj": cached},
+        "exclude": ["lm_head"],
+    }
+    return model_config("llama", 3, quantization_config=section), tensors
+
+
+def speech() -> Made:
+    """An encoder and a decoder, each with a count of its own; the config's usual word counts the encoder's."""
+    tensors = outer("model.decoder", head=False)
+    for number in range(2):
+        layer = f"model.decoder.layers.{number}"
+        tensors |= norms(layer) | attention(layer, plain) | plain(f"{layer}.fc1", INNER, HIDDEN, bias=True)
+    for number in range(4):
+        tensors |= attention(f"model.encoder.layers.{number}", plain)
+    return model_config("whisper", 4, encoder_layers=4, decoder_layers=2), tensors
+
+
 MADE: tuple[Callable[[], Made], ...] = (
     deepseek_fp8,
     deepseek_packed,
@@ -254,6 +282,8 @@ MADE: tuple[Callable[[], Made], ...] = (
     jamba,
     first_layers_left,
     scales_by_tensor,
+    outputs_of_keys_and_values,
+    speech,
 )
 
 
