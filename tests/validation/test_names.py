@@ -164,12 +164,12 @@ def test_a_part_of_names_that_leaves_out_more_than_it_names_is_found(tmp_path: P
 
 
 def test_the_ends_of_names_are_left_out_by_most_matchers(tmp_path: Path) -> None:
-    """`gate` ends `shared_expert_gate`, which needs no entry of its own."""
+    """`router` ends `shared_router`, which needs no entry of its own."""
     tensors = llama(make=awq)
     for number in range(12):
-        tensors |= plain(f"model.layers.{number}.moe.gate", 4, HIDDEN)
-        tensors |= plain(f"model.layers.{number}.moe.shared_expert_gate", 1, HIDDEN)
-    config = model_config("llama", 12, quantization_config={**AWQ, "modules_to_not_convert": ["moe.gate", "t_gate"]})
+        tensors |= plain(f"model.layers.{number}.moe.router", 4, HIDDEN)
+        tensors |= plain(f"model.layers.{number}.moe.shared_router", 1, HIDDEN)
+    config = model_config("llama", 12, quantization_config={**AWQ, "modules_to_not_convert": ["router"]})
     assert qload.validate(write_headers(tmp_path / "made", config, tensors)).findings == ()
 
 
