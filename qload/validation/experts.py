@@ -13,7 +13,7 @@ from qload.validation.places import Form, Kin, find_explained, form_of, is_beyon
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _INSIDE = ".experts."
-_EXPLAINED = ("QL101", "QL201", "QL202", "QL205", "QL210")
+_EXPLAINED = ("QL101", "QL201", "QL202", "QL205", "QL210", "QL308")
 
 
 @dataclass(slots=True)

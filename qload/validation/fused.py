@@ -23,7 +23,7 @@ _FUSED = (
     *("qkv_proj", "query_key_value", "Wqkv", "W_pack", "wqkv", "c_attn", "in_proj_qkv", "in_proj_qkvz", "qkv"),
     *("gate_up_proj", "gate_up"),
 )
-_EXPLAINED = ("QL101", "QL201", "QL202", "QL210")
+_EXPLAINED = ("QL101", "QL201", "QL202", "QL210", "QL308")
 
 
 def find_mixed_parts(found: Examination) -> Iterator[Finding]:
