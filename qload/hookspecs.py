@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
@@ -38,14 +39,25 @@ Scheme = Hashable
 """What a method does to one module: a frozen value of the plugin's own, without tensors."""
 
 
+class Parts(StrEnum):
+    """In what the parts of a layer that engines fuse, as queries, keys and values, may differ by a method's design."""
+
+    ALIKE = "alike"
+    """In nothing that is stored: whoever reads them as one layer has one scheme for it."""
+    QUANTIZED = "quantized"
+    """In how they are quantized, if all are."""
+    ANY = "any"
+    """In whether they are quantized, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a method can do, as `qload methods` shows it.
 
     `kv_cache` is whether it has schemes for the keys and values of attention modules, and rounds them; "loaded" says
     that their scales are loaded and not computed with. `quantize` is whether it can quantize a plain checkpoint while
-    it is loaded. `tensor_parallel` says in words what limits cutting. A capability
-    that is a hook must agree with the runtime module; the registry checks.
+    it is loaded. `tensor_parallel` says in words what limits cutting. `parts` is in what parts of one layer may differ
+    without being a fault. A capability that is a hook must agree with the runtime module; the registry checks.
     """
 
     linear: bool = True
@@ -55,6 +67,7 @@ class Capabilities:
     kv_cache: bool | Literal["loaded"] = False
     quantize: bool = False
     tensor_parallel: str = "any unit"
+    parts: Parts = Parts.ALIKE
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
@@ -17,6 +17,7 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 """A number in a module's name: of a layer, of an expert."""
 
 
+_PLAIN_NAME = re.compile(r"[\w.-]+")
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 """Where a name's part ends."""
 
@@ -120,6 +121,65 @@ class Patterns:
     @cached_property
     def _plain(self) -> frozenset[str]:
         return frozenset(entry for entry in self.entries if not (self.prefixed and _is_regex(entry)))
+
+
+class Meaning(StrEnum):
+    """What a config says of the modules that it lists."""
+
+    IGNORE = "ignore"
+    TARGET = "target"
+
+
+@dataclass(frozen=True)
+class NameList:
+    """A list of modules as a config writes it, for those who ask whether it means what it should.
+
+    `keys` lead to it in the method's section. With `below`, an entry also means what is below the modules that it
+    matches. Class names, which begin with a capital, may stand among the entries; a mark of `Overrides` may stand
+    before a regex.
+    """
+
+    keys: tuple[str, ...]
+    entries: tuple[str, ...]
+    meaning: Meaning = Meaning.IGNORE
+    dialect: Dialect = Dialect.EXACT
+    prefixed: bool = False
+    below: bool = False
+
+    def is_plain(self, entry: str) -> bool:
+        """Whether an entry is a name, or a part of one."""
+        is_marked = self.dialect is Dialect.REGEX or (self.prefixed and _is_regex(entry))
+        return not is_marked and _PLAIN_NAME.fullmatch(entry) is not None
+
+    def compile(self, entry: str) -> Patterns:
+        """One entry, ready to match."""
+        return replace(self, entries=(entry,)).compile_all()
+
+    def compile_all(self) -> Patterns:
+        """All entries, ready to match."""
+        entries = map(_strip, self.entries) if self.dialect is Dialect.REGEX else self.entries
+        return Patterns(tuple(entries), self.dialect, self.prefixed)
+
+
+def is_class_name(entry: str) -> bool:
+    """Whether an entry reads as that of a class, which only a model's modules tell."""
+    return "." not in entry and entry[:1].isupper()
+
+
+@runtime_checkable
+class ListsNames(Protocol):
+    """A config model that tells which modules it lists; one that has no lists leaves the method out."""
+
+    def name_lists(self) -> Iterable[NameList]: ...
+
+
+def list_overrides(keys: tuple[str, ...], entries: Iterable[str]) -> Iterator[NameList]:
+    """The lists of a config's overrides: what it leaves alone, and what it says more of."""
+    written = tuple(entries)
+    negative = tuple(entry for entry in written if entry.startswith(NEGATIVE))
+    positive = tuple(entry for entry in written if not entry.startswith(NEGATIVE))
+    yield NameList(keys, negative, Meaning.IGNORE, Dialect.REGEX)
+    yield NameList(keys, positive, Meaning.TARGET, Dialect.REGEX)
 
 
 class Overrides(Generic[T]):

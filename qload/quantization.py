@@ -280,7 +280,7 @@ def _bind(
         method,
         registry.method(UNQUANTIZED),
         config,
-        section or {},
+        claim.config or {},
         findings=tuple(findings),
         modules=checkpoint.modules,
         tensors=checkpoint.tensors,

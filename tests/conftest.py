@@ -1,10 +1,13 @@
 """Fixtures that several test modules share."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from edits import copy_checkpoint
+from hubs import Hub, run_hub
+from huggingface_hub import close_session, constants
 from hypothesis import settings
 from samples import DATA
 from worlds import World
@@ -33,3 +36,20 @@ def worlds() -> Iterator[Callable[[int], World]]:
 def broken(tmp_path: Path) -> Callable[[str], Path]:
     """Copies a checkpoint of tests/data by name, to be broken."""
     return lambda name: copy_checkpoint(DATA / name, tmp_path / name)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
+    """Serve folders as repositories `org/NAME`, to a user who has a token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with ExitStack() as stack:
+
+        def start(**repositories: Path) -> Hub:
+            hub = stack.enter_context(run_hub(**repositories))
+            template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            return hub
+
+        yield start
+        close_session()

@@ -13,7 +13,7 @@ from qload.catalogue import Severity
 from qload.findings import Finding, report
 from qload.formats import Failure, Outcome
 from qload.validation import Report, validate
-from qload.validation.places import Excerpt
+from qload.validation.excerpts import Excerpt
 
 LAYER = "model.layers.{}.mlp.down_proj"
 NASTY = (

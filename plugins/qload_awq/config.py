@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from qload.fields import GroupSize, Provenance, Unread
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, NameList, Patterns
 
 
 class AwqConfig(Provenance):
@@ -68,3 +68,7 @@ class AwqConfig(Provenance):
     def excluded(self) -> Patterns:
         """The entries of `modules_to_not_convert`, ready to match."""
         return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.SUBSTRING)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (NameList(("modules_to_not_convert",), self.excluded.entries, dialect=Dialect.SUBSTRING),)

@@ -12,7 +12,7 @@ from typing import Any
 from qload.declare import ParameterSpec, View, channel_scale, document, group_scale, index, packed, table
 from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Tile
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, Tile
 from qload.layout import Axis, in_, out, part
 from qload.quantization import find_section
 from qload_bitsandbytes.config import BitsAndBytesConfig
@@ -40,6 +40,7 @@ def qload_method_info() -> MethodInfo:
         config=BitsAndBytesConfig,
         capabilities=Capabilities(
             embedding=True,
+            parts=Parts.ANY,
             activations=True,
             quantize=True,
             tensor_parallel="whole blocks, and blocks of blocks; int8: any unit",

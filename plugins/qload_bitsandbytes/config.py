@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from qload.fields import Edges, Unread
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, NameList, Patterns
 
 STORAGE = {
     "uint8": "U8",
@@ -76,3 +76,7 @@ class BitsAndBytesConfig(BaseModel):
     def excluded(self) -> Patterns:
         """The entries of `llm_int8_skip_modules`, ready to match."""
         return Patterns(tuple(self.llm_int8_skip_modules or ()), Dialect.EDGE)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (NameList(("llm_int8_skip_modules",), self.excluded.entries, dialect=Dialect.EDGE),)

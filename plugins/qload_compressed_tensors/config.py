@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from qload.fields import Prefixed, Unread
 from qload.hookspecs import ModuleInfo
-from qload.patterns import REGEX_PREFIX, Patterns
+from qload.patterns import REGEX_PREFIX, Meaning, NameList, Patterns
 
 DENSE = "dense"
 MASK = "bitmask"
@@ -267,3 +267,11 @@ class CompressedTensorsConfig(BaseModel):
         groups = {target: group for group in self.config_groups.values() for target in group.targets}
         ordered = sorted(groups, key=lambda target: (REGEX_PREFIX in target, target))
         return tuple((target, Patterns((target,), prefixed=True), groups[target]) for target in ordered)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        groups = (
+            NameList(("config_groups", name, "targets"), tuple(group.targets), Meaning.TARGET, prefixed=True)
+            for name, group in self.config_groups.items()
+        )
+        return (NameList(("ignore",), tuple(self.ignore or ()), prefixed=True), *groups)

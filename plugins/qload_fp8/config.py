@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from qload.fields import Provenance, Unread
-from qload.patterns import Dialect, Patterns, and_above
+from qload.patterns import Dialect, NameList, Patterns, and_above
 
 
 class Fp8Config(Provenance):
@@ -63,3 +63,10 @@ class Fp8Config(Provenance):
     def excluded(self) -> Patterns:
         """The entries that leave modules alone, ready to match."""
         return Patterns((*(self.modules_to_not_convert or ()), *(self.ignored_layers or ())), Dialect.SUFFIX)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        lists = {"modules_to_not_convert": self.modules_to_not_convert, "ignored_layers": self.ignored_layers}
+        return tuple(
+            NameList((key,), tuple(entries or ()), dialect=Dialect.SUFFIX, below=True) for key, entries in lists.items()
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 from qload.declare import ParameterSpec, metadata, packed, tensor_scale
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, SideFiles
 from qload.layout import fixed, in_, out
 from qload_gguf.config import GgufConfig
 from qload_gguf.types import BY_NAME
@@ -40,7 +40,9 @@ def qload_method_info() -> MethodInfo:
     return MethodInfo(
         summary="ggml's blocks: Q1_0 to Q8_0, K, IQ, TQ, MXFP4 and NVFP4; GGUF files and safetensors",
         config=GgufConfig,
-        capabilities=Capabilities(embedding=True, quantize=True, tensor_parallel="whole blocks of 32 to 256 columns"),
+        capabilities=Capabilities(
+            embedding=True, parts=Parts.ANY, quantize=True, tensor_parallel="whole blocks of 32 to 256 columns"
+        ),
         runtime="qload_gguf.runtime",
         is_by_place=True,
         side_files=(SIDE_FILE,),

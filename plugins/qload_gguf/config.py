@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qload.fields import OverridesByName, Provenance, Unread
-from qload.patterns import Overrides
+from qload.patterns import NameList, Overrides, list_overrides
 
 _TYPES = {
     "q1_0": "Q1_0_g32",
@@ -93,3 +93,7 @@ class GgufConfig(Provenance):
     def overrides(self) -> Overrides[Override]:
         """The entries of `dynamic`, ready to match."""
         return Overrides(self.dynamic or {})
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return tuple(list_overrides(("dynamic",), self.dynamic or ()))

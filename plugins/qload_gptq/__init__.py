@@ -10,7 +10,7 @@ from typing import Any
 
 from qload.declare import ParameterSpec, group_scale, index, packed, zero_point
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, SideFiles, Tile
 from qload.layout import fixed, in_, out, packing, part
 from qload_gptq.auto_round import AUTO_ROUND, AUTO_ROUND_FIELDS, AUTO_ROUND_PACKINGS, translate_auto_round
 from qload_gptq.config import GptqConfig
@@ -45,7 +45,9 @@ def qload_method_info() -> MethodInfo:
         summary="2, 3, 4 and 8 bits by group, v1 and v2; activation order",
         config=GptqConfig,
         capabilities=Capabilities(
-            embedding=True, tensor_parallel="whole groups and words; act-order keeps scales whole"
+            embedding=True,
+            parts=Parts.QUANTIZED,
+            tensor_parallel="whole groups and words; act-order keeps scales whole",
         ),
         runtime="qload_gptq.runtime",
         is_by_place=True,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from qload.fields import GroupSize, OverridesByName, Provenance, Unread
-from qload.patterns import Overrides
+from qload.patterns import NameList, Overrides, list_overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +98,7 @@ class GptqConfig(Provenance):
     def overrides(self) -> Overrides[Override]:
         """The entries of `dynamic`, ready to match."""
         return Overrides(self.dynamic or {})
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return tuple(list_overrides(("dynamic",), self.dynamic or ()))

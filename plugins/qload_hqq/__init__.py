@@ -16,7 +16,7 @@ from qload.declare import ParameterSpec, View, group_scale, metadata, packed, se
 from qload.dtypes import FLOATS
 from qload.findings import Finding, report
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo, Parts
 from qload.layout import Axis, fixed, in_, out
 from qload_hqq.config import HqqConfig
 from qload_hqq.presets import PRESETS
@@ -79,7 +79,10 @@ def qload_method_info() -> MethodInfo:
         summary="1 to 8 bits by group, along either axis",
         config=HqqConfig,
         capabilities=Capabilities(
-            embedding=True, quantize=True, tensor_parallel="whole groups of columns; 8 bits on axis 1: rows too"
+            embedding=True,
+            parts=Parts.ANY,
+            quantize=True,
+            tensor_parallel="whole groups of columns; 8 bits on axis 1: rows too",
         ),
         runtime="qload_hqq.runtime",
         is_by_place=True,

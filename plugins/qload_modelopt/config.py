@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from qload.fields import Unread
-from qload.patterns import Dialect, Patterns, and_above
+from qload.patterns import Dialect, Meaning, NameList, Patterns, and_above
 from qload_modelopt.schemes import MIXED, find_states
 
 SIDE_FILE = "hf_quant_config.json"
@@ -129,6 +129,13 @@ class ModelOptConfig(BaseModel):
                 quant_algo=self.quant_algo, group_size=self.group_size, has_zero_point=self.has_zero_point
             )
         return next((self.quantized_layers[name] for name in and_above(names) if name in self.quantized_layers), None)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (
+            NameList(("exclude_modules",), tuple(self.exclude_modules), dialect=Dialect.WILDCARD, below=True),
+            NameList(("quantized_layers",), tuple(self.quantized_layers), Meaning.TARGET, below=True),
+        )
 
 
 def flatten(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qload.fields import Edges, Unread
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, NameList, Patterns
 
 
 class Mxfp4Config(BaseModel):
@@ -30,3 +30,7 @@ class Mxfp4Config(BaseModel):
     def excluded(self) -> Patterns:
         """The entries of `modules_to_not_convert`, ready to match."""
         return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.EDGE)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (NameList(("modules_to_not_convert",), self.excluded.entries, dialect=Dialect.EDGE),)

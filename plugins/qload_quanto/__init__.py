@@ -23,7 +23,7 @@ from qload.declare import (
 )
 from qload.dtypes import FLOATS
 from qload.geometry import Geometry, Kind
-from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles
+from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, SideFiles
 from qload.layout import fixed, in_, out, packing
 from qload_quanto.config import NONE, QuantoConfig
 from qload_quanto.presets import PRESETS
@@ -72,6 +72,7 @@ def qload_method_info() -> MethodInfo:
         config=QuantoConfig,
         capabilities=Capabilities(
             embedding=True,
+            parts=Parts.ANY,
             activations=True,
             quantize=True,
             tensor_parallel="8 bits: any unit, but whole rows where outputs are rounded; else whole groups of columns",

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from qload.fields import Edges, Unread
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, NameList, Patterns
 
 NONE = "none"
 KINDS = {
@@ -76,3 +76,7 @@ class QuantoConfig(BaseModel):
     def _all(self) -> ModuleKinds:
         activations = NONE if self.activations is None else f"q{self.activations}"
         return ModuleKinds(weights=f"q{self.weights}", activations=activations)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (NameList(("modules_to_not_convert",), self.excluded.entries, dialect=Dialect.EDGE),)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from qload.fields import Unread
-from qload.patterns import Dialect, Patterns
+from qload.patterns import Dialect, Meaning, NameList, Patterns
 
 
 class TensorSpec(BaseModel):
@@ -193,6 +193,13 @@ class QuarkConfig(BaseModel):
     def layered(self) -> tuple[tuple[str, Patterns], ...]:
         """The entries of `layer_quant_config`, ready to match."""
         return _globs(self.layer_quant_config)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (
+            NameList(("exclude",), tuple(self.exclude or ()), dialect=Dialect.WILDCARD, prefixed=True),
+            NameList(("layer_quant_config",), tuple(self.layer_quant_config), Meaning.TARGET, Dialect.WILDCARD),
+        )
 
 
 def _globs(names: Iterable[str]) -> tuple[tuple[str, Patterns], ...]:

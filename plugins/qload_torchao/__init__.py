@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 
 from qload.declare import ParameterSpec
-from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo, Tile
+from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo, Parts, Tile
 from qload_torchao.config import TorchaoConfig
 from qload_torchao.declarations import create_weights
 from qload_torchao.metadata import PREFIX, QDATA, find_whole, read_scheme
@@ -27,6 +27,7 @@ def qload_method_info() -> MethodInfo:
         config=TorchaoConfig,
         capabilities=Capabilities(
             embedding=True,
+            parts=Parts.ANY,
             activations=True,
             quantize=True,
             tensor_parallel="whole groups and blocks; swizzled scales: 128 rows and 4 groups",

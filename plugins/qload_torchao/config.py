@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from qload.errors import UntoldError
 from qload.fields import Edges, Unread
 from qload.geometry import Kind
-from qload.patterns import REGEX_PREFIX, Dialect, Patterns
+from qload.patterns import REGEX_PREFIX, Dialect, NameList, Patterns
 from qload_torchao.values import untag
 
 BY_NAME = ("FqnToConfig", "ModuleFqnToConfig")
@@ -82,6 +82,10 @@ class TorchaoConfig(BaseModel):
     def excluded(self) -> Patterns:
         """The entries of `modules_to_not_convert`, ready to match."""
         return Patterns(tuple(self.modules_to_not_convert or ()), Dialect.EDGE)
+
+    def name_lists(self) -> tuple[NameList, ...]:
+        """The modules that the config lists."""
+        return (NameList(("modules_to_not_convert",), self.excluded.entries, dialect=Dialect.EDGE),)
 
     @cached_property
     def matched(self) -> tuple[tuple[Patterns, Settings | None], ...]:

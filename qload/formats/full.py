@@ -11,8 +11,8 @@ from qload.errors import one_line
 from qload.findings import Group
 from qload.formats.outcome import Outcome
 from qload.validation import Report
+from qload.validation.excerpts import Excerpt
 from qload.validation.lines import describe_place
-from qload.validation.places import Excerpt
 
 _COLORS = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 

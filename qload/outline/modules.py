@@ -11,9 +11,9 @@ from qload.outline.numbers import Blurring, Numbers, find_numbers
 from qload.patterns import generalise
 from qload.quantization import Quantization, Treatment
 
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
-_HEADS = ("lm_head", "embed_out")
-_ATTENTIONS = frozenset({"self_attn", "attn", "attention", "self_attention"})
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
+HEADS = ("lm_head", "embed_out")
+ATTENTIONS = frozenset({"self_attn", "attn", "attention", "self_attention"})
 
 
 Likeness = tuple[str, Treatment, bool, tuple[tuple[str, str, tuple[int, ...]], ...]]
@@ -132,7 +132,7 @@ class _Listing:
 
 
 def _is_attention(name: str) -> bool:
-    return name.rpartition(".")[2] in _ATTENTIONS
+    return name.rpartition(".")[2] in ATTENTIONS
 
 
 def _is_of_a_stack(leaf: str, entry: TensorEntry) -> bool:
@@ -144,9 +144,9 @@ def _describe(name: str, tensors: Mapping[str, TensorEntry]) -> ModuleInfo:
     last = name.rpartition(".")[2]
     kind = Kind.LINEAR
     classes: tuple[str, ...] = ("Linear",)
-    if last in _EMBEDDINGS:
+    if last in EMBEDDINGS:
         kind, classes = Kind.EMBEDDING, ("Embedding",)
-    elif last in _HEADS:
+    elif last in HEADS:
         kind = Kind.LM_HEAD
     elif _is_attention(name):
         kind, classes = Kind.KV_CACHE, ()

@@ -10,6 +10,7 @@ from qload.validation.experts import find_odd_experts
 from qload.validation.fused import find_mixed_parts
 from qload.validation.heads import find_needless_heads
 from qload.validation.layers import find_absent_layers
+from qload.validation.matchers import find_ambiguous_names
 from qload.validation.names import find_idle_names
 from qload.validation.prefixes import find_prefix_drift
 from qload.validation.strangers import find_by_plugins
@@ -18,6 +19,7 @@ Finder = Callable[[Examination], Iterable[Finding]]
 
 FINDERS: tuple[Finder, ...] = (
     find_idle_names,
+    find_ambiguous_names,
     find_prefix_drift,
     find_mixed_parts,
     find_odd_experts,

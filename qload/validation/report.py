@@ -13,9 +13,10 @@ from qload.preview.planning import check_sizes
 from qload.registry import Registry
 from qload.validation.data import find_bad_values
 from qload.validation.divisions import find_splits
+from qload.validation.excerpts import Excerpt, locate
 from qload.validation.finders import FINDERS
 from qload.validation.lines import describe_verdict, write_lines
-from qload.validation.places import Excerpt, locate
+from qload.validation.prefixes import drop_explained
 from qload.validation.selection import UNREADABLE, Selection, split_codes
 
 
@@ -95,7 +96,9 @@ def validate(
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
     storage = _storage_of(checkpoint)
-    findings, excerpts = locate(tuple(_find(found, sizes, probe=probe, deep=deep, progress=progress)), storage)
+    findings, excerpts = locate(
+        tuple(drop_explained(_find(found, sizes, probe=probe, deep=deep, progress=progress), found)), storage
+    )
     report = Report(
         checkpoint.path,
         found.method,

@@ -107,11 +107,19 @@ def test_what_only_loading_can_find_is_no_fault_to_the_validator(code: str, brok
     assert not RULES[code].is_validated
 
 
-@pytest.mark.parametrize("begin", ["model.layers.1.", "model.layers.0.mlp.up_proj.", "model.norm."])
-def test_what_is_wholly_missing_is_found_by_loading(begin: str, broken: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("begin", ["model.norm.", "model.layers.1.self_attn.v_proj.", "model.embed_tokens."])
+def test_what_a_model_may_lack_is_found_by_loading(begin: str, broken: Callable[[str], Path]) -> None:
     folder = broken(DEMO.name)
     drop(begin)(folder)
     assert qload.validate(folder).findings == ()
+    assert {finding.code for finding in load(folder)} == {"QL201"}
+
+
+@pytest.mark.parametrize("begin", ["model.layers.1.", "model.layers.0.mlp.up_proj."])
+def test_what_other_layers_have_is_found_by_both(begin: str, broken: Callable[[str], Path]) -> None:
+    folder = broken(DEMO.name)
+    drop(begin)(folder)
+    assert {finding.code for finding in qload.validate(folder).findings} == {"QL201"}
     assert {finding.code for finding in load(folder)} == {"QL201"}
 
 
