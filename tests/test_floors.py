@@ -25,6 +25,7 @@ FLOORS = (
     "fields",
     "catalogue",
     "findings",
+    "values",
     "checkpoint",
     "hookspecs",
     "answers",

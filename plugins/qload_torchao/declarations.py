@@ -102,7 +102,7 @@ def _zero_point(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
 def _global_scale(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
     if GLOBAL_SCALE not in scheme.tensors:
         return ()
-    return (global_scale("weight_global_scale", stored_as=f"_weight_{GLOBAL_SCALE}"),)
+    return (global_scale("weight_global_scale", stored_as=f"_weight_{GLOBAL_SCALE}", divides=False),)
 
 
 def _inputs(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:

@@ -1,0 +1,6 @@
+"""What only the numbers in a tensor show, looked for by bits: the same for what has them, torch's tensors or others."""
+
+from qload.values.floats import FLOAT_BITS, FloatBits
+from qload.values.watches import Bits, Watch, ZeroWatch, find_unit, find_width, make_watches
+
+__all__ = ["FLOAT_BITS", "Bits", "FloatBits", "Watch", "ZeroWatch", "find_unit", "find_width", "make_watches"]
