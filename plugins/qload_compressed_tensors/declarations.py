@@ -187,7 +187,7 @@ def _activations(name: str, quantizer: Quantizer | None) -> Iterator[ParameterSp
         dtypes = ("I8", "I16", "F8_E4M3", *FLOATS)
         yield zero_point(f"{name}_zero_point", out(), fixed(1), fixed(1), dtypes=dtypes, required=required)
         return
-    yield tensor_scale(f"{name}_scale", shared=name == "input")
+    yield tensor_scale(f"{name}_scale")
     yield _tensor_zero_point(f"{name}_zero_point", required)
 
 

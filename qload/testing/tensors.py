@@ -28,10 +28,10 @@ def make_tensors(
 ) -> dict[str, Tensor]:
     """Every required tensor of a layer's sources, under its name on disk, with random values.
 
-    Scales lie between 1/128 and 1/64, or are powers of two near there, and divisors their reciprocals; packed values and zero-points take all bit
-    patterns, but for blocks of bytes, which may hold scales; indices assign columns to groups at random, but in equal
-    shares; documents are the declaration's sample. Masks keep two of every four elements, and what has a length of
-    its own holds as many.
+    Scales lie between 1/128 and 1/64, or are powers of two near there, and divisors their reciprocals; packed values
+    and zero-points take all bit patterns, but for blocks of bytes, which may hold scales; indices assign columns to
+    groups at random, but in equal shares; documents are the declaration's sample. Masks keep two of every four
+    elements, and what has a length of its own holds as many.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}

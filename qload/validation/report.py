@@ -1,6 +1,6 @@
 """The verdict on a checkpoint: everything that was found, and in what."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +40,28 @@ def validate(
     tp: Sequence[int] = (),
     probe: bool = False,
     deep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Validate the checkpoint in the folder or file `path` from its config and headers alone.
 
     `tp` are numbers of ranks that it is to be divided over. With `probe`, a few bytes of its data are read too; with
-    `deep`, all of them. Raises QloadError if there is no such folder; every other fault is a finding.
+    `deep`, all of them, and `progress` is told how many have been, and how many there are. Raises QloadError if there
+    is no such folder; every other fault is a finding.
     """
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
-    findings = tuple(_find(found, tp, probe=probe, deep=deep))
+    findings = tuple(_find(found, tp, probe=probe, deep=deep, progress=progress))
     return Report(checkpoint.path, found.method, len(checkpoint.tensors), checkpoint.nbytes, findings)
 
 
-def _find(found: Examination, tp: Iterable[int], *, probe: bool, deep: bool) -> Iterator[Finding]:
+def _find(
+    found: Examination,
+    tp: Iterable[int],
+    *,
+    probe: bool,
+    deep: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Finding]:
     yield from found.findings
     if found.quantization is None or found.outline is None:
         return
@@ -60,4 +69,4 @@ def _find(found: Examination, tp: Iterable[int], *, probe: bool, deep: bool) -> 
         yield from find(found)
     yield from find_splits(found, tuple(tp))
     if probe or deep:
-        yield from find_bad_values(found, deep=deep)
+        yield from find_bad_values(found, deep=deep, progress=progress)
