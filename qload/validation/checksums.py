@@ -108,7 +108,7 @@ def _read_cache(storage: Storage, file: str) -> Checksum | None:
 
 def _read_blob(path: Path) -> Checksum | None:
     """The name of the blob that a snapshot's file is a link to."""
-    if not path.is_symlink() or path.parent.parent.name != "snapshots":
+    if not path.is_symlink() or path.absolute().parent.parent.name != "snapshots":
         return None
     blob = path.readlink()
     is_sum = blob.parent.name == "blobs" and (_SHA256.fullmatch(blob.name) or _SHA1.fullmatch(blob.name))

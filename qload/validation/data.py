@@ -1,7 +1,7 @@
 """What only the data of a checkpoint shows, read without torch: a few bytes of each tensor, or all of them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 
 from qload.checkpoint import Folder, Storage
 from qload.declare import ParameterKind
@@ -33,8 +33,7 @@ def find_bad_values(found: Examination, *, deep: bool, progress: Progress | None
     storage = found.checkpoint.storage or Folder(found.checkpoint.folder)
     stored = list(list_stored(found.checkpoint, found.quantization, found.outline))
     scan = _read_all(found, storage, stored, progress) if deep else _read_few(storage, stored, progress)
-    yield from _without_known(scan, found.findings)
-    yield from _without_known(_compare(storage, stored), found.findings)
+    yield from _without_known(chain(scan, _compare(storage, stored)), found.findings)
 
 
 def _without_known(new: Iterable[Finding], known: Iterable[Finding]) -> Iterator[Finding]:

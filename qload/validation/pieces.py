@@ -6,14 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qload.checkpoint import Storage, TensorEntry
+from qload.checkpoint import Folder, Storage, TensorEntry
 from qload.findings import Finding, report
 from qload.values import Bits, Watch
 
 CHUNK = 1 << 24
 """The most bytes that are read at once."""
-_GAP = 1 << 16
-"""Bytes between two tensors that are read and dropped rather than asked for around, which takes as long."""
+_GAP, _FAR_GAP = 1 << 16, 1 << 20
+"""Bytes between two tensors that are read and dropped, for asking twice takes as long: of a folder, and elsewhere."""
 
 Range = tuple[int, int]
 
@@ -87,7 +87,8 @@ def read_file(
     The next piece is read, and the last one hashed, while one is looked at.
     """
     try:
-        wanted = [(0, scan.storage.size(file))] if ranges is None else merge_ranges(ranges)
+        gap = _GAP if isinstance(scan.storage, Folder) else _FAR_GAP
+        wanted = [(0, scan.storage.size(file))] if ranges is None else merge_ranges(ranges, gap)
     except OSError as error:
         yield _unreadable(file, error)
         return False
@@ -133,11 +134,11 @@ def _show(tasks: Sequence[Task], first: int, data: bytes, start: int) -> Generat
     return first
 
 
-def merge_ranges(ranges: Iterable[Range]) -> list[Range]:
-    """The ranges, in order, those as one that are near each other."""
+def merge_ranges(ranges: Iterable[Range], gap: int) -> list[Range]:
+    """The ranges, in order, those as one that have no more than `gap` bytes between them."""
     merged: list[Range] = []
     for start, stop in sorted(ranges):
-        if merged and start <= merged[-1][1] + _GAP:
+        if merged and start <= merged[-1][1] + gap:
             merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
         else:
             merged.append((start, stop))
