@@ -1,10 +1,10 @@
 """What only the data of a checkpoint shows, read without torch: a few bytes of each tensor, or all of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 
 from qload.checkpoint import Folder, Storage
-from qload.declare import ParameterKind
+from qload.declare import ParameterKind, ParameterSpec
 from qload.examination import Examination
 from qload.findings import Finding, report
 from qload.validation.checksums import Checksum, read_checksums
@@ -31,9 +31,18 @@ def find_bad_values(found: Examination, *, deep: bool, progress: Progress | None
     if found.quantization is None or found.outline is None:
         return
     storage = found.checkpoint.storage or Folder(found.checkpoint.folder)
-    stored = list(list_stored(found.checkpoint, found.quantization, found.outline))
+    wanted = _is_read if deep else _is_probed
+    stored = list(list_stored(found.checkpoint, found.quantization, found.outline, wanted))
     scan = _read_all(found, storage, stored, progress) if deep else _read_few(storage, stored, progress)
     yield from _without_known(chain(scan, _compare(storage, stored)), found.findings)
+
+
+def _is_read(spec: ParameterSpec, is_of_cache: bool) -> bool:  # noqa: ARG001
+    return True
+
+
+def _is_probed(spec: ParameterSpec, is_of_cache: bool) -> bool:
+    return is_of_cache or spec.kind in _AT_ONCE or spec.facts.shared or spec.facts.other is not None
 
 
 def _without_known(new: Iterable[Finding], known: Iterable[Finding]) -> Iterator[Finding]:
@@ -64,9 +73,8 @@ def _read_all(
             yield _other_file(file, wanted, digest.hexdigest())
 
 
-def _read_few(storage: Storage, stored: Iterable[Stored], progress: Progress | None) -> Iterator[Finding]:
+def _read_few(storage: Storage, stored: Sequence[Stored], progress: Progress | None) -> Iterator[Finding]:
     """What is small; and of zero-points a few of each kind of module, or all where one of those looks wrong."""
-    stored = list(stored)
     small = [_watch(each) for each in stored if each.spec.kind in _AT_ONCE]
     versioned = [each for each in stored if each.spec.facts.other is not None]
     probes = [_shorten(each) for each in versioned if each.is_sample]

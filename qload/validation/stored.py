@@ -1,6 +1,6 @@
 """The stored tensors of quantized layers, each with what its method declares of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from qload.checkpoint import Checkpoint, TensorEntry
@@ -41,10 +41,22 @@ class Stored(NamedTuple):
         return self.spec.kind.is_scale and self.entry.nbytes <= _A_FEW and self.entry.dtype in FLOAT_BITS
 
 
-def list_stored(checkpoint: Checkpoint, quantization: Quantization, outline: Outline) -> Iterator[Stored]:
-    """What the layers store that their method quantizes, as far as it is in a dtype that is declared."""
+def list_stored(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    outline: Outline,
+    is_wanted: Callable[[ParameterSpec, bool], bool] = lambda spec, is_of_cache: True,
+) -> Iterator[Stored]:
+    """What the layers store that their method quantizes, as far as it is in a dtype that is declared.
+
+    `is_wanted` says of which declarations, given whether they are of a cache.
+    """
     specs = {
-        sample.name: [spec for spec in quantization.declare(sample.treatment, sample.geometry) if spec.loaded]
+        sample.name: [
+            spec
+            for spec in quantization.declare(sample.treatment, sample.geometry)
+            if spec.loaded and is_wanted(spec, sample.geometry.kind is Kind.KV_CACHE)
+        ]
         for sample in outline.samples
         if sample.treatment.scheme is not None
     }
