@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from qload.checkpoint import Folder, Storage
+from qload.validation.pieces import Digest
 
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _LISTS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "sha256sum.txt")
@@ -21,14 +22,6 @@ _MOST = 1 << 22
 """More bytes than a list of sums has."""
 _SECOND = 1
 """A file's time may be so much later than the one at which it was written down."""
-
-
-class Hash(Protocol):
-    """What hashlib makes."""
-
-    def update(self, data: bytes, /) -> None: ...
-
-    def hexdigest(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +35,7 @@ class Checksum:
     def algorithm(self) -> str:
         return "sha256" if _SHA256.fullmatch(self.value) else "git's sha1"
 
-    def start(self, size: int) -> Hash:
+    def start(self, size: int) -> Digest:
         """What all bytes of a file of that size are to be put into."""
         if self.algorithm == "sha256":
             return hashlib.sha256()

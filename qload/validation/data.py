@@ -1,6 +1,6 @@
 """What only the data of a checkpoint shows, read without torch: a few bytes of each tensor, or all of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 
 from qload.checkpoint import Folder, Storage
@@ -8,13 +8,10 @@ from qload.declare import ParameterKind, ParameterSpec
 from qload.examination import Examination
 from qload.findings import Finding, report
 from qload.validation.checksums import Checksum, read_checksums
-from qload.validation.pieces import Scan, Task, read_file
+from qload.validation.pieces import Progress, Scan, Task, read_file
 from qload.validation.shares import find_idle_caches, find_unlike_parts
 from qload.validation.stored import Stored, list_stored
 from qload.values import ZeroWatch, find_unit, make_watches
-
-Progress = Callable[[int, int], None]
-"""Is told how many bytes have been read, and how many there are to read."""
 
 _AT_ONCE = (ParameterKind.GLOBAL_SCALE, ParameterKind.SETTING)
 """What is small enough to be read wherever a few bytes are."""

@@ -1,10 +1,11 @@
 """Reads files in pieces of bounded size, and shows each tensor's pieces to what watches its numbers."""
 
 import importlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from qload.checkpoint import Folder, Storage, TensorEntry
 from qload.findings import Finding, report
@@ -16,6 +17,15 @@ _GAP, _FAR_GAP = 1 << 16, 1 << 20
 """Bytes between two tensors that are read and dropped, for asking twice takes as long: of a folder, and elsewhere."""
 
 Range = tuple[int, int]
+Progress = Callable[[int, int], None]
+"""Is told how many bytes have been read, and how many there are to read."""
+
+
+class _FaultError(Exception):
+    """What reading a file ends with, if not with the file."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
 
 
 class Digest(Protocol):
@@ -70,7 +80,7 @@ class Scan:
 
     storage: Storage
     total: int = 0
-    progress: Any = None
+    progress: Progress | None = None
     done: int = field(default=0, init=False)
 
     def count(self, nbytes: int) -> None:
@@ -86,38 +96,46 @@ def read_file(
 
     The next piece is read, and the last one hashed, while one is looked at.
     """
+    first, hashed = 0, None
     try:
-        gap = _GAP if isinstance(scan.storage, Folder) else _FAR_GAP
-        wanted = [(0, scan.storage.size(file))] if ranges is None else merge_ranges(ranges, gap)
-    except OSError as error:
-        yield _unreadable(file, error)
+        pieces = list(cut_ranges(_choose_ranges(scan.storage, file, ranges), tasks))
+        with ThreadPoolExecutor(2) as threads:
+            for start, data in _read_ahead(scan.storage, file, pieces, threads):
+                if hashed is not None:
+                    hashed.result()
+                hashed = threads.submit(digest.update, data) if digest is not None else None
+                first = yield from _show(tasks, first, data, start)
+                scan.count(len(data))
+    except _FaultError as fault:
+        yield fault.finding
         return False
-    pieces = list(cut_ranges(wanted, tasks))
-    with ThreadPoolExecutor(2) as threads:
-        hashed: Future[None] | None = None
-        coming: Future[bytes] | None = None
-        first = 0
-        for number, (start, stop) in enumerate(pieces):
-            reading = coming or threads.submit(scan.storage.read, file, start, stop - start)
-            coming = None
-            try:
-                data = reading.result()
-            except OSError as error:
-                yield _unreadable(file, error)
-                return False
-            if len(data) < stop - start:
-                yield _truncated(file, stop, start + len(data))
-                return False
-            if hashed is not None:
-                hashed.result()
-            if digest is not None:
-                hashed = threads.submit(digest.update, data)
-            if number + 1 < len(pieces):
-                after, end = pieces[number + 1]
-                coming = threads.submit(scan.storage.read, file, after, end - after)
-            first = yield from _show(tasks, first, data, start)
-            scan.count(len(data))
     return True
+
+
+def _choose_ranges(storage: Storage, file: str, ranges: Iterable[Range] | None) -> list[Range]:
+    if ranges is not None:
+        return merge_ranges(ranges, _GAP if isinstance(storage, Folder) else _FAR_GAP)
+    try:
+        return [(0, storage.size(file))]
+    except OSError as error:
+        raise _FaultError(_unreadable(file, error)) from error
+
+
+def _read_ahead(
+    storage: Storage, file: str, pieces: Sequence[Range], threads: ThreadPoolExecutor
+) -> Iterator[tuple[int, bytes]]:
+    """Each piece with the place where it begins; the next one is read meanwhile. Raises _FaultError."""
+    coming: deque[Future[bytes]] = deque()
+    for number, (start, stop) in enumerate(pieces):
+        for after, end in pieces[number + len(coming) : number + 2]:
+            coming.append(threads.submit(storage.read, file, after, end - after))
+        try:
+            data = coming.popleft().result()
+        except OSError as error:
+            raise _FaultError(_unreadable(file, error)) from error
+        if len(data) < stop - start:
+            raise _FaultError(_truncated(file, stop, start + len(data)))
+        yield start, data
 
 
 def _show(tasks: Sequence[Task], first: int, data: bytes, start: int) -> Generator[Finding, None, int]:

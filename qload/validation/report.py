@@ -1,6 +1,6 @@
 """The verdict on a checkpoint: everything that was found, and in what."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from qload.registry import Registry
 from qload.validation.data import find_bad_values
 from qload.validation.divisions import find_splits
 from qload.validation.finders import FINDERS
+from qload.validation.pieces import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def validate(
     tp: Sequence[int] = (),
     probe: bool = False,
     deep: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Validate the checkpoint in the folder or file `path` from its config and headers alone.
 
@@ -60,7 +61,7 @@ def _find(
     *,
     probe: bool,
     deep: bool,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Finding]:
     yield from found.findings
     if found.quantization is None or found.outline is None:
