@@ -10,7 +10,8 @@ from typing import NamedTuple
 class BlockType(NamedTuple):
     """A type whose rows are blocks: so many elements, stored in so many bytes.
 
-    `scales` are the places of the float16s that all values of a block are multiplied with or added to.
+    `scales` are the places of the float16s that all values of a block are multiplied with or added to; that of IQ1_M,
+    which is spread over four words, is not among them.
     """
 
     name: str

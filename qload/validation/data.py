@@ -1,7 +1,7 @@
 """What only the data of a checkpoint shows, read without torch: a few bytes of each tensor, or all of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 
 from qload.checkpoint import Folder, Storage
 from qload.declare import ParameterKind, ParameterSpec
@@ -11,7 +11,7 @@ from qload.validation.checksums import Checksum, read_checksums
 from qload.validation.pieces import Progress, Scan, Task, read_file
 from qload.validation.shares import find_idle_caches, find_unlike_parts
 from qload.validation.stored import Stored, list_stored
-from qload.values import ZeroWatch, find_unit, make_watches
+from qload.values import Watch, ZeroWatch, find_unit, make_watches
 
 _AT_ONCE = (ParameterKind.GLOBAL_SCALE, ParameterKind.SETTING)
 """What is small enough to be read wherever a few bytes are."""
@@ -28,10 +28,12 @@ def find_bad_values(found: Examination, *, deep: bool, progress: Progress | None
     if found.quantization is None or found.outline is None:
         return
     storage = found.checkpoint.storage or Folder(found.checkpoint.folder)
-    wanted = _is_read if deep else _is_probed
+    wanted, read = (_is_read, _read_all) if deep else (_is_probed, _read_few)
     stored = list(list_stored(found.checkpoint, found.quantization, found.outline, wanted))
-    scan = _read_all(found, storage, stored, progress) if deep else _read_few(storage, stored, progress)
-    yield from _without_known(chain(scan, _compare(storage, stored)), found.findings)
+    numbers: dict[str, bytes] = {}
+    yield from _without_known(read(found, storage, stored, numbers, progress), found.findings)
+    yield from find_unlike_parts([each for each in stored if each.spec.facts.shared], numbers)
+    yield from find_idle_caches([each for each in stored if each.is_of_cache], numbers)
 
 
 def _is_read(spec: ParameterSpec, is_of_cache: bool) -> bool:  # noqa: ARG001
@@ -54,10 +56,14 @@ def _without_known(new: Iterable[Finding], known: Iterable[Finding]) -> Iterator
 
 
 def _read_all(
-    found: Examination, storage: Storage, stored: Iterable[Stored], progress: Progress | None
+    found: Examination,
+    storage: Storage,
+    stored: Sequence[Stored],
+    numbers: dict[str, bytes],
+    progress: Progress | None,
 ) -> Iterator[Finding]:
     """Every byte of every weight file, once: for its numbers, and for its checksum."""
-    tasks = [_watch(each, deep=True) for each in stored]
+    tasks = [_watch(each, numbers, deep=True) for each in stored]
     files = sorted({entry.file for entry in found.checkpoint.tensors.values()})
     checksums = read_checksums(storage, files)
     scan = Scan(storage, sum(_measure(storage, file) for file in files), progress)
@@ -70,25 +76,21 @@ def _read_all(
             yield _other_file(file, wanted, digest.hexdigest())
 
 
-def _read_few(storage: Storage, stored: Sequence[Stored], progress: Progress | None) -> Iterator[Finding]:
+def _read_few(
+    found: Examination,  # noqa: ARG001
+    storage: Storage,
+    stored: Sequence[Stored],
+    numbers: dict[str, bytes],
+    progress: Progress | None,
+) -> Iterator[Finding]:
     """What is small; and of zero-points a few of each kind of module, or all where one of those looks wrong."""
-    small = [_watch(each) for each in stored if each.spec.kind in _AT_ONCE]
+    small = [_watch(each, numbers) for each in stored if each.spec.kind in _AT_ONCE or each.is_compared]
     versioned = [each for each in stored if each.spec.facts.other is not None]
-    probes = [_shorten(each) for each in versioned if each.is_sample]
-    if any(True for _ in _read_ranges(Scan(storage), map(_watch, probes))):
-        small += [_watch(each) for each in versioned]
+    probes = [_watch(_shorten(each), {}) for each in versioned if each.is_sample]
+    if any(True for _ in _read_ranges(Scan(storage), probes)):
+        small += [_watch(each, numbers) for each in versioned]
     total = sum(task.stop - task.start for task in small)
     yield from _read_ranges(Scan(storage, total, progress), small)
-
-
-def _compare(storage: Storage, stored: Iterable[Stored]) -> Iterator[Finding]:
-    """What only several tensors show together."""
-    numbers: dict[str, bytes] = {}
-    wanted = [each for each in stored if each.is_number and (each.spec.facts.shared or each.is_of_cache)]
-    tasks = (Task(each.entry, (), each.entry.nbytes, numbers) for each in wanted)
-    yield from _read_ranges(Scan(storage), tasks)
-    yield from find_unlike_parts([each for each in wanted if each.spec.facts.shared], numbers)
-    yield from find_idle_caches([each for each in wanted if each.is_of_cache], numbers)
 
 
 def _read_ranges(scan: Scan, tasks: Iterable[Task]) -> Iterator[Finding]:
@@ -102,12 +104,16 @@ def _group(tasks: Iterable[Task]) -> dict[str, list[Task]]:
     return {file: list(those) for file, those in groupby(ordered, lambda task: task.entry.file)}
 
 
-def _watch(stored: Stored, *, deep: bool = False) -> Task:
+def _watch(stored: Stored, numbers: dict[str, bytes], *, deep: bool = False) -> Task:
+    """What is to be done with a tensor; what is compared with others is put among the numbers."""
     entry, spec = stored.entry, stored.spec
-    watches = make_watches(spec.kind, spec.bounds, spec.facts, entry.dtype)
+    watches: tuple[Watch, ...] = ()
+    if deep or spec.kind in _AT_ONCE or spec.facts.other is not None:
+        watches = make_watches(spec.kind, spec.bounds, spec.facts, entry.dtype)
     if deep and spec.kind is ParameterKind.PACKED:
         watches = (*watches, ZeroWatch())
-    return Task(entry, watches, find_unit(spec.facts, stored.itemsize), width=stored.width)
+    kept = numbers if stored.is_compared else None
+    return Task(entry, watches, find_unit(spec.facts, stored.itemsize), kept, stored.width)
 
 
 def _shorten(stored: Stored) -> Stored:

@@ -67,7 +67,7 @@ class Task:
             for watch in self.watches:
                 watch.see(bits)
         if self.kept is not None:
-            self.kept[self.entry.name] = data[first:last]
+            self.kept[self.entry.name] = self.kept.get(self.entry.name, b"") + data[first:last]
 
     def judge(self) -> Iterator[Finding]:
         for watch in self.watches:

@@ -36,9 +36,10 @@ class Stored(NamedTuple):
         return find_width(self.spec.facts, self.entry.dtype)
 
     @property
-    def is_number(self) -> bool:
-        """Whether it is a scale of a whole tensor, or a few."""
-        return self.spec.kind.is_scale and self.entry.nbytes <= _A_FEW and self.entry.dtype in FLOAT_BITS
+    def is_compared(self) -> bool:
+        """Whether it is a scale of a whole tensor, or a few, that others say something of."""
+        is_number = self.spec.kind.is_scale and self.entry.nbytes <= _A_FEW and self.entry.dtype in FLOAT_BITS
+        return is_number and (self.spec.facts.shared or self.is_of_cache)
 
 
 def list_stored(

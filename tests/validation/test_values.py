@@ -26,7 +26,7 @@ from torch import Tensor
 import qload
 from qload import Registry
 from qload.checkpoint import Folder
-from qload.declare import Blocks, Facts, ParameterKind
+from qload.declare import Blocks, Facts, OtherVersion, ParameterKind
 from qload.errors import CheckpointError
 from qload.examination import examine
 from qload.torch.dtypes import torch_dtype
@@ -39,7 +39,8 @@ from qload.values import FLOAT_BITS, make_watches
 
 LAYER = "model.layers.0.mlp.down_proj"
 QUERY = "model.layers.0.self_attn.q_proj"
-PROBE, DEEP = {"probe": True}, {"deep": True}
+PROBE: dict[str, Any] = {"probe": True}
+DEEP: dict[str, Any] = {"deep": True}
 SYMMETRIC = "gptq-4bit-g32-sym-descact"
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -207,6 +208,25 @@ def test_bits_say_what_torch_says_of_values(code: str, data: st.DataObject) -> N
     decoded = torch.tensor([number.decode(each) for each in bits], dtype=torch.float64)
     assert torch.equal(decoded.nan_to_num(nan=-0.5), value.nan_to_num(nan=-0.5))
     assert number.decode(number.one) == 1
+
+
+@pytest.mark.parametrize(("pieces_seen", "count"), [([7, 8], 0), ([8, 7], 0), ([8, 8], 1), ([7, 7], 0)])
+def test_zero_points_are_of_another_version_only_throughout(pieces_seen: list[int], count: int) -> None:
+    other = OtherVersion((8, 8, 8), "7", "8 throughout", "correct the version")
+    (watch,) = make_watches(ParameterKind.ZERO_POINT, None, Facts(other=other), "I32")
+    for value in pieces_seen:
+        watch.see(torch.full((2, 6), value, dtype=torch.int32))
+    assert len(list(watch.judge("m", "f"))) == count
+
+
+def test_one_part_of_a_fused_layer_is_of_another_version(broken: Callable[[str], Path], registry: Registry) -> None:
+    folder, name = broken(SYMMETRIC), "model.layers.0.self_attn.k_proj.qzeros"
+    fill(name, -0x77777778)(folder)
+    for options in (PROBE, DEEP):
+        assert look_up(qload.validate(folder, registry=registry, **options).findings) == {("QL503", name)}
+    with pytest.raises(CheckpointError) as caught:
+        qload.load(folder)
+    assert look_up(caught.value.findings) == {("QL503", name)}
 
 
 @pytest.mark.parametrize(("numbers", "expected"), [([-8, 7], ""), ([-9, 0], "-9 to 0"), ([0, 8], "0 to 8")])
