@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qload.declare import Blocks, Facts, OtherVersion, ParameterKind
+from qload.declare import Blocks, OtherVersion, ParameterKind
 from qload.findings import Finding, report
 from qload.values.floats import FLOAT_BITS, FloatBits
-
-Bounds = tuple[int, int] | None
 
 
 class Bits(Protocol):
@@ -262,43 +260,6 @@ class ZeroWatch(Watch):
 
 _FEW = 4096
 """As many numbers of a weight nearly always say that it is not zero."""
-
-
-def make_watches(kind: ParameterKind, bounds: Bounds, facts: Facts, dtype: str) -> tuple[Watch, ...]:
-    """What is to be looked for in a tensor of that kind, stored in the dtype of that code."""
-    number = FLOAT_BITS.get(dtype)
-    if facts.blocks is not None:
-        return (BlockWatch(facts.blocks),)
-    if facts.other is not None:
-        return (VersionWatch(facts.other),)
-    if kind is ParameterKind.SETTING:
-        return () if bounds is None else (SettingWatch(bounds[0], number),)
-    if kind in (ParameterKind.INDEX, ParameterKind.ZERO_POINT) or kind.is_scale or kind is ParameterKind.TABLE:
-        return _watch_numbers(kind, bounds, facts, number)
-    return ()
-
-
-def _watch_numbers(kind: ParameterKind, bounds: Bounds, facts: Facts, number: FloatBits | None) -> tuple[Watch, ...]:
-    if number is None:
-        return () if bounds is None else (RangeWatch(kind, bounds),)
-    if kind is ParameterKind.GLOBAL_SCALE:
-        return (GlobalWatch(number, facts.divides),)
-    noun = "scale" if kind.is_scale else kind.value
-    return (FloatWatch(noun, number, facts.signed),)
-
-
-def find_width(facts: Facts, dtype: str) -> int | None:
-    """The bytes of the signed integers that watches of such a tensor see; None for those that are stored."""
-    if facts.blocks is not None:
-        return 2
-    return FLOAT_BITS[dtype].nbytes if dtype in FLOAT_BITS else None
-
-
-def find_unit(facts: Facts, nbytes: int) -> int:
-    """The bytes that a piece must hold any number of; `nbytes` are those of one number."""
-    if facts.blocks is not None:
-        return facts.blocks.nbytes
-    return nbytes * len(facts.other.words) if facts.other is not None else nbytes
 
 
 def _has_odd(bits: Bits, number: FloatBits) -> bool:
