@@ -21,3 +21,17 @@ def test_planning_is_measured(tmp_path: Path) -> None:
         "parse the headers": 2, "qload.validate": 2, "qload.plan_ranks": 2, "plan": 2,
     }  # fmt: skip
     assert found["machine"]["processor"]
+
+
+def test_reading_all_is_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    options = ["--layers", "1", "--hidden", "256", "--rounds", "2", "--json", str(kept)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "deep_speed.py"), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(kept.read_text())
+    assert {way: len(runs) for way, runs in found["seconds"].items()} == {
+        "read": 2, "sha256": 2, "qload.validate(deep=True)": 2, "qload.validate(deep=True), with checksums": 2,
+    }  # fmt: skip
+    assert found["nbytes"] > 0

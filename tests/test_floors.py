@@ -27,6 +27,7 @@ FLOORS = (
     "fields",
     "catalogue",
     "findings",
+    "values",
     "checkpoint",
     "hub",
     "hookspecs",

@@ -123,11 +123,11 @@ def _scales(scheme: CompressedScheme) -> Iterator[ParameterSpec]:
         return
     axes = _scale_axes(weights)
     if scheme.format == NVFP4:
-        yield group_scale("weight_scale", *axes, dtypes=("F8_E4M3",))
+        yield group_scale("weight_scale", *axes, dtypes=("F8_E4M3",), signed=False)
     else:
         yield power_scale("weight_scale", *axes)
     if weights.has_global_scale:
-        yield global_scale("weight_global_scale")
+        yield global_scale("weight_global_scale", divides=True, shared=True)
 
 
 def _scale(weights: Quantizer) -> ParameterSpec:
@@ -135,11 +135,11 @@ def _scale(weights: Quantizer) -> ParameterSpec:
         case Strategy.TENSOR:
             return tensor_scale("weight_scale")
         case Strategy.CHANNEL:
-            return channel_scale("weight_scale", out(), fixed(1))
+            return channel_scale("weight_scale", out(), fixed(1), signed=not weights.is_float)
         case Strategy.BLOCK:
             return block_scale("weight_scale", *_scale_axes(weights))
         case _:
-            return group_scale("weight_scale", *_scale_axes(weights))
+            return group_scale("weight_scale", *_scale_axes(weights), signed=not weights.is_float)
 
 
 def _scale_axes(weights: Quantizer) -> tuple[Axis, Axis]:
@@ -161,7 +161,9 @@ def _zero_point(scheme: CompressedScheme) -> Iterator[ParameterSpec]:
     if weights.strategy is Strategy.TENSOR:
         yield _tensor_zero_point("weight_zero_point", required)
     elif scheme.format in PLAIN_FORMATS or weights.block is not None:
-        yield zero_point("weight_zero_point", rows, columns, dtypes=dtypes, required=required)
+        half = 1 << (weights.bits - 1)
+        bounds = None if weights.is_float else (-half, half)
+        yield zero_point("weight_zero_point", rows, columns, dtypes=dtypes, required=required, bounds=bounds)
     elif required:
         yield zero_point("weight_zero_point", out(*packing(weights.bits)), columns, dtypes=("I32",))
 
@@ -177,11 +179,11 @@ def _activations(name: str, quantizer: Quantizer | None) -> Iterator[ParameterSp
     if quantizer is None or (quantizer.dynamic and not quantizer.has_global_scale):
         return
     if quantizer.has_global_scale:
-        yield global_scale(f"{name}_global_scale")
+        yield global_scale(f"{name}_global_scale", shared=name == "input")
         return
     required = not quantizer.symmetric
     if quantizer.strategy is Strategy.ATTN_HEAD:
-        yield channel_scale(f"{name}_scale", out(), fixed(1), fixed(1))
+        yield channel_scale(f"{name}_scale", out(), fixed(1), fixed(1), signed=False)
         dtypes = ("I8", "I16", "F8_E4M3", *FLOATS)
         yield zero_point(f"{name}_zero_point", out(), fixed(1), fixed(1), dtypes=dtypes, required=required)
         return

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qload.declare import ParameterSpec, metadata, packed, tensor_scale
+from qload.declare import Blocks, ParameterSpec, metadata, packed, tensor_scale
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, SideFiles
 from qload.layout import fixed, in_, out
@@ -71,7 +71,8 @@ def qload_scheme_for(config: GgufConfig, module: ModuleInfo) -> GgufScheme | Non
 def qload_create_weights(scheme: GgufScheme, geometry: Geometry) -> tuple[ParameterSpec, ...]:
     block = BY_NAME[scheme.type]
     columns = in_(block.elements, block.nbytes, padded=True)
-    blocks = packed("weight_quantized", out(), columns, dtypes=("U8",), stored_as=scheme.stored_as)
+    scales = Blocks(block.nbytes, block.scales) if block.scales else None
+    blocks = packed("weight_quantized", out(), columns, dtypes=("U8",), stored_as=scheme.stored_as, blocks=scales)
     if scheme.type != SCALED or geometry.kind is Kind.EMBEDDING:
         return (blocks,)
     scale = tensor_scale("weight_scale", dtypes=("F32",), stored_as="scale", required=False)

@@ -4,11 +4,12 @@ Source of the layout: GPTQModel's packing and dequantization (`gptqmodel/nn_modu
 its own decoder. `checkpoint_format: gptq` (v1) stores zero-points less one, `gptq_v2` as they are.
 """
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qload.declare import ParameterSpec, group_scale, index, packed, zero_point
+from qload.declare import OtherVersion, ParameterSpec, group_scale, index, packed, zero_point
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, SideFiles, Tile
 from qload.layout import fixed, in_, out, packing, part
@@ -89,7 +90,7 @@ def qload_create_weights(scheme: GptqScheme, geometry: Geometry) -> tuple[Parame
     count = groups.entries(geometry.in_features) if scheme.group_size else 1
     return (
         packed("qweight", in_(*word), out(), dtypes=("I32",)),
-        zero_point("qzeros", groups, out(*word), dtypes=("I32",)),
+        zero_point("qzeros", groups, out(*word), dtypes=("I32",), other=_other_version(scheme)),
         group_scale("scales", groups, out()),
         index("g_idx", part(), in_(), bounds=(0, count), required=scheme.desc_act),
     )
@@ -100,6 +101,27 @@ def qload_tile(scheme: GptqScheme, kind: Kind) -> Tile | None:
     if not scheme.is_symmetric or scheme.bits not in MARLIN_BITS or scheme.group_size not in MARLIN_GROUPS:
         return None
     return Tile(128, 64, "Marlin") if kind is Kind.EXPERTS else Tile(64, 128, "Marlin")
+
+
+def _other_version(scheme: GptqScheme) -> OtherVersion | None:
+    """What the other version stores for half of the range, which all zero-points of a symmetric weight are."""
+    if not scheme.is_symmetric:
+        return None
+    half = 1 << (scheme.bits - 1)
+    wanted, other = (half - 1, half) if scheme.less_one else (half, half - 1)
+    return OtherVersion(
+        _repeat(other, scheme.bits),
+        expected=f"{wanted}, for symmetric weights of {scheme.bits} bits",
+        found=f"{other} throughout",
+        remedy=f"correct checkpoint_format to {'gptq_v2' if scheme.less_one else 'gptq'}",
+    )
+
+
+def _repeat(value: int, bits: int) -> tuple[int, ...]:
+    """The words that hold nothing but that value, until they are the same again."""
+    count, words = packing(bits)
+    whole = sum(value << bits * place for place in range(count))
+    return struct.unpack(f"<{words}i", whole.to_bytes(4 * words, "little"))
 
 
 def _is_quantized(config: GptqConfig, module: ModuleInfo) -> bool:

@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-from qload.errors import CheckpointError
-from qload.findings import report
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.arithmetic import scale_by_index, scale_groups, take, unpack
@@ -28,27 +26,7 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 def qload_process_weights_after_loading(layer: Layer) -> None:
     scheme: GptqScheme = layer.scheme
-    if scheme.is_symmetric:
-        _check_version(layer, scheme)
     settle_group_index(layer, "g_idx", scheme.group_size or layer.geometry.in_features, ordered=scheme.desc_act)
-
-
-def _check_version(layer: Layer, scheme: GptqScheme) -> None:
-    """Raise CheckpointError where all zero-points are what the other version stores for half of the range."""
-    stored = unpack(layer.get_parameter("qzeros"), scheme.bits, layer.local.out_features)
-    half = 1 << (scheme.bits - 1)
-    wanted, other = (half - 1, half) if scheme.less_one else (half, half - 1)
-    if stored.numel() and bool((stored == other).all()):
-        version = "gptq_v2" if scheme.less_one else "gptq"
-        finding = report(
-            "QL503",
-            "the zero-points are those of the other version of the format",
-            where=f"{layer.name}.qzeros",
-            expected=f"{wanted}, for symmetric weights of {scheme.bits} bits",
-            found=f"{other} throughout",
-            remedy=f"correct checkpoint_format to {version}",
-        )
-        raise CheckpointError(layer.name, [finding])
 
 
 def _words(layer: LayerPiece) -> Tensor:

@@ -142,7 +142,7 @@ def _scales(scheme: ModelOptScheme) -> tuple[ParameterSpec, ...]:
         case Form.FP8_TENSOR:
             return (tensor_scale("weight_scale"),)
         case Form.FP8_CHANNEL | Form.INT8:
-            return (channel_scale("weight_scale", out()),)
+            return (channel_scale("weight_scale", out(), signed=scheme.form is Form.INT8),)
         case Form.FP8_BLOCK:
             # On disk with a dimension of 1 after each, where the quantizer had the block's own.
             return (block_scale("weight_scale", out(size), in_(size), view=View.SQUEEZED),)
@@ -150,7 +150,8 @@ def _scales(scheme: ModelOptScheme) -> tuple[ParameterSpec, ...]:
             scale = group_scale("weight_scale", out(), in_(size))
             return (scale, tensor_scale("weight_scale_2")) if scheme.double else (scale,)
         case Form.NVFP4:
-            return group_scale("weight_scale", out(), in_(size), dtypes=("F8_E4M3",)), global_scale("weight_scale_2")
+            scale = group_scale("weight_scale", out(), in_(size), dtypes=("F8_E4M3",), signed=False)
+            return scale, global_scale("weight_scale_2", divides=False, shared=True)
         case _:
             return (power_scale("weight_scale", out(), in_(size)),)
 
@@ -160,7 +161,7 @@ def _inputs(scheme: ModelOptScheme, geometry: Geometry) -> tuple[ParameterSpec, 
     specs = [channel_scale("pre_quant_scale", part(), in_(), required=False)] if scheme.smooth else []
     if scheme.inputs.may_have_scale:
         optional = scheme.inputs is Inputs.FP8_TENSOR or geometry.kind is Kind.EMBEDDING
-        specs.append(tensor_scale("input_scale", required=not optional))
+        specs.append(tensor_scale("input_scale", required=not optional, shared=True))
     return tuple(specs)
 
 

@@ -168,13 +168,13 @@ def is_transposed(weights: Quantizer) -> bool:
 def _scales(scheme: QuarkScheme, weights: Quantizer, name: str) -> tuple[ParameterSpec, ...]:
     dtypes = ("U8",) if weights.scales is not None else SCALE_DTYPES
     if scheme.scales_scaled:
-        scale = group_scale(name, *_scale_axes(weights), dtypes=("F8_E4M3",))
-        return scale, global_scale("weight_scale_2", dtypes=SCALE_DTYPES)
+        scale = group_scale(name, *_scale_axes(weights), dtypes=("F8_E4M3",), signed=False)
+        return scale, global_scale("weight_scale_2", dtypes=SCALE_DTYPES, divides=False)
     match weights.extent:
         case Extent.TENSOR:
             return (tensor_scale(name),)
         case Extent.CHANNEL:
-            return (channel_scale(name, *_scale_axes(weights)),)
+            return (channel_scale(name, *_scale_axes(weights), signed=not weights.number.is_float),)
         case Extent.BLOCK:
             return (block_scale(name, *_scale_axes(weights)),)
         case Extent.GROUP if weights.scales == E8M0:
@@ -234,7 +234,7 @@ def _static(quantizer: Quantizer, name: str) -> tuple[ParameterSpec, ...]:
     """The scale and zero-point of activations; those that are chosen while computing are not stored."""
     if quantizer.dynamic:
         return ()
-    scale = tensor_scale(f"{name}_scale")
+    scale = tensor_scale(f"{name}_scale", shared=name == "input")
     if quantizer.number.is_float:
         return (scale,)
     dtypes = (quantizer.number.stored, "I32", *FLOATS)

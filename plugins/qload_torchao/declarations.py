@@ -3,6 +3,8 @@
 Source of the layout: torchao's tensor classes in `quantization/quantize_/workflows` and `prototype/mx_formats`.
 """
 
+from dataclasses import replace
+
 from qload.declare import (
     ParameterSpec,
     View,
@@ -25,6 +27,7 @@ from qload_torchao.schemes import (
     INPUT_GLOBAL_SCALE,
     INPUT_SCALE,
     INPUT_ZERO_POINT,
+    INT_DTYPES,
     PRE_SCALE,
     ZERO_POINT,
     Storage,
@@ -65,6 +68,13 @@ def _values(scheme: TorchaoScheme) -> ParameterSpec:
 
 
 def _scale(scheme: TorchaoScheme) -> ParameterSpec:
+    """The scale, which is never negative where values are floats."""
+    spec = _declare_scale(scheme)
+    is_float = scheme.storage in (Storage.FLOAT8, Storage.MX, Storage.NVFP4)
+    return replace(spec, facts=replace(spec.facts, signed=False)) if is_float else spec
+
+
+def _declare_scale(scheme: TorchaoScheme) -> ParameterSpec:
     name, stored_as = "weight_scale", "_weight_scale"
     dtypes = _SCALES.get(scheme.storage, SCALE_DTYPES)
     axes = _scale_axes(scheme)
@@ -96,13 +106,22 @@ def _zero_point(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
     dtypes = {Storage.INT8: ("I8",), Storage.INTX: ("I8", *FLOATS)}.get(scheme.storage, FLOATS)
     squeezed = scheme.block in (TENSOR, ROW)
     view = View.SQUEEZED if squeezed else View.EXACT
-    return (_zero("weight_zero_point", ZERO_POINT, *_scale_axes(scheme), dtypes=dtypes, view=view),)
+    spec = _zero("weight_zero_point", ZERO_POINT, *_scale_axes(scheme), dtypes=dtypes, view=view)
+    return (replace(spec, bounds=_bounds(scheme)),)
+
+
+def _bounds(scheme: TorchaoScheme) -> tuple[int, int] | None:
+    """Those of values, which zero-points of few bits are clamped to. Source: torchao's `choose_qparams_affine`."""
+    if scheme.storage is not Storage.INTX or scheme.element not in INT_DTYPES:
+        return None
+    half = 1 << (int(scheme.element.removeprefix("int")) - 1)
+    return -half, half
 
 
 def _global_scale(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:
     if GLOBAL_SCALE not in scheme.tensors:
         return ()
-    return (global_scale("weight_global_scale", stored_as=f"_weight_{GLOBAL_SCALE}"),)
+    return (global_scale("weight_global_scale", stored_as=f"_weight_{GLOBAL_SCALE}", divides=False),)
 
 
 def _inputs(scheme: TorchaoScheme) -> tuple[ParameterSpec, ...]:

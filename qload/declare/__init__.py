@@ -23,9 +23,12 @@ from qload.declare.constructors import (
     zero_point,
 )
 from qload.declare.layers import complete, keep_together, stack_experts, striped
-from qload.declare.specs import ParameterKind, ParameterSpec, View
+from qload.declare.specs import Blocks, Facts, OtherVersion, ParameterKind, ParameterSpec, View
 
 __all__ = [
+    "Blocks",
+    "Facts",
+    "OtherVersion",
     "ParameterKind",
     "ParameterSpec",
     "View",

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from qload.declare.specs import ParameterKind, ParameterSpec, View
+from qload.declare.specs import Blocks, Facts, OtherVersion, ParameterKind, ParameterSpec, View
 from qload.dtypes import FLOATS
 from qload.layout import Axis, Layout, fixed, out, part
 
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 _E8M0_NAN = 0xFF
+_NO_FACTS = Facts()
 
 
 def weight(
@@ -22,10 +23,15 @@ def weight(
 
 
 def packed(
-    name: str, *axes: Axis, dtypes: tuple[str, ...], stored_as: str | None = None, view: View = View.EXACT
+    name: str,
+    *axes: Axis,
+    dtypes: tuple[str, ...],
+    stored_as: str | None = None,
+    view: View = View.EXACT,
+    blocks: Blocks | None = None,
 ) -> ParameterSpec:
-    """A quantized weight, kept as it is stored."""
-    return _spec(name, ParameterKind.PACKED, axes, dtypes, stored_as, view=view)
+    """A quantized weight, kept as it is stored; `blocks` says where in it scales lie."""
+    return _spec(name, ParameterKind.PACKED, axes, dtypes, stored_as, view=view, facts=Facts(blocks=blocks))
 
 
 def zero_point(
@@ -35,9 +41,15 @@ def zero_point(
     stored_as: str | None = None,
     required: bool = True,
     view: View = View.EXACT,
+    bounds: tuple[int, int] | None = None,
+    other: OtherVersion | None = None,
 ) -> ParameterSpec:
-    """Zero-points, packed or not."""
-    return _spec(name, ParameterKind.ZERO_POINT, axes, dtypes, stored_as, required=required, view=view)
+    """Zero-points, packed or not: integers that are not packed lie inside `bounds`, as those of an index do.
+
+    `other` is what they would be in another version of the format.
+    """
+    kind, facts = ParameterKind.ZERO_POINT, Facts(other=other)
+    return _spec(name, kind, axes, dtypes, stored_as, required=required, view=view, bounds=bounds, facts=facts)
 
 
 def group_scale(
@@ -46,9 +58,10 @@ def group_scale(
     dtypes: tuple[str, ...] = _SCALE_DTYPES,
     stored_as: str | None = None,
     view: View = View.EXACT,
+    signed: bool = True,
 ) -> ParameterSpec:
-    """One scale for each group of input features of each row."""
-    return _spec(name, ParameterKind.GROUP_SCALE, axes, dtypes, stored_as, view=view)
+    """One scale for each group of input features of each row; one that is not `signed` is never negative."""
+    return _spec(name, ParameterKind.GROUP_SCALE, axes, dtypes, stored_as, view=view, facts=Facts(signed))
 
 
 def channel_scale(
@@ -57,9 +70,11 @@ def channel_scale(
     dtypes: tuple[str, ...] = _SCALE_DTYPES,
     stored_as: str | None = None,
     required: bool = True,
+    signed: bool = True,
 ) -> ParameterSpec:
-    """One scale for each row, or for each column."""
-    return _spec(name, ParameterKind.CHANNEL_SCALE, axes, dtypes, stored_as, required=required, view=View.SQUEEZED)
+    """One scale for each row, or for each column; one that is not `signed` is never negative."""
+    kind, view, facts = ParameterKind.CHANNEL_SCALE, View.SQUEEZED, Facts(signed)
+    return _spec(name, kind, axes, dtypes, stored_as, required=required, view=view, facts=facts)
 
 
 def power_scale(name: str, *axes: Axis, stored_as: str | None = None, view: View = View.EXACT) -> ParameterSpec:
@@ -78,8 +93,8 @@ def block_scale(
     stored_as: str | None = None,
     view: View = View.EXACT,
 ) -> ParameterSpec:
-    """One scale for each block of rows and columns."""
-    return _spec(name, ParameterKind.BLOCK_SCALE, axes, dtypes, stored_as, view=view)
+    """One scale for each block of rows and columns, never negative."""
+    return _spec(name, ParameterKind.BLOCK_SCALE, axes, dtypes, stored_as, view=view, facts=Facts(signed=False))
 
 
 def tensor_scale(
@@ -89,18 +104,33 @@ def tensor_scale(
     stored_as: str | None = None,
     required: bool = True,
     partial: bool = False,
+    signed: bool = False,
+    shared: bool = False,
 ) -> ParameterSpec:
-    """One scale for each fused part; on disk a scalar or a one-element tensor for each.
+    """One scale for each fused part; on disk a scalar or a one-element tensor for each, never negative.
 
-    With `partial`, for those that store one.
+    With `partial`, for those that store one; with `signed`, some are negative; with `shared`, it is the same for all.
     """
-    kind, required = ParameterKind.TENSOR_SCALE, required and not partial
-    return _spec(name, kind, (part(),), dtypes, stored_as, required=required, view=View.SQUEEZED, partial=partial)
+    kind, view, facts = ParameterKind.TENSOR_SCALE, View.SQUEEZED, Facts(signed, shared=shared)
+    required = required and not partial
+    return _spec(name, kind, (part(),), dtypes, stored_as, required=required, view=view, partial=partial, facts=facts)
 
 
-def global_scale(name: str, *, dtypes: tuple[str, ...] = ("F32",), stored_as: str | None = None) -> ParameterSpec:
-    """One scale for the scales of each fused part; on disk a scalar or a one-element tensor for each."""
-    return _spec(name, ParameterKind.GLOBAL_SCALE, (part(),), dtypes, stored_as, view=View.SQUEEZED)
+def global_scale(
+    name: str,
+    *,
+    dtypes: tuple[str, ...] = ("F32",),
+    stored_as: str | None = None,
+    divides: bool | None = None,
+    shared: bool = False,
+) -> ParameterSpec:
+    """One scale for the scales of each fused part; on disk a scalar or a one-element tensor for each.
+
+    It is positive: greater than 1 where it `divides`, less where it multiplies; None says nothing of that. With
+    `shared`, it is the same for all.
+    """
+    kind, view, facts = ParameterKind.GLOBAL_SCALE, View.SQUEEZED, Facts(signed=False, divides=divides, shared=shared)
+    return _spec(name, kind, (part(),), dtypes, stored_as, view=view, facts=facts)
 
 
 def index(
@@ -184,5 +214,9 @@ def _spec(
     view: View = View.EXACT,
     bounds: tuple[int, int] | None = None,
     partial: bool = False,
+    facts: Facts = _NO_FACTS,
 ) -> ParameterSpec:
-    return ParameterSpec(name, kind, Layout(axes), dtypes, stored_as or name, required, cast, view, bounds, partial)
+    stored_as = stored_as or name
+    return ParameterSpec(
+        name, kind, Layout(axes), dtypes, stored_as, required, cast, view, bounds, partial, facts=facts
+    )

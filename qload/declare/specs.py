@@ -51,6 +51,44 @@ class View(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Float16s inside of blocks of an even number of bytes: where each begins, which is even too."""
+
+    nbytes: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherVersion:
+    """What another version of a format stores in every place, and how to say so.
+
+    `words` are int32 that follow each other again and again along the last axis. `expected` and `found` are the values
+    in them, in words, and `remedy` the way out.
+    """
+
+    words: tuple[int, ...]
+    expected: str
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What only a format knows of the numbers in a tensor.
+
+    A scale that is not `signed` is never negative. A global scale that `divides` is greater than 1, one that does not
+    is less; None says nothing of it. A `shared` one is the same in all parts that are computed at once. `blocks` are
+    those that a packed weight is made of.
+    """
+
+    signed: bool = True
+    divides: bool | None = None
+    shared: bool = False
+    blocks: Blocks | None = None
+    other: OtherVersion | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterSpec:
     """One declared tensor.
 
@@ -58,7 +96,8 @@ class ParameterSpec:
     allowed storage dtypes by safetensors code, and it is kept in the one that it is stored in, unless
     `cast` turns it into the layer's own. `bounds` are the least value and the first one too great, which for a
     scale stands for NaN. A `partial` tensor may be stored for some of a layer's parts alone; the others keep the
-    fill. Metadata is accounted for and checked, but not loaded. `sample` is what a document could say.
+    fill. Metadata is accounted for and checked, but not loaded. `sample` is what a document could say, and `facts` are
+    what more is known of the numbers.
     """
 
     name: str
@@ -72,6 +111,7 @@ class ParameterSpec:
     bounds: tuple[int, int] | None = None
     partial: bool = False
     sample: str = ""
+    facts: Facts = Facts()
 
     @property
     def fill(self) -> float:

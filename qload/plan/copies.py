@@ -4,7 +4,7 @@ from math import prod
 from typing import NamedTuple
 
 from qload.checkpoint import TensorEntry
-from qload.declare import ParameterKind
+from qload.declare import Facts, ParameterKind
 from qload.dtypes import storage_bytes
 from qload.layout import Region, volume
 
@@ -40,6 +40,7 @@ class Slot(NamedTuple):
     fill: float
     copies: tuple[Copy, ...]
     bounds: tuple[int, int] | None = None
+    facts: Facts = Facts()
 
     @property
     def nbytes(self) -> int:

@@ -180,7 +180,7 @@ def _fill_slot(blank: Blank, target: Target, found: Sequence[_Found], complete: 
             raise _broken_law(blank, target, written)
     copies = [Copy(entry, reading.shape, *move, reading.turned) for entry, reading in found for move in reading.moves]
     dtype = target.geometry.dtype if spec.cast else dtypes.pop()
-    return Slot(spec.name, spec.kind, dtype, blank.shape, blank.fill, tuple(copies), spec.bounds)
+    return Slot(spec.name, spec.kind, dtype, blank.shape, blank.fill, tuple(copies), spec.bounds, spec.facts)
 
 
 def _broken_law(blank: Blank, target: Target, written: int) -> QloadError:

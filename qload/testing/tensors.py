@@ -28,10 +28,10 @@ def make_tensors(
 ) -> dict[str, Tensor]:
     """Every required tensor of a layer's sources, under its name on disk, with random values.
 
-    Scales lie between 1/128 and 1/64, or are powers of two near there; packed values and zero-points take all bit
-    patterns, but for blocks of bytes, which may hold scales; indices assign columns to groups at random, but in equal
-    shares; documents are the declaration's sample. Masks keep two of every four elements, and what has a length of
-    its own holds as many.
+    Scales lie between 1/128 and 1/64, or are powers of two near there, and divisors their reciprocals; packed values
+    and zero-points take all bit patterns, but for blocks of bytes, which may hold scales; indices assign columns to
+    groups at random, but in equal shares; documents are the declaration's sample. Masks keep two of every four
+    elements, and what has a length of its own holds as many.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
@@ -52,6 +52,8 @@ def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generato
         return torch.tensor(list(spec.sample.encode()), dtype=dtype)
     if spec.kind.is_scale and spec.bounds is not None:
         return torch.randint(_POWERS[0], _POWERS[1], shape, generator=generator, dtype=torch.int64).to(dtype)
+    if spec.facts.divides:
+        return (128 / (torch.rand(shape, generator=generator) + 1)).to(dtype)
     if spec.kind.is_scale:
         return ((torch.rand(shape, generator=generator) + 1) / 128).to(dtype)
     if spec.kind is ParameterKind.INDEX:
@@ -65,7 +67,8 @@ def _make(spec: ParameterSpec, shape: tuple[int, ...], generator: torch.Generato
     if dtype is torch.uint8 and any(axis.stored > 1 for axis in spec.layout.axes):
         return torch.randint(0, _SMALL, shape, generator=generator, dtype=torch.int64).to(dtype)
     bits = torch.iinfo(dtype)
-    return torch.randint(bits.min, bits.max, shape, generator=generator, dtype=torch.int64).to(dtype)
+    least, beyond = spec.bounds or (bits.min, bits.max)
+    return torch.randint(least, beyond, shape, generator=generator, dtype=torch.int64).to(dtype)
 
 
 def _make_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

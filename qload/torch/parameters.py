@@ -124,7 +124,7 @@ class TypedParameter(nn.Parameter):
         spec, where = self.spec, self.identity.where
         for move in whole.reading.moves:
             region = whole.tensor[tuple(interval.slice for interval in move.source)]
-            findings = list(check_values(spec.kind, spec.bounds, region, where, ""))
+            findings = list(check_values(spec.kind, spec.bounds, spec.facts, region, where, ""))
             if findings:
                 raise CheckpointError(where, findings)
 

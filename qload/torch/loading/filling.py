@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qload.checkpoint import TensorEntry
 from qload.errors import CheckpointError
 from qload.findings import Finding
 from qload.plan import LayerPlan, Plan, Slot
@@ -14,7 +13,7 @@ from qload.torch.dtypes import make_filled
 from qload.torch.layers import Layer
 from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.loading.reading import Reader
-from qload.torch.values import check_values
+from qload.torch.values import check_values, watch_values
 
 
 @dataclass(slots=True)
@@ -102,12 +101,10 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
-    """What only the data shows; a stack of many copies is looked at as one, and copy by copy if it is faulty."""
-    if not slot.copies or not _check(slot, tensor, slot.copies[0].entry):
+    """What only the data shows; a stack of many copies is looked at as one, and copy by copy if it is suspect."""
+    expected = (slot.kind, slot.bounds, slot.facts)
+    if not slot.copies or not any(watch.is_suspect for watch in watch_values(*expected, tensor)):
         return
     for copy in slot.copies:
-        yield from _check(slot, tensor[tuple(interval.slice for interval in copy.destination)], copy.entry)
-
-
-def _check(slot: Slot, tensor: Tensor, entry: TensorEntry) -> list[Finding]:
-    return list(check_values(slot.kind, slot.bounds, tensor, entry.name, entry.file))
+        region = tensor[tuple(interval.slice for interval in copy.destination)]
+        yield from check_values(*expected, region, copy.entry.name, copy.entry.file)

@@ -1,0 +1,7 @@
+"""What only the numbers in a tensor show, looked for by bits: the same for what has them, torch's tensors or others."""
+
+from qload.values.choice import find_unit, find_width, make_watches
+from qload.values.floats import FLOAT_BITS, FloatBits
+from qload.values.watches import Bits, Watch, ZeroWatch
+
+__all__ = ["FLOAT_BITS", "Bits", "FloatBits", "Watch", "ZeroWatch", "find_unit", "find_width", "make_watches"]
