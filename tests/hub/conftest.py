@@ -1,5 +1,6 @@
 """Hubs of this machine that `hf:` means while a test runs."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 from hubs import Hub, run_hub
 from huggingface_hub import close_session, constants
+
+ERRAND = "qload"
+"""What the names of threads begin with that read from a hub."""
 
 
 @pytest.fixture
@@ -23,4 +27,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
             return hub
 
         yield start
-        close_session()
+    # What was begun and is waited for no more would find its connection closed.
+    for thread in threading.enumerate():
+        if thread.name.startswith(ERRAND):
+            thread.join(10)
+    close_session()
