@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,9 @@ from samples import DATA
 from worlds import World
 
 from qload import Registry
+
+ERRAND = "qload"
+"""What the names of threads begin with that read from a hub."""
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -52,4 +56,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
             return hub
 
         yield start
-        close_session()
+    # What was begun and is waited for no more would find its connection closed.
+    for thread in threading.enumerate():
+        if thread.name.startswith(ERRAND):
+            thread.join(10)
+    close_session()

@@ -55,6 +55,8 @@ class Reply(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def put(self, data: bytes) -> None:
+        if self.server.hub.is_closing:
+            raise ConnectionAbortedError
         self.wfile.write(data)
         self.wfile.flush()
         self.sent += len(data)
@@ -118,6 +120,7 @@ class Hub:
     api: Behaviour = Reply.give
     resolving: Behaviour | None = None
     requests: list[Request] = field(default_factory=list)
+    is_closing: bool = False
     busy: int = 0
     busiest: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -210,6 +213,7 @@ def run_hub(**repositories: Path) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.is_closing = True
         for server, thread in zip((hub.main, hub.cdn), threads, strict=True):
             server.shutdown()
             server.server_close()
@@ -242,7 +246,7 @@ def stall(reply: Reply) -> None:
     start, stop = reply.span
     reply.head(206, stop - start, Content_Range=f"bytes {start}-{stop - 1}/{len(reply.data)}")
     reply.put(reply.data[start : start + 10])
-    time.sleep(5)
+    time.sleep(2)
 
 
 def flood(reply: Reply) -> None:

@@ -19,7 +19,7 @@ class Errand(Generic[T]):
     def __init__(self, work: Callable[[float], T], seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._outcome = Future[T]()
-        Thread(target=self._do, args=(work,), daemon=True).start()
+        Thread(target=self._do, args=(work,), name="qload-errand", daemon=True).start()
 
     def _do(self, work: Callable[[float], T]) -> None:
         try:
