@@ -157,7 +157,9 @@ def test_redirects_are_not_read(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    "behaviour", [answer(503), answer(429, Retry_After="0"), cut, stop_early, answer(500), stall], ids=str
+    "behaviour",
+    [answer(503), answer(429, Retry_After="0"), cut, stop_early, answer(500), stall],
+    ids=["503", "429", "cut", "short", "500", "stall"],
 )
 def test_what_passes_is_tried_again(behaviour: Behaviour, hub: Hub) -> None:
     hub.behaviours[WEIGHTS] = after(1, behaviour)
