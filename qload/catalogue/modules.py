@@ -116,4 +116,14 @@ RULES = (
         cure="Leave the module unquantized, or dequantize the checkpoint before it is converted.",
         needs_model=True,
     ),
+    error(
+        "QL212",
+        Tier.HEADERS,
+        "an architecture that cannot be built from the config",
+        failure="Nothing loads the checkpoint: transformers has no such architecture, or its sizes contradict each "
+        "other. Engines with an implementation of their own may take it.",
+        cure="Correct the sizes, `model_type` or `architectures` in config.json, or install a release of transformers "
+        "that has the architecture. Code that comes with a checkpoint is never run.",
+        needs_model=True,
+    ),
 )

@@ -37,7 +37,7 @@ class Rule:
 
     What is wrong (`title`), what an engine or a load makes of it (`failure`), how to mend it (`cure`), and where the
     rule is silent on purpose (`limits`). A waivable rule may be ignored by a load. One that `needs_model` compares the
-    checkpoint with an architecture, which only loading builds; one that `needs_ranks` with the share of a rank.
+    checkpoint with an architecture, which transformers builds; one that `needs_ranks` with the share of a rank.
 
     `find` is how a rule of a plugin of the group `qload.plugins` finds its faults, in any checkpoint.
     """
@@ -62,9 +62,8 @@ class Rule:
     @property
     def found_by(self) -> str:
         """The least that has to be run to find it."""
-        if self.needs_model:
-            return "qload.load"
-        option = "--tp" if self.needs_ranks else {Tier.PROBE: "--probe", Tier.DATA: "--deep"}.get(self.tier, "")
+        options = {Tier.PROBE: "--probe", Tier.DATA: "--deep"}
+        option = "--model" if self.needs_model else "--tp" if self.needs_ranks else options.get(self.tier, "")
         return f"qload validate {option}".rstrip()
 
 

@@ -67,7 +67,7 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors."""
-        return sum(entry.nbytes for entry in self.tensors.values())
+        return sum([entry.stop - entry.start for entry in self.tensors.values()])
 
     @property
     def is_readable(self) -> bool:

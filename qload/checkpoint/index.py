@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 
-from qload.checkpoint.documents import read_json
+import msgspec
+
+from qload.checkpoint.documents import MAX_JSON_BYTES, read_json
 from qload.checkpoint.storage import Storage
 from qload.findings import Finding, report
 
 INDEX = "model.safetensors.index.json"
 MAP = "weight_map"
+_MAP_KEY, _ENDING = b'"weight_map"', b'.safetensors"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ def read_index(storage: Storage) -> Index:
 
     As transformers does it, a file in a folder below is read, and none outside of the folder.
     """
+    sound = _read_sound(storage)
+    if sound is not None:
+        present, missing = _find_files(storage, sound.weight_map)
+        return Index(sound.weight_map, present, _find_total(sound.metadata), missing)
     table, fault = read_json(storage, INDEX)
     faults = (fault,) if fault is not None else ()
     if table is None:
@@ -43,7 +50,7 @@ def read_index(storage: Storage) -> Index:
         return Index(findings=(*faults, fault))
     present, missing = _find_files(storage, named)
     findings = (*faults, *_refuse_others(placed), *missing)
-    return Index(named, present, _find_total(table), findings)
+    return Index(named, present, _find_total(table.get("metadata")), findings)
 
 
 def _refuse_others(placed: Mapping[str, object]) -> Iterator[Finding]:
@@ -61,9 +68,31 @@ def _refuse_others(placed: Mapping[str, object]) -> Iterator[Finding]:
             )
 
 
-def _find_total(table: Mapping[str, Any]) -> int | None:
+class _Table(msgspec.Struct):
+    """What an index is, where nothing is wrong with it."""
+
+    weight_map: dict[str, str]
+    metadata: Any = None
+
+
+_TABLE = msgspec.json.Decoder(_Table)
+
+
+def _read_sound(storage: Storage) -> _Table | None:
+    """An index that is as it should be; None for any other, without the reason."""
+    try:
+        size = storage.size(INDEX)
+        raw = storage.read(INDEX, 0, size) if size <= MAX_JSON_BYTES else b""
+        table = _TABLE.decode(raw)
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return None
+    # A tensor that is named twice would have its file named once more than there are tensors.
+    is_sound = table.weight_map and raw.count(_ENDING) == len(table.weight_map) and raw.count(_MAP_KEY) == 1
+    return table if is_sound else None
+
+
+def _find_total(metadata: object) -> int | None:
     """The bytes of all tensors; tools that leave them out, or do not know them, write nothing, 0, or a float."""
-    metadata = table.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return total if type(total) is int and total > 0 else None
 

@@ -20,7 +20,7 @@ def find_wrong_total(
     huggingface_hub counts a storage that tensors share once, and older tools count a tied head that is not stored, or
     buffers; DeepSeek's own index counts whole files, headers and all; others count entries.
     """
-    nbytes = sum(entry.nbytes for entry in tensors.values())
+    nbytes = sum([entry.stop - entry.start for entry in tensors.values()])
     if total == nbytes or abs(total - nbytes) <= nbytes // _SLACK:
         return
     if any(abs(total - nbytes) == entry.nbytes for entry in tensors.values()):

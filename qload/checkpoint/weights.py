@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from qload.catalogue import Severity
-from qload.checkpoint.header import TensorEntry, read_header
+from qload.checkpoint.header import Header, TensorEntry, read_header
 from qload.checkpoint.index import INDEX, Index, read_index
 from qload.checkpoint.sets import SINGLE, SUFFIX, describe_files, find_missing, find_mixed_sets, find_overlaps
 from qload.checkpoint.storage import Storage
@@ -100,23 +100,37 @@ def _take_numbered(storage: Storage, index: Index) -> Weights:
 
 def read_headers(storage: Storage, weights: Weights) -> Stored:
     """Read every weight file's header, and hold them against the index and each other."""
-    stored, placed = Stored(), weights.placed or {}
-    stale: dict[str, TensorEntry] = {}
-    for name in weights.files:
-        header = read_header(storage, name)
-        stored.metadata[name] = header.metadata
+    headers = {name: read_header(storage, name) for name in weights.files}
+    stored = Stored(metadata={name: header.metadata for name, header in headers.items()})
+    for name, header in headers.items():
         stored.findings.extend((*header.findings, *_check_metadata(header.metadata, name)))
+        stored.tensors.update(header.tensors)
         if not header.tensors and header.findings:
             stored.broken.add(name)
-        stored.findings.extend(_find_copies((stored.tensors, stale), header.tensors, placed))
-        # A copy that the index takes from another file is stale.
-        taken = {key: entry for key, entry in header.tensors.items() if placed.get(key, name) == name}
-        stored.tensors.update(taken)
-        stale.update({key: header.tensors[key] for key in header.tensors.keys() - taken.keys()})
+    count = sum(len(header.tensors) for header in headers.values())
+    if count != len(stored.tensors) or not _is_exact(weights.placed, stored.tensors):
+        _settle(headers, weights.placed, stored)
     if weights.placed is not None:
-        stored.findings.extend(_check_index(weights.placed, stored))
         stored.findings.extend(_check_total(storage, weights, stored))
     return stored
+
+
+def _is_exact(placed: Mapping[str, str] | None, tensors: Mapping[str, TensorEntry]) -> bool:
+    """Whether the index, if there is one, says just where each tensor is."""
+    return placed is None or placed == {name: entry.file for name, entry in tensors.items()}
+
+
+def _settle(headers: Mapping[str, Header], placed: Mapping[str, str] | None, stored: Stored) -> None:
+    """Choose among copies as the index says, and find what it says wrongly."""
+    stored.tensors, stale = {}, dict[str, TensorEntry]()
+    for name, header in headers.items():
+        stored.findings.extend(_find_copies((stored.tensors, stale), header.tensors, placed or {}))
+        # A copy that the index takes from another file is stale.
+        taken = {key: entry for key, entry in header.tensors.items() if (placed or {}).get(key, name) == name}
+        stored.tensors.update(taken)
+        stale.update({key: header.tensors[key] for key in header.tensors.keys() - taken.keys()})
+    if placed is not None:
+        stored.findings.extend(_check_index(placed, stored))
 
 
 def _check_metadata(metadata: Mapping[str, object], name: str) -> Iterator[Finding]:

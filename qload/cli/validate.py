@@ -43,6 +43,7 @@ class Request:
     baseline: Path | None
     write_baseline: Path | None
     tp: tuple[int, ...]
+    model: bool
     probe: bool
     deep: bool
     fix: bool
@@ -93,6 +94,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--baseline", type=_file, metavar="FILE", help="Leave out the findings that this file has.")
 @click.option("--write-baseline", type=_file, metavar="FILE", help="Write all findings there, as known from now on.")
 @click.option("--tp", callback=read_sizes, metavar="SIZES", help="Divide it over ranks, too: 1,2,4,8.")
+@click.option("--model", is_flag=True, help="Build the architecture, without memory, and compare it, too.")
 @click.option("--probe", is_flag=True, help="Read a few bytes of the weights, too.")
 @click.option("--deep", is_flag=True, help="Read all of the weights, too.")
 @click.option("--fix", is_flag=True, help="Mend what can be in JSON files, then validate.")
@@ -142,6 +144,7 @@ def _check_one(request: Request, path: str, registry: Registry) -> Report:
             path,
             registry=registry,
             tp=request.tp,
+            model=request.model,
             probe=request.probe,
             deep=request.deep,
             select=request.select,

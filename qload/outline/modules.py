@@ -1,6 +1,6 @@
 """The modules that a checkpoint stores tensors of, with what their names and shapes say that they are."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from qload.checkpoint import Checkpoint, Modules, TensorEntry
@@ -14,6 +14,8 @@ from qload.quantization import Quantization, Treatment
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 HEADS = ("lm_head", "embed_out")
 ATTENTIONS = frozenset({"self_attn", "attn", "attention", "self_attention"})
+_ATTENTION = "att"
+"""What is in all of these names, so that few names have to be parted."""
 
 
 Likeness = tuple[str, Treatment, bool, tuple[tuple[str, str, tuple[int, ...]], ...]]
@@ -65,24 +67,23 @@ class _Listing:
     def __post_init__(self) -> None:
         info = self.quantization.method.info
         self.numbers = find_numbers(self.quantization.section) if info.is_by_place else Numbers(everywhere=True)
-        self.below = group_below(self.checkpoint.modules, self.attentions()) if info.capabilities.kv_cache else {}
+        self.below = self.attentions() if info.capabilities.kv_cache else {}
 
-    def attentions(self) -> frozenset[str]:
-        """The attention modules, which may store tensors below those right below them."""
-        above = {name.rpartition(".")[0] for name in self.checkpoint.modules}
-        return frozenset(name for name in above if _is_attention(name))
+    def attentions(self) -> Modules:
+        """What each attention stores below the modules right below it, as some tools store scales of its caches."""
+        near = {name: stored for name, stored in self.checkpoint.modules.items() if _ATTENTION in name}
+        above = {name.rpartition(".")[0] for name in near}
+        return group_below(near, {name for name in above if _is_attention(name)})
 
-    def modules(self) -> Modules:
-        """The modules that store tensors, and the attentions, each before those below it."""
-        if not self.below:
-            return self.checkpoint.modules
-        found: dict[str, Mapping[str, str]] = {}
-        for name, stored in self.checkpoint.modules.items():
-            above = name.rpartition(".")[0]
-            if above in self.below and above not in found:
-                found[above] = {**self.below[above], **self.checkpoint.modules.get(above, {})}
-            found.setdefault(name, stored)
-        return found
+    def modules(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """The modules that store tensors with what they store, and the attentions, each before those below it."""
+        modules, waiting = self.checkpoint.modules, set(self.below)
+        for name, stored in modules.items():
+            if waiting and _ATTENTION in name and (above := name.rpartition(".")[0]) in waiting:
+                waiting.remove(above)
+                if above not in modules:
+                    yield above, self.below[above]
+            yield name, stored if name not in self.below else {**self.below[name], **stored}
 
     def list(self) -> list[tuple[str, StoredModule]]:
         """Every module with its sample. The loop is short of words, for it runs for each of 45,000 modules."""
@@ -90,7 +91,7 @@ class _Listing:
         blurred: dict[str, str] = {}
         known: dict[Hashable, StoredModule | None] = {}
         listed = []
-        for name, stored in self.modules().items():
+        for name, stored in self.modules():
             above, _, last = name.rpartition(".")
             place = blurred.get(above)
             if place is None:

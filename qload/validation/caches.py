@@ -68,6 +68,8 @@ def _list_read(found: Examination) -> set[str]:
 def _find_lacking(having: Iterable[str], explained: frozenset[str], found: Examination) -> Iterator[Finding]:
     """Attentions without scales where others of their place and make have some, and the config leaves out neither."""
     having = set(having)
+    if not having:
+        return
     makes = {(generalise(name), _list_projections(name, found)) for name in having}
     for name in dict.fromkeys(module.rpartition(".")[0] for module in found.checkpoint.modules):
         if name.rpartition(".")[2] not in _ATTENTIONS or name in having or is_beyond(name, found.checkpoint.config):

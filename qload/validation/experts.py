@@ -42,11 +42,16 @@ def find_odd_experts(found: Examination) -> Iterator[Finding]:
 def _list_mixtures(found: Examination) -> Mapping[str, Mixture]:
     """The mixtures of the checkpoint, without those of layers that predict further tokens, which vary."""
     mixtures: dict[str, Mixture] = defaultdict(Mixture)
+    experts: dict[str, tuple[Mixture, int, str] | None] = {}
+    # A module has the expert of those beside it: its name is parted once for all of them.
     for name in found.checkpoint.modules:
-        if _INSIDE in name:
-            mixture, number, leaf = split_expert(name)
-            if number.isdecimal() and leaf:
-                mixtures[mixture].leaves[leaf].add(int(number))
+        above, _, last = name.rpartition(".")
+        if above not in experts:
+            mixture, number, leaf = split_expert(f"{above}.")
+            experts[above] = (mixtures[mixture], int(number), leaf) if _INSIDE in above and number.isdecimal() else None
+        expert = experts[above]
+        if expert is not None:
+            expert[0].leaves[expert[2] + last].add(expert[1])
     return {name: mixture for name, mixture in mixtures.items() if not is_beyond(name, found.checkpoint.config)}
 
 

@@ -1,5 +1,6 @@
 """The verdict on a checkpoint: everything that was found, and in what."""
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from qload.validation.finders import FINDERS
 from qload.validation.lines import describe_verdict, write_lines
 from qload.validation.prefixes import drop_explained
 from qload.validation.selection import UNREADABLE, Selection, split_codes
+
+_CHECKING = "qload.torch.models.checking"
+"""Imports torch, which nothing else here needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +85,29 @@ def validate(
     tp: Sequence[int] = (),
     probe: bool = False,
     deep: bool = False,
+    model: bool = False,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Validate the checkpoint in the folder or file `path` from its config and headers alone.
 
-    `tp` are numbers of ranks that it is to be divided over. With `probe`, a few bytes of its data are read too; with
-    `deep`, all of them, and `progress` is told how many of how many bytes have been. `select` and `ignore` are codes of
-    rules, or beginnings of them, as in `Report.select`. Raises ParallelError for what is no number of ranks, and
-    QloadError if there is no such folder; every other fault is a finding.
+    `tp` are numbers of ranks that it is to be divided over. With `model`, it is held against its architecture, which
+    transformers builds without memory, as `qload.load` does before it reads; a checkpoint with errors is not. With
+    `probe`, a few bytes of its data are read too; with `deep`, all of them, and `progress` is told how many of how many
+    bytes have been. `select` and `ignore` are codes of rules, or beginnings of them, as in `Report.select`.
+
+    Raises ParallelError for what is no number of ranks, and QloadError if there is no such folder; every other fault is
+    a finding.
     """
     sizes = check_sizes(tp)
     found = examine(path, registry if registry is not None else Registry.discover())
     checkpoint = found.checkpoint
     storage = _storage_of(checkpoint)
-    findings, excerpts = locate(
-        tuple(drop_explained(_find(found, sizes, probe=probe, deep=deep, progress=progress), found)), storage
-    )
+    noticed = list(drop_explained(_find(found, sizes, probe=probe, deep=deep, progress=progress), found))
+    if model and all(finding.severity is not Severity.ERROR for finding in noticed):
+        noticed += _find_misfits(found)
+    findings, excerpts = locate(tuple(noticed), storage)
     report = Report(
         checkpoint.path,
         found.method,
@@ -110,6 +119,16 @@ def validate(
         excerpts=excerpts,
     )
     return report.select(select, ignore)
+
+
+def _find_misfits(found: Examination) -> Iterable[Finding]:
+    """What does not fit the architecture, beside what is said already."""
+    if found.quantization is None or found.outline is None or found.registry is None:
+        return ()
+    said = {(finding.code, finding.where) for finding in found.findings}
+    checking = importlib.import_module(_CHECKING)
+    faults = checking.find_model_faults(found.checkpoint, found.quantization, found.registry)
+    return [fault for fault in faults if (fault.code, fault.where) not in said]
 
 
 def _storage_of(checkpoint: Checkpoint) -> Storage:
