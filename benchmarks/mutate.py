@@ -3,9 +3,10 @@
     python benchmarks/mutate.py [--count 40] [--seed 0] [--seconds 60] [--memory 6] [--json FILE] [FOLDER ...]
 
 `--count` is for each checkpoint (those of tests/data, where no folders are given): half of them as they are, half split
-into three files with an index. Each change is validated with all tiers, and held against its model. One in which nothing is found is loaded, and
-its logits compared with the unchanged checkpoint's: a survivor is one that differs. Each may take `--seconds`, and the
-process `--memory` GB more than it has at the start. `--keep` is a folder for what crashed, hung or survived.
+into three files with an index. Each change is validated with all tiers, and held against its model. One in which
+nothing is found is loaded, and its logits compared with the unchanged checkpoint's: a survivor is one that differs.
+Each may take `--seconds`, and the process `--memory` GB more than it has at the start. `--keep` is a folder for what
+crashed, hung or survived.
 """
 
 import argparse
