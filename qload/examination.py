@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from qload.checkpoint import Checkpoint, Folder, Storage, open_folder
 from qload.config_file import name_file, open_config, read_config_file
@@ -14,6 +15,8 @@ from qload.outline import Outline, outline, thin
 from qload.plan import find_faults
 from qload.quantization import Quantization, resolve
 from qload.registry import Registry
+
+Read = TypeVar("Read")
 
 REMOTE = "hf:"
 """What an address begins with that is no path: of a repository on the hub."""
@@ -56,10 +59,8 @@ def examine(path: str | Path, registry: Registry) -> Examination:
 def _examine(checkpoint: Checkpoint, registry: Registry) -> Examination:
     if not checkpoint.is_readable and checkpoint.findings:
         return Examination(checkpoint, checkpoint.findings)
-    quantization = _read(lambda: resolve(checkpoint, registry))
-    if not isinstance(quantization, Quantization):
-        return Examination(checkpoint, (*checkpoint.findings, *quantization))
-    return _plan(checkpoint, quantization)
+    found = _read(lambda: _plan(checkpoint, resolve(checkpoint, registry)))
+    return found if isinstance(found, Examination) else Examination(checkpoint, (*checkpoint.findings, *found))
 
 
 def _examine_config(checkpoint: Checkpoint, registry: Registry) -> Examination:
@@ -71,8 +72,8 @@ def _examine_config(checkpoint: Checkpoint, registry: Registry) -> Examination:
     return Examination(checkpoint, (*checkpoint.findings, *name_file(tuple(found), checkpoint.path.name)))
 
 
-def _read(read: Callable[[], Quantization]) -> Quantization | Iterable[Finding]:
-    """The quantization, or why there is none."""
+def _read(read: Callable[[], Read]) -> Read | list[Finding]:
+    """What is read, or why it cannot be."""
     try:
         return read()
     except CheckpointError as error:

@@ -38,8 +38,8 @@ class Report:
     tensors: int
     nbytes: int
     findings: tuple[Finding, ...]
-    asked: str = ""
-    place: str = ""
+    asked: str = field(default="", compare=False)
+    place: str = field(default="", compare=False)
     excerpts: tuple[Excerpt, ...] = field(default=(), repr=False)
     known: int = 0
 

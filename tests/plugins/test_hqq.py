@@ -103,7 +103,7 @@ def test_what_hqq_stores_is_read_from_files_as_words(variant: Variant, tmp_path:
     rows, columns = variant.settings["shape"]
     save_file(variant.stored, tmp_path / "model.safetensors")
     quantization = make_quantization(section_of(variant), registry)
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": section_of(variant)}))
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": "float32", "quantization_config": section_of(variant)}))
     assert qload.validate(tmp_path).findings == ()
     layer = torch.nn.Module()
     layer.m = ReplicatedLinear(columns, rows, Site(quantization, "m", dtype=variant.made["dequantized"].dtype))

@@ -182,7 +182,7 @@ def test_a_map_beside_the_weights_is_a_claim(tmp_path: Path, registry: Registry)
     assert str(found.treat(ModuleInfo(("m",))).scheme) == "qint8"
     assert found.treat(ModuleInfo(("lm_head",))).scheme is None
     (tmp_path / "quanto_qmap.json").write_text(json.dumps({"m": {"weights": "qint5"}}))
-    with pytest.raises(CheckpointError, match=r"QL105 modules.m.weights in quanto_qmap.json.*qint5"):
+    with pytest.raises(CheckpointError, match=r"QL105 m.weights in quanto_qmap.json.*qint5"):
         resolve(Checkpoint(tmp_path, {}, {}, files=("quanto_qmap.json",)), registry)
 
 

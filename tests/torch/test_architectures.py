@@ -138,8 +138,8 @@ def write_experts(model: Any, path: Path, experts: dict[str, Tensor], section: d
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in beside}
     assert experts
     save_file(kept | {name: tensor.contiguous() for name, tensor in experts.items()}, path / "model.safetensors")
-    if section is not None:
-        edit_config(path, lambda config: config.update(quantization_config=section))
+    quantized = {} if section is None else {"quantization_config": section}
+    edit_config(path, lambda config: config.update(dtype="float32", **quantized))
 
 
 @pytest.mark.parametrize("is_quantized", [False, True], ids=["plain", "quantized"])

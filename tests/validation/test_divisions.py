@@ -1,5 +1,6 @@
 """What numbers of ranks split, held to brute force over elements, to plans, and to real ranks."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from breaking import Case, config, drop
 from edits import edit_config, edit_tensors
 from jobs.transformers_models import compute
-from samples import DATA, DEMO, is_sound, samples
+from samples import DATA, DEMO, flaws, is_sound, samples
 from torch import Tensor
 from worlds import World
 
@@ -61,6 +62,14 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_schem
 FUSED = "model.layers.0.mlp.gate_up_proj"
 AT_2 = {"tp": (1, 2)}
 
+
+def order_activations(folder: Path) -> None:
+    """In the config, and in the file beside it that says the same."""
+    config(lambda whole: whole["quantization_config"].update(desc_act=True))(folder)
+    beside = folder / "quantize_config.json"
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "desc_act": True}))
+
+
 CASES: tuple[Case, ...] = (
     Case(
         "QL401",
@@ -99,7 +108,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "QL404",
         "gptq-4bit-g128-asym",
-        config(lambda whole: whole["quantization_config"].update(desc_act=True)),
+        order_activations,
         f"{DOWN}.g_idx",
         AT_2,
     ),
@@ -113,6 +122,10 @@ CASES: tuple[Case, ...] = (
 )
 
 
+def codes_of(findings: Iterable[Finding]) -> set[str]:
+    return {finding.code for finding in findings}
+
+
 def splits_of(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.code in SPLITS]
 
@@ -120,7 +133,7 @@ def splits_of(findings: Iterable[Finding]) -> list[Finding]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.code}-{case.checkpoint}-{case.where}")
 def test_what_two_ranks_would_split_is_found_with_its_tensor(case: Case, broken: Callable[[str], Path]) -> None:
     folder = broken(case.checkpoint)
-    assert qload.validate(folder, **case.options).findings == ()
+    assert codes_of(qload.validate(folder, **case.options).findings) <= flaws(DATA / case.checkpoint)
     case.breaks(folder)
     assert [each for each in qload.validate(folder).findings if each.code.startswith("QL4")] == []
     found = [each for each in qload.validate(folder, **case.options).findings if each.code == case.code]
@@ -237,7 +250,7 @@ def test_what_validating_passes_real_ranks_load(name: str, size: int, worlds: Ca
 
 @pytest.mark.parametrize("path", SOUND)
 def test_one_rank_splits_nothing(path: Path, registry: Registry) -> None:
-    assert qload.validate(path, registry=registry, tp=(1,)).findings == ()
+    assert codes_of(qload.validate(path, registry=registry, tp=(1,)).findings) <= flaws(path)
 
 
 @pytest.mark.parametrize("sizes", [(0,), (2, -1), (1025,), (True,), ("2",), (2.0,)])
