@@ -45,6 +45,17 @@ def config(change: Callable[[dict[str, Any]], Any]) -> Break:
     return lambda folder: edit_config(folder, change)
 
 
+def config_alone(change: Callable[[dict[str, Any]], Any]) -> Break:
+    """A change of config.json where no file beside it says what it said before."""
+
+    def apply(folder: Path) -> None:
+        edit_config(folder, change)
+        for name in ("quantize_config.json", "hf_quant_config.json"):
+            (folder / name).unlink(missing_ok=True)
+
+    return apply
+
+
 def cut(size: int) -> Break:
     return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
 

@@ -96,7 +96,7 @@ def open_folder(storage: Storage) -> Checkpoint:
         *weights.findings,
         *stored.findings,
         *_check_presence(storage.names, weights.files, pickled),
-        *find_pointers(storage, _choose_side_files(storage.names, pickled)),
+        *_find_pointers(storage, pickled),
     )
     return Checkpoint(
         Path(storage.place),
@@ -123,6 +123,13 @@ def _choose_side_files(files: tuple[str, ...], pickled: tuple[str, ...]) -> Iter
     for name in files:
         if name in pickled or (name.endswith(_PERHAPS_POINTERS) and name not in (CONFIG, INDEX)):
             yield name
+
+
+def _find_pointers(storage: Storage, pickled: tuple[str, ...]) -> tuple[Finding, ...]:
+    """Small files that git-LFS has not replaced; a storage that is no folder gives what they point to."""
+    if not isinstance(storage, Folder):
+        return ()
+    return tuple(find_pointers(storage, _choose_side_files(storage.names, pickled)))
 
 
 def _read_config(storage: Storage) -> tuple[dict[str, Any] | None, Finding | None]:

@@ -40,8 +40,8 @@ def test_what_is_wrong_with_it_is_said(broken: Callable[[str], Path], serve: Cal
     (folder / "model-00001-of-00002.safetensors").unlink()
     done = run(serve(model=folder), "validate", "hf:org/model", "--format", "json")
     assert done.returncode != 0
-    said = json.loads(done.stdout)
-    assert said["path"] == f"hf:org/model@{COMMIT}"
+    (said,) = json.loads(done.stdout)["checkpoints"]
+    assert said["place"] == f"hf:org/model@{COMMIT}"
     assert "QL005" in {finding["code"] for finding in said["findings"]}
 
 

@@ -58,12 +58,6 @@ def misplace(folder: Path) -> None:
     write_index(folder, dict.fromkeys(table["weight_map"], FIRST))
 
 
-def nest(folder: Path) -> None:
-    (folder / "original").mkdir()
-    shutil.copy(folder / FIRST, folder / "original" / "consolidated.00.pth")
-    shutil.copytree(folder / "original", folder / "model.safetensors")
-
-
 def outside(folder: Path) -> None:
     (folder / "sub").mkdir()
     shutil.move(folder / FIRST, folder / "sub" / FIRST)
@@ -84,8 +78,6 @@ BROKEN: dict[str, Break] = {
     "a header is no JSON": lambda folder: (folder / LAST).write_bytes((50).to_bytes(8, "little") + bytes(99)),
     "there is no config": lose("config.json"),
     "there are no weights": lose(FIRST, SECOND, LAST, INDEX),
-    "a folder has the name of the weights": nest,
-    "a shard lies in a folder": outside,
     "the method is not known": lambda folder: edit_config(
         folder, lambda config: config["quantization_config"].update(quant_method="nope")
     ),
@@ -105,6 +97,14 @@ def test_what_is_broken_is_found_alike(
         monkeypatch.setattr("qload.hub.repository.HEAD", head)
         serve(model=folder)
         hold(qload.validate("hf:org/model"), local)
+
+
+def test_a_shard_in_a_folder_below_is_read_alike(broken: Callable[[str], Path], serve: Callable[..., Hub]) -> None:
+    folder = broken(DEMO.name)
+    split_files(folder, 3)
+    outside(folder)
+    serve(model=folder)
+    hold(qload.validate("hf:org/model"), qload.validate(folder))
 
 
 @pytest.mark.parametrize("breaks", [cut(5), cut(1000), drop("model.layers.1.mlp.up_proj.weight_scale")])

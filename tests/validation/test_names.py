@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from breaking import Break, Case, add, config
+from breaking import Break, Case, add, config, config_alone
 from headers import (
     HIDDEN,
     Shapes,
@@ -38,7 +38,7 @@ def append(key: str, *entries: str) -> Break:
         section = whole["quantization_config"]
         section[key] = [*(section.get(key) or ()), *entries]
 
-    return config(change)
+    return config_alone(change)
 
 
 def add_group(*targets: str) -> Break:
@@ -46,7 +46,7 @@ def add_group(*targets: str) -> Break:
         groups = whole["quantization_config"]["config_groups"]
         groups["group_1"] = {**groups["group_0"], "targets": list(targets)}
 
-    return config(change)
+    return config_alone(change)
 
 
 ROUTER = add(f"{LAYER}.mlp.gate.weight", torch.zeros(4, 256, dtype=torch.bfloat16))
