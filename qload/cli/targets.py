@@ -4,13 +4,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-_BESIDE = (".json", ".safetensors")
-"""How the names of files end that are parts of the checkpoint in their folder, and none of their own."""
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+"""How the names of files end that say nothing by themselves."""
+_PARTS = (".json", ".safetensors")
+"""How those end that are parts of the checkpoint in their folder."""
 
 
-def choose_targets(paths: Iterable[str]) -> tuple[str, ...]:
-    """The paths, with its folder for a file that is a part of a checkpoint, each once."""
-    targets = [_find_folder(path) if path.endswith(_BESIDE) and os.path.isfile(path) else path for path in paths]  # noqa: PTH113
+def choose_targets(paths: Iterable[str], *, whole: bool = False) -> tuple[str, ...]:
+    """The paths, with its folder for a file of weights, each once; with `whole`, for any part of a checkpoint."""
+    ends = _PARTS if whole else _WEIGHTS
+    targets = [_find_folder(path) if path.endswith(ends) and os.path.isfile(path) else path for path in paths]  # noqa: PTH113
     return tuple({os.path.normpath(target): target for target in reversed(targets)}.values())[::-1]
 
 

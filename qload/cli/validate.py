@@ -49,6 +49,7 @@ class Request:
     fix: bool
     diff: bool
     collapse: bool
+    whole: bool
     quiet: bool
 
 
@@ -100,6 +101,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--fix", is_flag=True, help="Mend what can be in JSON files, then validate.")
 @click.option("--diff", is_flag=True, help="Show what --fix would change, change nothing, and validate.")
 @click.option("--collapse/--no-collapse", default=True, help="Write findings as one that differ only in numbers.")
+@click.option("--whole", is_flag=True, help="A JSON file means the checkpoint in its folder, not itself alone.")
 @click.option("--quiet", "-q", is_flag=True, help="Findings alone, without a verdict or progress.")
 @click.pass_context
 def command(ctx: click.Context, /, **parameters: Any) -> None:
@@ -126,7 +128,7 @@ def _check(request: Request) -> Outcome:
     known = importlib.import_module(_BASELINE).read_baseline(request.baseline) if request.baseline else None
     reports: list[Report] = []
     failures: list[Failure] = []
-    for path in choose_targets(request.paths):
+    for path in choose_targets(request.paths, whole=request.whole):
         try:
             report = _check_one(request, path, registry)
         except QloadError as error:

@@ -314,12 +314,18 @@ def test_several_checkpoints_are_each_reported_and_the_worst_counts(stale: Path)
 def test_files_of_a_checkpoint_are_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["config.json", "model.safetensors"]
     paths = [*(DEMO / name for name in names), DEMO, f"{DEMO}/", DATA / "gguf" / "missing.gguf"]
-    result = call(*paths, "--format", "json")
+    result = call(*paths, "--whole", "--format", "json")
     assert [each["asked"] for each in json.loads(result.stdout)["checkpoints"]] == [str(DEMO)]
     assert len(json.loads(result.stdout)["failures"]) == 1
     monkeypatch.chdir(DEMO)
-    result = call(*names, "--format", "json")
+    result = call(*names, "--whole", "--format", "json")
     assert [each["asked"] for each in json.loads(result.stdout)["checkpoints"]] == ["."]
+
+
+def test_a_config_is_checked_by_itself_and_weights_with_their_folder() -> None:
+    result = call(DEMO / "config.json", DEMO / "model.safetensors", "--format", "json")
+    found = [(each["asked"], each["tensors"]) for each in json.loads(result.stdout)["checkpoints"]]
+    assert found == [(str(DEMO / "config.json"), 0), (str(DEMO), 63)]
 
 
 def test_ranks_are_told_to_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
