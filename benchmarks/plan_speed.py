@@ -29,7 +29,8 @@ from qload.examination import open_checkpoint
 from qload.geometry import Geometry, Kind, Part, replicated, single
 from qload.hookspecs import ModuleInfo
 from qload.plan import PlainTarget, Plan, Source, Target, make_plan
-from qload.quantization import Quantization, resolve
+from qload.quantization import Quantization
+from qload.resolution import resolve
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD, VOCABULARY, GROUP = 2048, 768, 32, 4, 128, 151936, 128
 LAYERS_IN_A_FILE = 4

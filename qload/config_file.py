@@ -12,8 +12,9 @@ from qload.configs import Section, find_sections
 from qload.errors import QloadError
 from qload.findings import Finding
 from qload.probes import find_refusals
-from qload.quantization import Quantization, resolve, resolve_side_file
+from qload.quantization import Quantization
 from qload.registry import UNQUANTIZED, Registry
+from qload.resolution import resolve, resolve_side_file
 
 _MARKS = ("architectures", "model_type")
 """One of these has every model's config."""

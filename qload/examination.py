@@ -13,8 +13,9 @@ from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, report
 from qload.outline import Outline, outline, thin
 from qload.plan import find_faults
-from qload.quantization import Quantization, resolve
+from qload.quantization import Quantization
 from qload.registry import Registry
+from qload.resolution import resolve
 
 Read = TypeVar("Read")
 

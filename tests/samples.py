@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qload import Quantization, Registry
 from qload.checkpoint import Checkpoint
-from qload.quantization import resolve
+from qload.resolution import resolve
 
 DATA = Path(__file__).parent / "data"
 WIDER = os.environ.get("QLOAD_CHECKPOINTS")

@@ -39,6 +39,7 @@ FLOORS = (
     "registry",
     "configs",
     "quantization",
+    "resolution",
     "schemas",
     "presets",
     "probes",

@@ -11,11 +11,12 @@ from strangers import make_rows, registry_with
 
 from qload import Registry
 from qload.checkpoint import Checkpoint, Folder, TensorEntry, open_folder
+from qload.configs import find_section
 from qload.errors import CheckpointError, MethodError, PluginError
 from qload.geometry import Kind, single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
-from qload.quantization import find_section, resolve
 from qload.registry import METHODS_GROUP, UNQUANTIZED, Origin
+from qload.resolution import resolve
 
 
 def with_claims(registry: Registry, **claims: Claim | None) -> Registry:

@@ -24,8 +24,9 @@ from qload.findings import Finding
 from qload.geometry import single
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo
 from qload.layout import Layout, in_, out
-from qload.quantization import Quantization, resolve
+from qload.quantization import Quantization
 from qload.registry import PluginWarning, Status
+from qload.resolution import resolve
 
 REMEDY = "report it to dist 1.0 (rows_module), or do without: QLOAD_DISABLE=rows"
 

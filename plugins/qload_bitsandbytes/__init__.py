@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
+from qload.configs import find_section
 from qload.declare import ParameterSpec, View, channel_scale, document, group_scale, index, packed, table
 from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, Tile
 from qload.layout import Axis, in_, out, part
-from qload.quantization import find_section
 from qload_bitsandbytes.config import BitsAndBytesConfig
 from qload_bitsandbytes.presets import PRESETS
 from qload_bitsandbytes.schemes import (

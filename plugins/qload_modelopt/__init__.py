@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from qload.configs import find_section
 from qload.declare import (
     ParameterSpec,
     View,
@@ -27,7 +28,6 @@ from qload.dtypes import SCALE_DTYPES
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, SideFiles, Tile
 from qload.layout import in_, out, part
-from qload.quantization import find_section
 from qload_modelopt.config import NESTED, SIDE_FILE, ModelOptConfig, merge
 from qload_modelopt.schemes import MIXED, CacheScheme, Form, Inputs, ModelOptScheme, find_scheme, find_states
 

@@ -8,11 +8,13 @@ from typing import Any
 from qload.calls import ask
 from qload.checkpoint import Checkpoint, Folder
 from qload.checkpoint.folder import CONFIG
+from qload.configs import SECTIONS, find_section
 from qload.errors import QloadError
 from qload.hookspecs import Claim
-from qload.quantization import SECTIONS, Quantization, find_section, resolve
+from qload.quantization import Quantization
 from qload.registry import Method, Registry
 from qload.repair.repairs import Repair, find_indent
+from qload.resolution import resolve
 
 _KEY, _NAME = SECTIONS[0], "quant_method"
 

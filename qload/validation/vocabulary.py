@@ -9,9 +9,9 @@ from typing import Any
 
 from qload.calls import call
 from qload.checkpoint import Checkpoint
+from qload.configs import SECTIONS
 from qload.examination import Examination
 from qload.patterns import Dialect, ListsNames, NameList
-from qload.quantization import SECTIONS
 from qload.validation.places import text_sections
 
 WRAPPERS = (

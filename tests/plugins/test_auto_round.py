@@ -14,7 +14,8 @@ from qload import Registry
 from qload.checkpoint import Checkpoint
 from qload.errors import CheckpointError
 from qload.hookspecs import ModuleInfo
-from qload.quantization import Quantization, resolve
+from qload.quantization import Quantization
+from qload.resolution import resolve
 
 GPTQ, AWQ = "auto_round:auto_gptq", "auto_round:auto_awq"
 SECTION: dict[str, Any] = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}

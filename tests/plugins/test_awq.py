@@ -15,7 +15,7 @@ from qload.checkpoint import Checkpoint, TensorEntry
 from qload.errors import ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
-from qload.quantization import resolve
+from qload.resolution import resolve
 from qload.torch import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 from qload.torch.parallel import Group
 

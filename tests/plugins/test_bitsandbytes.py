@@ -19,7 +19,7 @@ from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind, Part, column
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
-from qload.quantization import resolve
+from qload.resolution import resolve
 from qload.torch import (
     ColumnParallelLinear,
     ExpertLinear,

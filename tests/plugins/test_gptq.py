@@ -15,7 +15,7 @@ from qload import CheckpointError, ModelError, Registry
 from qload.checkpoint import Checkpoint
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
-from qload.quantization import resolve
+from qload.resolution import resolve
 from qload.torch import ReplicatedLinear, RowParallelLinear, Site, VocabParallelEmbedding
 from qload.torch.parallel import Group
 

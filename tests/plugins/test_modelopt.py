@@ -19,7 +19,7 @@ from qload.checkpoint import Checkpoint
 from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
-from qload.quantization import resolve
+from qload.resolution import resolve
 from qload.torch import (
     ColumnParallelLinear,
     Layer,

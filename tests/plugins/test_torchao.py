@@ -20,7 +20,7 @@ from qload.checkpoint import Checkpoint, Folder, Header, TensorEntry, read_heade
 from qload.errors import CheckpointError, ShardError
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
-from qload.quantization import resolve
+from qload.resolution import resolve
 from qload.torch import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,

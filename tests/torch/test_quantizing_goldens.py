@@ -15,7 +15,7 @@ import qload
 from qload import Quantization, Registry
 from qload.checkpoint import Checkpoint
 from qload.presets import list_presets
-from qload.quantization import resolve
+from qload.resolution import resolve
 from qload.torch import Layer, ReplicatedLinear, Site
 from qload.torch.loading.checkpoints import list_entries
 

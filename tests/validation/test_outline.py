@@ -15,7 +15,8 @@ from qload.geometry import Kind
 from qload.hookspecs import Capabilities, MethodInfo, ModuleInfo
 from qload.outline import outline
 from qload.plan import find_faults
-from qload.quantization import resolve, unquantized
+from qload.quantization import unquantized
+from qload.resolution import resolve
 
 
 class Config(BaseModel):

@@ -14,7 +14,7 @@ from qload.examination import open_checkpoint
 from qload.outline import outline
 from qload.outline.numbers import Blurring, find_numbers
 from qload.patterns import Dialect, Patterns
-from qload.quantization import resolve
+from qload.resolution import resolve
 
 DIGITS = st.text("0123456789", min_size=1, max_size=3)
 WORDS = st.sampled_from(["layers", "mlp", "fc1", "fc2", "w1", "experts", "gate", "gate_proj"])

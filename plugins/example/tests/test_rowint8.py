@@ -6,7 +6,8 @@ from rowint8 import RowInt8Scheme
 
 import qload
 from qload.checkpoint import Checkpoint, TensorEntry
-from qload.quantization import Quantization, resolve
+from qload.quantization import Quantization
+from qload.resolution import resolve
 from qload.testing import check_method
 
 

@@ -15,8 +15,9 @@ from qload.errors import CheckpointError, MethodError, QloadError
 from qload.findings import Finding, collapse, errors
 from qload.plan import PlainTarget, Plan, Target, make_plan
 from qload.presets import Asked, choose_quantization
-from qload.quantization import Quantization, resolve
+from qload.quantization import Quantization
 from qload.registry import UNQUANTIZED, Registry
+from qload.resolution import resolve
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill

@@ -16,8 +16,8 @@ from transformers import initialization as hf_init
 
 from qload.checkpoint import Checkpoint
 from qload.checkpoint.folder import CONFIG
+from qload.configs import SECTIONS
 from qload.errors import ModelError
-from qload.quantization import SECTIONS
 from qload.torch.dtypes import dtype_code, is_written, make_unwritten, torch_dtype
 
 
