@@ -95,7 +95,7 @@ MODELS: tuple[
         "Qwen3-30B-A3B GPTQ",
         as_gptq,
         GPTQ,
-        attention("model.layers.0", 2048, 32, 4, 128) | mlp("model.layers.0.mlp.experts.7", 2048, 768),
+        attention("model.layers.0", 2048, 32, 4, 128) | mlp("model.layers.0.mlp.experts.0", 2048, 768),
         MIXTURE,
         {1: set(), 2: set(), 4: {"QL401 down_proj"}, 8: {"QL401 down_proj", *UNTILED}},
     ),

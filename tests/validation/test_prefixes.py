@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from breaking import Break, Case, config
+from breaking import Break, Case, config, config_alone
 from headers import attention, ct_section, mlp, model_config, norms, outer, packed, plain, write_headers
 from holding import hold, plain_module, rename, together
 from samples import DEMO
@@ -21,7 +21,7 @@ def ignore(entry: str, rows: int, columns: int) -> Break:
     """A module that is stored plain, as an entry with another prefix says."""
     return together(
         plain_module(f"model.{PLACE}", rows, columns),
-        config(lambda whole: whole["quantization_config"].setdefault("ignore", []).append(entry)),
+        config_alone(lambda whole: whole["quantization_config"].setdefault("ignore", []).append(entry)),
     )
 
 
@@ -83,7 +83,7 @@ def test_an_entry_beside_the_right_one_is_no_fault(broken: Callable[[str], Path]
     """Lists for several versions of a model's names."""
     folder = broken("modelopt-nvfp4")
     ignore(PLACE, 256, 512)(folder)
-    config(lambda whole: whole["quantization_config"]["ignore"].append(f"model.{PLACE}"))(folder)
+    config_alone(lambda whole: whole["quantization_config"]["ignore"].append(f"model.{PLACE}"))(folder)
     assert qload.validate(folder).findings == ()
 
 
