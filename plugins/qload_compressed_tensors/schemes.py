@@ -61,6 +61,8 @@ def make_scheme(group: QuantizationGroup, format: str | None, sparsity: str | No
             raise ValueError("activations are quantized and weights are not")
         return None
     weights = make_quantizer(group.weights)
+    if weights.is_float and inputs is not None and not inputs.is_float:
+        raise ValueError(f"weights are {weights} and inputs {inputs}: no kernel multiplies floats with integers")
     stored_as = choose_format(group.format or format, weights, inputs)
     return CompressedScheme(stored_as, weights, inputs, outputs, sparsity if stored_as in PLAIN_FORMATS else None)
 

@@ -35,7 +35,7 @@ RULES = (
     error(
         "QL504",
         Tier.DATA,
-        "a packed weight that is zero throughout",
+        "a packed weight, or a scale, that is zero throughout",
         failure="Zero is a code like any other: after the zero-point is taken off, it is the least value that a "
         "weight can have. The tensor was allocated and never written, and the layer gives out garbage.",
         cure="Export the layer again; a quantizing job that ran out of memory or skipped an expert is the usual "
@@ -76,5 +76,15 @@ RULES = (
         failure="Readers that go by the config and those that go by the tensors decode the same bytes by different "
         "bits, group sizes or axes, and one of them gets other weights.",
         cure="Correct the config to what the layers were quantized with, or export the layer again.",
+    ),
+    error(
+        "QL509",
+        Tier.DATA,
+        "a weight or a bias that is NaN or infinite",
+        failure="It spreads through every layer above it: all logits are NaN. An 8-bit float has codes that are NaN, "
+        "so that a block of bytes that was never written, or was overwritten, is many of them.",
+        cure="Download or export the file again; where the original weights overflow a narrower dtype, keep them in "
+        "bfloat16.",
+        limits="Speaks of tensors named weight or bias, and of packed weights in floats; buffers may hold infinities.",
     ),
 )

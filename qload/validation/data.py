@@ -13,10 +13,12 @@ from qload.validation.checksums import Checksum, read_checksums
 from qload.validation.pieces import Progress, Scan, Task, read_file
 from qload.validation.shares import find_idle_caches, find_unlike_parts
 from qload.validation.stored import Stored, list_stored
-from qload.values import Watch, ZeroWatch, find_unit, make_watches
+from qload.values import FLOAT_BITS, FloatBits, Watch, WeightWatch, ZeroWatch, find_unit, make_watches
 
 _AT_ONCE = (ParameterKind.GLOBAL_SCALE, ParameterKind.SETTING)
 """What is small enough to be read wherever a few bytes are."""
+_WEIGHTS = (ParameterKind.PACKED, ParameterKind.WEIGHT, ParameterKind.BIAS)
+_PLAIN = (".weight", ".bias")
 _PROBED = 96
 """As many bytes of zero-points say whether they could be those of another version, whatever their bits."""
 
@@ -65,7 +67,7 @@ def _read_all(
     progress: Progress | None,
 ) -> Iterator[Finding]:
     """Every byte of every weight file, once: for its numbers, and for its checksum."""
-    tasks = [_watch(each, numbers, deep=True) for each in stored]
+    tasks = [*(_watch(each, numbers, deep=True) for each in stored), *_watch_plain(found, stored)]
     files = sorted({entry.file for entry in found.checkpoint.tensors.values()})
     checksums = read_checksums(storage, files)
     scan = Scan(storage, sum(_measure(storage, file) for file in files), progress)
@@ -112,10 +114,29 @@ def _watch(stored: Stored, numbers: dict[str, bytes], *, deep: bool = False) -> 
     watches: tuple[Watch, ...] = ()
     if deep or spec.kind in _AT_ONCE or spec.facts.other is not None:
         watches = make_watches(spec.kind, spec.bounds, spec.facts, entry.dtype)
-    if deep and spec.kind is ParameterKind.PACKED:
-        watches = (*watches, ZeroWatch())
+    if deep:
+        watches = (*watches, *_watch_weights(spec, FLOAT_BITS.get(entry.dtype)))
     kept = numbers if stored.is_compared else None
     return Task(entry, watches, find_unit(spec.facts, stored.itemsize), kept, stored.width)
+
+
+def _watch_weights(spec: ParameterSpec, number: FloatBits | None) -> Iterator[Watch]:
+    """What is looked for where every number is read; a power of two has no zero."""
+    if spec.kind is ParameterKind.PACKED:
+        yield ZeroWatch()
+    elif spec.kind.is_scale and number is not None and number.signed and spec.kind is not ParameterKind.GLOBAL_SCALE:
+        yield ZeroWatch(spec.kind.value)
+    if spec.kind in _WEIGHTS and number is not None and spec.facts.blocks is None:
+        yield WeightWatch(number)
+
+
+def _watch_plain(found: Examination, stored: Iterable[Stored]) -> Iterator[Task]:
+    """The weights and biases of what is not quantized."""
+    known = {each.entry.name for each in stored}
+    for name, entry in found.checkpoint.tensors.items():
+        number = FLOAT_BITS.get(entry.dtype)
+        if number is not None and name.endswith(_PLAIN) and name not in known:
+            yield Task(entry, (WeightWatch(number),), number.nbytes, None, number.nbytes)
 
 
 def _shorten(stored: Stored) -> Stored:

@@ -2,6 +2,16 @@
 
 from qload.values.choice import find_unit, find_width, make_watches
 from qload.values.floats import FLOAT_BITS, FloatBits
-from qload.values.watches import Bits, Watch, ZeroWatch
+from qload.values.watches import Bits, Watch, WeightWatch, ZeroWatch
 
-__all__ = ["FLOAT_BITS", "Bits", "FloatBits", "Watch", "ZeroWatch", "find_unit", "find_width", "make_watches"]
+__all__ = [
+    "FLOAT_BITS",
+    "Bits",
+    "FloatBits",
+    "Watch",
+    "WeightWatch",
+    "ZeroWatch",
+    "find_unit",
+    "find_width",
+    "make_watches",
+]

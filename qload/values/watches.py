@@ -233,9 +233,35 @@ class SettingWatch(Watch):
 
 
 @dataclass(slots=True)
-class ZeroWatch(Watch):
-    """A packed weight: something in it is not zero."""
+class WeightWatch(Watch):
+    """Weights and biases that are stored as floats: finite."""
 
+    number: FloatBits
+    is_odd: bool = False
+
+    def see(self, bits: Bits) -> None:
+        self.is_odd = self.is_odd or _has_odd(bits, self.number)
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.is_odd
+
+    def judge(self, where: str, file: str) -> Iterator[Finding]:
+        if self.is_odd:
+            yield report(
+                "QL509",
+                "the weight is not a finite number everywhere",
+                where=where,
+                file=file,
+                remedy="the checkpoint is damaged, or its values overflowed a narrower dtype: convert it again",
+            )
+
+
+@dataclass(slots=True)
+class ZeroWatch(Watch):
+    """A packed weight, or its scales: something in it is not zero."""
+
+    noun: str = "packed weight"
     is_zero: bool = True
     is_begun: bool = False
 
@@ -251,7 +277,7 @@ class ZeroWatch(Watch):
         if self.is_suspect:
             yield report(
                 "QL504",
-                "the packed weight is zero throughout",
+                f"the {self.noun} is zero throughout",
                 where=where,
                 file=file,
                 remedy="it was never written: save or download the checkpoint again",

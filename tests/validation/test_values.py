@@ -68,6 +68,8 @@ def other_version(name: str) -> Break:
     return config_alone(lambda whole: whole["quantization_config"].update(checkpoint_format=name))
 
 
+NORM = "model.layers.1.input_layernorm.weight"
+
 CASES: tuple[Case, ...] = (
     Case("QL010", DEMO.name, lambda folder: publish(folder, "0" * 64), options=DEEP),
     Case("QL501", DEMO.name, fill(f"{LAYER}.weight_scale", float("nan")), f"{LAYER}.weight_scale", DEEP),
@@ -80,6 +82,11 @@ CASES: tuple[Case, ...] = (
     Case("QL503", "gptq-3bit-g128-sym", other_version("gptq_v2"), f"{LAYER}.qzeros", PROBE),
     Case("QL503", SYMMETRIC, other_version("gptq_v2"), f"{LAYER}.qzeros", DEEP),
     Case("QL504", DEMO.name, fill(f"{LAYER}.weight_packed", 0), f"{LAYER}.weight_packed", DEEP),
+    Case("QL504", "ct-fp8-static", fill(f"{LAYER}.input_scale", 0), f"{LAYER}.input_scale", DEEP),
+    Case("QL504", DEMO.name, fill(f"{LAYER}.weight_scale", 0), f"{LAYER}.weight_scale", DEEP),
+    Case("QL509", DEMO.name, fill(NORM, float("nan")), NORM, DEEP),
+    Case("QL509", "ct-fp8-static", fill(f"{LAYER}.weight", float("nan")), f"{LAYER}.weight", DEEP),
+    Case("QL509", "base", fill(f"{LAYER}.weight", float("inf")), f"{LAYER}.weight", DEEP),
     Case("QL505", SYMMETRIC, put(f"{LAYER}.g_idx", lambda t: t + 1), f"{LAYER}.g_idx", DEEP),
     Case("QL506", "modelopt-nvfp4", put(f"{QUERY}.input_scale", lambda t: 2 * t), f"{QUERY}.input_scale", PROBE),
     Case("QL506", "modelopt-nvfp4", put(f"{QUERY}.weight_scale_2", lambda t: t / 2), f"{QUERY}.weight_scale_2", DEEP),
