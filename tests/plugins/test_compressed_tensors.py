@@ -316,6 +316,14 @@ def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: R
             },
             "int16 block 64x64 asymmetric cannot be stored as naive-quantized",
         ),
+        (
+            {
+                "format": "float-quantized",
+                "weights": {"num_bits": 8, "type": "float"},
+                "input_activations": {"num_bits": 8, "dynamic": True, "strategy": "token"},
+            },
+            "no kernel multiplies floats with integers",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused_with_a_reason(
