@@ -171,7 +171,8 @@ def cut_ranges(ranges: Iterable[Range], tasks: Sequence[Task]) -> Iterator[Range
             end = min(start + CHUNK, stop)
             while number < len(tasks) and tasks[number].stop <= end:
                 number += 1
-            if number < len(tasks) and tasks[number].start < end < tasks[number].stop:
+            # What a truncated file has of a unit is all that there is.
+            if end < stop and number < len(tasks) and tasks[number].start < end < tasks[number].stop:
                 end -= (end - tasks[number].start) % tasks[number].unit
             yield start, end
             start = end

@@ -437,3 +437,16 @@ def test_a_few_bytes_are_few(monkeypatch: pytest.MonkeyPatch, registry: Registry
     reads.clear()
     qload.validate(path, registry=registry, probe=True)
     assert sum(every_reading(reads)) < headers + (path / WEIGHTS).stat().st_size / 4
+
+
+@pytest.mark.parametrize("name", ["gptq-3bit-g128-sym", "autoround-gguf-q4_k_m", DEMO.name])
+@pytest.mark.parametrize("lost", [1, 2, 3, 7, 9, 4001, 100_001])
+def test_a_file_that_ends_anywhere_is_read_to_its_end(
+    name: str, lost: int, broken: Callable[[str], Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also inside of a number, or of a block, and however small the pieces are."""
+    (path,) = [path for path in broken(name).iterdir() if path.suffix in (".safetensors", ".gguf")]
+    path.write_bytes(path.read_bytes()[:-lost])
+    monkeypatch.setattr(pieces, "CHUNK", 70_001)
+    found = qload.validate(path.parent, registry=registry, deep=True).findings
+    assert {finding.code for finding in found} == {"QL004"}
