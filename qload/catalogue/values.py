@@ -35,12 +35,13 @@ RULES = (
     error(
         "QL504",
         Tier.DATA,
-        "a packed weight, or a scale, that is zero throughout",
-        failure="Zero is a code like any other: after the zero-point is taken off, it is the least value that a "
-        "weight can have. The tensor was allocated and never written, and the layer gives out garbage.",
+        "a weight that is one number, or a scale that is zero, throughout",
+        failure="The tensor was allocated and never written, or overwritten, and the layer gives out garbage. Zero is "
+        "a code like any other: after the zero-point is taken off, it is the least value that a weight can have.",
         cure="Export the layer again; a quantizing job that ran out of memory or skipped an expert is the usual "
         "reason.",
-        limits="Speaks of whole tensors alone: zeros in a part of one are no fault.",
+        limits="Speaks of whole tensors of projections: zeros in a part of one are no fault, and tables of zeros may "
+        "be ones that nobody reads.",
     ),
     error(
         "QL505",

@@ -9,11 +9,12 @@ from qload.checkpoint import Folder, Storage
 from qload.declare import ParameterKind, ParameterSpec
 from qload.examination import Examination
 from qload.findings import Finding, report
+from qload.roles import is_column, is_row
 from qload.validation.checksums import Checksum, read_checksums
 from qload.validation.pieces import Progress, Scan, Task, read_file
 from qload.validation.shares import find_idle_caches, find_unlike_parts
 from qload.validation.stored import Stored, list_stored
-from qload.values import FLOAT_BITS, FloatBits, Watch, WeightWatch, ZeroWatch, find_unit, make_watches
+from qload.values import FLOAT_BITS, ConstantWatch, FloatBits, Watch, WeightWatch, ZeroWatch, find_unit, make_watches
 
 _AT_ONCE = (ParameterKind.GLOBAL_SCALE, ParameterKind.SETTING)
 """What is small enough to be read wherever a few bytes are."""
@@ -123,7 +124,7 @@ def _watch(stored: Stored, numbers: dict[str, bytes], *, deep: bool = False) -> 
 def _watch_weights(spec: ParameterSpec, number: FloatBits | None) -> Iterator[Watch]:
     """What is looked for where every number is read; a power of two has no zero."""
     if spec.kind is ParameterKind.PACKED:
-        yield ZeroWatch()
+        yield ConstantWatch("packed weight")
     elif spec.kind.is_scale and number is not None and number.signed and spec.kind is not ParameterKind.GLOBAL_SCALE:
         yield ZeroWatch(spec.kind.value)
     if spec.kind in _WEIGHTS and number is not None and spec.facts.blocks is None:
@@ -136,7 +137,16 @@ def _watch_plain(found: Examination, stored: Iterable[Stored]) -> Iterator[Task]
     for name, entry in found.checkpoint.tensors.items():
         number = FLOAT_BITS.get(entry.dtype)
         if number is not None and name.endswith(_PLAIN) and name not in known:
-            yield Task(entry, (WeightWatch(number),), number.nbytes, None, number.nbytes)
+            watches: tuple[Watch, ...] = (WeightWatch(number),)
+            if _is_trained(name):
+                watches = (*watches, ConstantWatch("weight"))
+            yield Task(entry, watches, number.nbytes, None, number.nbytes)
+
+
+def _is_trained(name: str) -> bool:
+    """Whether it is a projection's weight; tables may be zeros that nobody reads, and gates zeros to begin with."""
+    module, _, leaf = name.rpartition(".")
+    return leaf == "weight" and (is_column(module) or is_row(module))
 
 
 def _shorten(stored: Stored) -> Stored:

@@ -7,6 +7,8 @@ FNUZ ones, which have one NaN in place of the negative zero, "8-bit Numerical Fo
 import math
 from dataclasses import dataclass
 
+_GREATEST = 100
+
 
 @dataclass(frozen=True, slots=True)
 class FloatBits:
@@ -26,6 +28,12 @@ class FloatBits:
     def least(self) -> int:
         """The least integer, which is the negative zero."""
         return -1 << (8 * self.nbytes - 1)
+
+    @property
+    def most(self) -> int | None:
+        """The bits of 2^100, from which on sizes are beyond any use; None where there are none so great."""
+        bits = (_GREATEST + self.bias) << self.fraction
+        return bits if self.signed and bits < self.mask & ~self.least else None
 
     @property
     def one(self) -> int:

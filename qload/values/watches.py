@@ -259,15 +259,15 @@ class WeightWatch(Watch):
 
 @dataclass(slots=True)
 class ZeroWatch(Watch):
-    """A packed weight, or its scales: something in it is not zero."""
+    """A scale: something in it is not zero."""
 
-    noun: str = "packed weight"
+    noun: str
     is_zero: bool = True
     is_begun: bool = False
 
     def see(self, bits: Bits) -> None:
         self.is_begun = True
-        self.is_zero = self.is_zero and not (bool((bits[:_FEW] != 0).any()) or bool((bits != 0).any()))
+        self.is_zero = self.is_zero and not bool((bits != 0).any())
 
     @property
     def is_suspect(self) -> bool:
@@ -275,27 +275,54 @@ class ZeroWatch(Watch):
 
     def judge(self, where: str, file: str) -> Iterator[Finding]:
         if self.is_suspect:
-            yield report(
-                "QL504",
-                f"the {self.noun} is zero throughout",
-                where=where,
-                file=file,
-                remedy="it was never written: save or download the checkpoint again",
-            )
+            yield _unwritten(f"the {self.noun} is zero throughout", where, file)
 
 
-_FEW = 4096
-"""As many numbers of a weight nearly always say that it is not zero."""
+@dataclass(slots=True)
+class ConstantWatch(Watch):
+    """A weight: not one number throughout, of as many as no weight has alike."""
+
+    noun: str
+    count: int = 0
+    first: int | None = None
+    is_constant: bool = True
+
+    def see(self, bits: Any) -> None:
+        bits = bits.reshape(-1)
+        self.first = int(bits[0]) if self.first is None else self.first
+        self.count += len(bits)
+        alike = self.is_constant and bool((bits[:_FEW] == self.first).all())
+        self.is_constant = alike and bool((bits == self.first).all())
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.is_constant and self.count >= _MANY
+
+    def judge(self, where: str, file: str) -> Iterator[Finding]:
+        if self.is_suspect:
+            number = "zero" if self.first == 0 else "one number"
+            yield _unwritten(f"the {self.noun} is {number} throughout", where, file)
 
 
-def _has_odd(bits: Bits, number: FloatBits) -> bool:
-    """Whether any is no finite number."""
-    return bool(((bits & number.mask) == number.mark).any())
+_FEW, _MANY = 4096, 64
+"""As many numbers of a weight nearly always say that it is not constant, and so many are never alike by chance."""
+
+
+def _has_odd(bits: Any, number: FloatBits) -> bool:
+    """Whether any is no finite number, or one that no computation with others survives."""
+    if bool(((bits & number.mask) == number.mark).any()):
+        return True
+    return number.most is not None and bool(((bits & ~number.least) >= number.most).any())
 
 
 def _has_negative(bits: Any, number: FloatBits) -> bool:
     """Whether any is less than zero; a negative zero is not."""
     return bool(bits.min() < 0) and bool(((bits < 0) & (bits != number.least)).any())
+
+
+def _unwritten(message: str, where: str, file: str) -> Finding:
+    remedy = "it was never written, or overwritten: save or download the checkpoint again"
+    return report("QL504", message, where=where, file=file, remedy=remedy)
 
 
 def _not_finite(noun: str, where: str, file: str) -> Finding:
