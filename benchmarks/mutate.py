@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,6 +134,21 @@ def compute(model: Any) -> torch.Tensor:
     return logits
 
 
+def sum_up(outcomes: list[Outcome]) -> dict[str, Any]:
+    """How many of each kind came out how, and those that nothing found."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for outcome in outcomes:
+        counts[outcome.mutator][outcome.verdict] += 1
+    loud = ("found", "found by loading", "found by computing", "harmless")
+    return {
+        "checkpoints": len({outcome.checkpoint for outcome in outcomes}),
+        "changes": len(outcomes),
+        "verdicts": Counter(outcome.verdict for outcome in outcomes),
+        "by kind": dict(sorted(counts.items())),
+        "others": [asdict(outcome) for outcome in outcomes if outcome.verdict not in loud],
+    }
+
+
 def expire(*_: object) -> None:
     raise TookTooLongError
 
@@ -165,7 +180,7 @@ def main() -> None:
         counts = Counter(outcome.verdict for outcome in outcomes)
         print(f"{source.name}: {dict(counts)}", file=sys.stderr, flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+        arguments.json.write_text(json.dumps(sum_up(outcomes), indent=1))
 
 
 if __name__ == "__main__":
