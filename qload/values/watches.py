@@ -140,7 +140,7 @@ class GlobalWatch(Watch):
 
     def see(self, bits: Bits) -> None:
         for value in map(self.number.decode, bits.flatten().tolist()):
-            if not 0 < value < float("inf"):
+            if not 0 < value < _USEFUL:
                 self.odd.append(value)
             elif self.divides is not None and (value < 1 if self.divides else value > 1):
                 self.alien.append(value)
@@ -304,6 +304,8 @@ class ConstantWatch(Watch):
             yield _unwritten(f"the {self.noun} is {number} throughout", where, file)
 
 
+_USEFUL = 2.0**100
+"""What a global scale is below that was computed from anything."""
 _FEW, _MANY = 4096, 64
 """As many numbers of a weight nearly always say that it is not constant, and so many are never alike by chance."""
 
