@@ -9,6 +9,7 @@ from qload.checkpoint import Folder, Storage
 from qload.declare import ParameterKind, ParameterSpec
 from qload.examination import Examination
 from qload.findings import Finding, report
+from qload.outline.modules import HEADS
 from qload.roles import is_column, is_row
 from qload.validation.checksums import Checksum, read_checksums
 from qload.validation.pieces import Progress, Scan, Task, read_file
@@ -144,9 +145,12 @@ def _watch_plain(found: Examination, stored: Iterable[Stored]) -> Iterator[Task]
 
 
 def _is_trained(name: str) -> bool:
-    """Whether it is a projection's weight; tables may be zeros that nobody reads, and gates zeros to begin with."""
+    """Whether it is a projection's or a head's weight.
+
+    Tables may be zeros that nobody reads, gates zeros to begin with, and norms zeros to which one is added.
+    """
     module, _, leaf = name.rpartition(".")
-    return leaf == "weight" and (is_column(module) or is_row(module))
+    return leaf == "weight" and (is_column(module) or is_row(module) or module.rpartition(".")[2] in HEADS)
 
 
 def _shorten(stored: Stored) -> Stored:
