@@ -133,14 +133,14 @@ def make_fit(
     extents = source.geometry(geometry).extents
     whole = _read(spec, stored, source, geometry, shard, extents)
     by_part = _read(spec, stored, source, geometry, shard, source.fused_extents(geometry))
-    readings = (whole,) if whole.shape == by_part.shape else (whole, by_part)
+    readings: tuple[Reading, ...] = (whole,) if whole.shape == by_part.shape else (whole, by_part)
     if spec.kind in _SINGLE and prod(whole.shape) > 1 and geometry.experts is not None and source.expert is None:
         readings += (_spread(whole),)
     return Fit(stored, readings)
 
 
 def _spread(whole: Reading) -> Reading:
-    """One scale for a stack of all experts, as ModelOpt stores them: it is that of each."""
+    """One scale for a stack of all experts, as some exporters store it: it is that of each."""
     single = tuple(Interval(0, 1) for _ in whole.shape)
     goals = (unit for move in whole.moves for unit in product(*map(_list_units, move.destination)))
     return replace(whole, shape=(1,) * len(single), moves=tuple(Move(single, goal) for goal in goals))
