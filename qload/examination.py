@@ -1,6 +1,7 @@
 """Reads a checkpoint's config and headers, chooses its method, draws its outline, and finds what is wrong so far."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,7 +117,8 @@ def open_storage(path: str | Path) -> tuple[Storage, str]:
         opened: tuple[Storage, str] = importlib.import_module("qload.hub").open_repository(path)
         return opened
     place = Path(path)
-    return (Folder(place.parent), place.name) if place.is_file() else (Folder(place), "")
+    # Path.is_file raises for a name that is too long, which is as absent as any other.
+    return (Folder(place.parent), place.name) if os.path.isfile(place) else (Folder(place), "")  # noqa: PTH113
 
 
 def is_remote(path: str | Path) -> bool:

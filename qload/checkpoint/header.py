@@ -23,6 +23,8 @@ MAX_HEADER_BYTES = 100_000_000
 """The bound that the safetensors library sets."""
 MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**63 - 1
 """The bounds that torch sets to a tensor's dimensions and to the size of one."""
+MAX_NAME = 1000
+"""More than any module's name has, and fewer than the digits and the depth that Python bears."""
 
 _LFS_SIGNATURE = b"version https://git-lfs"
 _METADATA = "__metadata__"
@@ -183,7 +185,7 @@ def _make_entries(table: Mapping[str, _Stored], name: str, offset: int) -> dict[
         expected = sizes.get((dtype, shape))
         if expected is None:
             expected = sizes[dtype, shape] = _count_bytes(dtype, shape)
-        if stop - start != expected or not 0 <= start <= stop <= MAX_ENTRIES:
+        if stop - start != expected or not 0 <= start <= stop <= MAX_ENTRIES or len(key) > MAX_NAME:
             raise ValueError(key)
         entries[key] = TensorEntry(key, dtype, shape, name, offset + start, offset + stop)
     return entries
@@ -234,6 +236,10 @@ def _entries(table: dict[str, Any], name: str, offset: int) -> _Entries:
 
 
 def _entry(key: str, value: Any, name: str, offset: int) -> TensorEntry:
+    if len(key) > MAX_NAME:
+        raise _fail(
+            "has a tensor whose name is too long", name, where=f"{key[:100]}...", expected=MAX_NAME, found=len(key)
+        )
     try:
         dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
         sound = _are_sizes((*shape, start, stop))

@@ -75,14 +75,25 @@ def _read_all(file: int, start: int, count: int) -> bytes:
     return b"".join(pieces)
 
 
+def _tell_absence(error: OSError | ValueError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "there is no such folder"
+        case NotADirectoryError():
+            return "is no folder, nor a file of a checkpoint"
+        case OSError(strerror=str(reason)):
+            return f"the folder cannot be read: {reason}"
+        case _:
+            return f"the folder cannot be read: {error}"
+
+
 def list_files(path: Path) -> tuple[str, ...]:
     """The names of what lies in a checkpoint's folder. Raises QloadError if there is no such folder."""
     try:
         return tuple(sorted(entry.name for entry in path.iterdir()))
     except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise QloadError(
-            "there is no such folder" if absent else f"the folder cannot be read: {error}",
+            _tell_absence(error),
             where=str(path),
             expected="a folder with config.json and safetensors files",
             remedy="give the folder that the checkpoint was downloaded into",

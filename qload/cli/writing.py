@@ -9,7 +9,21 @@ from qload.errors import QloadError
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all. Raises QloadError."""
+    """Write a file as a whole or not at all; into what is no file, as a device or a pipe, as it stands.
+
+    Of a link, what it points at is written. Raises QloadError.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(Path(os.path.realpath(path)), text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise QloadError(f"the file cannot be written: {reason}", where=str(path)) from error
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -17,11 +31,10 @@ def write_file(path: Path, text: str) -> None:
             file.write(text)
         Path(temporary).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_read_umask())
         Path(temporary).replace(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
         with suppress(OSError):
             Path(temporary).unlink()
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise QloadError(f"the file cannot be written: {reason}", where=str(path)) from error
+        raise
 
 
 def _read_umask() -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qload.checkpoint.header import MAX_NAME
 from qload.patterns import NEGATIVE, POSITIVE, REGEX_PREFIX
 
 _DIGIT = re.compile(r"\d")
@@ -49,7 +50,7 @@ def find_numbers(section: Mapping[str, Any]) -> Numbers:
     places: dict[str, None] = {}
     blurring = Blurring()
     for text in _list_texts(section):
-        if _COMPARES.search(text):
+        if len(text) > MAX_NAME or _COMPARES.search(text):
             return Numbers(everywhere=True)
         if not _DIGIT.search(text):
             continue

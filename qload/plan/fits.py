@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import NamedTuple, TypeVar
 
 from msgspec import structs
 
 from qload.checkpoint import TensorEntry
-from qload.declare import ParameterSpec, View
+from qload.declare import ParameterKind, ParameterSpec, View
 from qload.dtypes import BITS
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
@@ -16,6 +17,8 @@ from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
 from qload.plan.targets import Source
 
 Each = TypeVar("Each")
+
+_SINGLE = (ParameterKind.TENSOR_SCALE, ParameterKind.GLOBAL_SCALE)
 
 
 class Move(NamedTuple):
@@ -130,7 +133,21 @@ def make_fit(
     extents = source.geometry(geometry).extents
     whole = _read(spec, stored, source, geometry, shard, extents)
     by_part = _read(spec, stored, source, geometry, shard, source.fused_extents(geometry))
-    return Fit(stored, (whole,) if whole.shape == by_part.shape else (whole, by_part))
+    readings: tuple[Reading, ...] = (whole,) if whole.shape == by_part.shape else (whole, by_part)
+    if spec.kind in _SINGLE and prod(whole.shape) > 1 and geometry.experts is not None and source.expert is None:
+        readings += (_spread(whole),)
+    return Fit(stored, readings)
+
+
+def _spread(whole: Reading) -> Reading:
+    """One scale for a stack of all experts, as some exporters store it: it is that of each."""
+    single = tuple(Interval(0, 1) for _ in whole.shape)
+    goals = (unit for move in whole.moves for unit in product(*map(_list_units, move.destination)))
+    return replace(whole, shape=(1,) * len(single), moves=tuple(Move(single, goal) for goal in goals))
+
+
+def _list_units(interval: Interval) -> list[Interval]:
+    return [Interval(start, start + 1) for start in range(interval.start, interval.stop, interval.step)]
 
 
 def _read(

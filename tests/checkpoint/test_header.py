@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from samples import samples
 
+import qload
 from qload.checkpoint import Folder, read_header
 from qload.checkpoint.header import MAX_HEADER_BYTES, _read_any, _read_sound
 
@@ -159,3 +160,13 @@ def test_an_entry_of_another_type_is_not_read_quickly(key: str, odd: bytes) -> N
     raw = json.dumps({"a": {**entry, key: "odd"}}).encode().replace(b'"odd"', odd)
     quick = _read_sound(raw, "f")
     assert quick is None or quick == _read_any(raw, "f")
+
+
+@pytest.mark.parametrize("name", ["a." * 600 + "weight", f"layers.{'9' * 5000}.weight"])
+def test_a_name_that_no_module_has_is_a_finding(name: str, tmp_path: Path) -> None:
+    table = json.dumps({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(table).to_bytes(8, "little") + table)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (found,) = [each for each in qload.validate(tmp_path).errors if each.code == "QL003"]
+    assert "too long" in found.message
+    assert len(found.where) < 200

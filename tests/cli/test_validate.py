@@ -203,6 +203,44 @@ def test_what_is_written_is_written_as_a_whole(
     assert call(DEMO, "--output", tmp_path / "none" / "x").exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--output", "--write-baseline"])
+def test_what_is_no_file_is_written_into_and_stays_what_it_is(option: str, scaleless: Path, tmp_path: Path) -> None:
+    """A device in whose place a file is put is lost to the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        call(scaleless, option, pipe)
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+        assert b"QL201" in os.read(reading, 1 << 16)
+    finally:
+        os.close(reading)
+
+
+def test_what_a_link_points_at_is_written(scaleless: Path, tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(file)
+    for _ in range(2):
+        assert call(scaleless, "--output", link).exit_code == 1
+        assert link.is_symlink()
+        assert "QL201" in file.read_text()
+    assert "Is a directory" in call(scaleless, "--output", "").stderr
+
+
+def test_a_path_that_can_be_no_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    file.write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in {
+        tmp_path / ("a" * 5000): "the folder cannot be read: File name too long",
+        file / "below": "is no folder, nor a file of a checkpoint",
+        tmp_path / "pipe": "is no folder, nor a file of a checkpoint",
+    }.items():
+        result = call(path)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert f"{path}: {reason}" in result.stderr
+
+
 def test_colours_are_for_terminals_that_want_them(scaleless: Path) -> None:
     assert "\x1b" not in call(scaleless, NO_COLOR="1", FORCE_COLOR="1").output
     assert "\x1b" not in call(scaleless).output

@@ -277,6 +277,21 @@ def test_a_scalar_on_disk_fills_every_part(registry: Registry) -> None:
         assert (written(slot) == 1).all()
 
 
+@pytest.mark.parametrize("divide", [replicated, expert_parallel])
+def test_a_scalar_on_disk_fills_a_whole_stack_of_experts(registry: Registry, divide: Sharding) -> None:
+    quantization = make_quantization(TENSOR_SCALES, registry)
+    geometry = Geometry(256, (Part("a", 128), Part("b", 128)), experts=4)
+    size = 1 if divide is replicated else 2
+    for shape in ((), (1,), (4,)):
+        for rank in range(size):
+            changes = wrong("a.weight_scale", "F32", shape)
+            plan = plan_layer(quantization, geometry, (Source("a", parts=2),), divide, rank, size, changes)
+            assert plan.findings == ()
+            (slot,) = [slot for slot in plan.layers[0].slots if slot.name == "weight_scale"]
+            assert slot.shape == (4 // size, 2)
+            assert (written(slot) == 1).all()
+
+
 def test_plain_tensors_are_matched_by_name_shape_and_dtype(registry: Registry) -> None:
     quantization = make_quantization(GPTQ, registry)
     stored = wrong("norm.weight", "F16", (4,)) | wrong("ids", "I64", (4,))

@@ -255,6 +255,20 @@ def outputs_of_keys_and_values() -> Made:
     return model_config("llama", 3, quantization_config=section), tensors
 
 
+def llama4() -> Made:
+    """Stacks of experts that lie as [in, out], each with one scale for all of its experts."""
+    tensors = outer()
+    for layer in (f"model.layers.{number}" for number in range(3)):
+        tensors |= norms(layer) | attention(layer, plain) | plain(f"{layer}.feed_forward.router", 4, HIDDEN)
+        experts = f"{layer}.feed_forward.experts"
+        for leaf, sizes in {"gate_up_proj": (HIDDEN, 2 * INNER), "down_proj": (INNER, HIDDEN)}.items():
+            tensors[f"{experts}.{leaf}"] = ("F8_E4M3", (4, *sizes))
+            tensors |= {f"{experts}.{leaf}_{end}_scale": ("F32", ()) for end in ("weight", "input")}
+    left = ["lm_head", "model.layers.*.self_attn*", "model.layers.*.feed_forward.router"]
+    section = {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": left}
+    return model_config("llama4_text", 3, num_local_experts=4, quantization_config=section), tensors
+
+
 def speech() -> Made:
     """An encoder and a decoder, each with a count of its own; the config's usual word counts the encoder's."""
     tensors = outer("model.decoder", head=False)
@@ -291,3 +305,13 @@ MADE: tuple[Callable[[], Made], ...] = (
 def test_what_the_hub_has_is_no_fault(make: Callable[[], Made], tmp_path: Path) -> None:
     config, tensors = make()
     assert qload.validate(write_headers(tmp_path / "made", config, tensors)).findings == ()
+
+
+def test_one_scale_for_a_stack_of_experts_is_no_wrong_shape(tmp_path: Path) -> None:
+    """That its parts share it is a warning, as for every layer that was fused before it was quantized."""
+    config, tensors = llama4()
+    found = qload.validate(write_headers(tmp_path / "made", config, tensors), tp=(2,)).findings
+    assert {finding.code for finding in found} == {"QL306"}
+    scale = "model.layers.0.feed_forward.experts.down_proj_weight_scale"
+    tensors[scale] = ("F32", (3,))
+    assert [each.where for each in qload.validate(write_headers(tmp_path / "made", config, tensors)).errors] == [scale]
