@@ -141,10 +141,11 @@ def check_local(path: str | Path) -> None:
 
 def _plan(checkpoint: Checkpoint, quantization: Quantization) -> Examination:
     drawn = outline(checkpoint, quantization)
+    # What is wrong with the config comes first, for the rest may come of it.
     findings = (
-        *_find_faults(checkpoint, quantization, drawn),
-        *_point(drawn.findings, checkpoint),
         *quantization.findings,
+        *_point(drawn.findings, checkpoint),
+        *_find_faults(checkpoint, quantization, drawn),
     )
     return Examination(checkpoint, findings, quantization, drawn)
 
