@@ -11,14 +11,13 @@ import argparse
 import hashlib
 import json
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
+from timing import show, time_calls
 
 import qload
 from qload import Registry
@@ -114,26 +113,6 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     return found | time_calls({"qload.validate(deep=True), with checksums": validate}, rounds)
 
 
-def time_calls(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call of each way, in turns; the first round warms the page cache."""
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for way, call in ways.items():
-            started = time.perf_counter()
-            call()
-            if number:
-                found[way].append(time.perf_counter() - started)
-    return found
-
-
-def show(found: Mapping[str, list[float]], nbytes: int) -> None:
-    print(f"{nbytes / 1e9:.2f} GB; medians (least to greatest)\n")
-    print("| what | s | GB/s |\n|---|---|---|")
-    for what, runs in found.items():
-        middle = statistics.median(runs)
-        print(f"| {what} | {middle:.2f} ({min(runs):.2f} to {max(runs):.2f}) | {nbytes / middle / 1e9:.2f} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
@@ -146,7 +125,8 @@ def main() -> None:
         make_checkpoint(folder, arguments.layers, arguments.hidden)
         nbytes = (folder / FILE).stat().st_size
         found = measure(folder, arguments.rounds)
-    show(found, nbytes)
+    print(f"{nbytes / 1e9:.2f} GB; medians (least to greatest)")
+    show(("what", "s", "GB/s"), found, lambda seconds: f"{nbytes / seconds / 1e9:.2f}", ".2f")
     if arguments.json:
         machine = describe_machine(("numpy",))
         arguments.json.write_text(json.dumps({"machine": machine, "nbytes": nbytes, "seconds": found}, indent=1))

@@ -13,13 +13,13 @@ import gc
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
+from timing import show, time_calls
 
 import qload
 from qload import Registry
@@ -182,18 +182,6 @@ def plan_load(checkpoint: Checkpoint, quantization: Quantization, layers: int, e
     return make_plan(checkpoint, quantization, list_targets(layers, experts, quantization), plain)
 
 
-def time_calls(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call of each way, in turns."""
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for way, call in ways.items():
-            started = time.perf_counter()
-            call()
-            if number:  # the first round warms the page cache
-                found[way].append(time.perf_counter() - started)
-    return found
-
-
 def measure(folder: Path, layers: int, experts: int, rounds: int) -> dict[str, list[float]]:
     registry = Registry.discover()
     checkpoint = open_checkpoint(folder, registry)
@@ -217,15 +205,6 @@ def measure(folder: Path, layers: int, experts: int, rounds: int) -> dict[str, l
     )
 
 
-def show(found: Mapping[str, list[float]], tensors: int) -> None:
-    limit = statistics.median(found["parse the headers"])
-    print(f"{tensors} tensors; medians (least to greatest)\n")
-    print("| what | s | times the parsing |\n|---|---|---|")
-    for what, runs in found.items():
-        middle = statistics.median(runs)
-        print(f"| {what} | {middle:.3f} ({min(runs):.3f} to {max(runs):.3f}) | {middle / limit:.1f} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=48)
@@ -238,7 +217,9 @@ def main() -> None:
         make_checkpoint(folder, arguments.layers, arguments.experts)
         tensors = parse_headers(folder)
         found = measure(folder, arguments.layers, arguments.experts, arguments.rounds)
-    show(found, tensors)
+    print(f"{tensors} tensors; medians (least to greatest)")
+    limit = statistics.median(found["parse the headers"])
+    show(("what", "s", "times the parsing"), found, lambda seconds: f"{seconds / limit:.1f}", ".3f")
     if arguments.json:
         machine = describe_machine(("pydantic",))
         arguments.json.write_text(json.dumps({"machine": machine, "tensors": tensors, "seconds": found}, indent=1))

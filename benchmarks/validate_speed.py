@@ -9,18 +9,16 @@ for who imported torch or compressed_tensors to find out. Peak memory is the pro
 """
 
 import argparse
-import gc
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from machine import describe_machine
 from standin import make_standin
+from timing import Runs, show, time_calls
 
 import qload
 
@@ -44,8 +42,6 @@ _, child.returncode, usage = os.wait4(child.pid, 0)
 print(time.perf_counter() - started, usage.ru_maxrss, child.returncode)
 """
 
-Runs = dict[str, list[float]]
-
 
 def parse_headers(folder: str | Path) -> int:
     """Read every header with the json module, and keep them; the number of their entries."""
@@ -56,24 +52,11 @@ def parse_headers(folder: str | Path) -> int:
     return sum(map(len, headers))
 
 
-def time_ways(ways: Mapping[str, Callable[[], object]], rounds: int) -> Runs:
-    """Seconds of each call of each way, in turns."""
-    found: Runs = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for way, call in ways.items():
-            gc.collect()
-            started = time.perf_counter()
-            call()
-            if number:  # the first round warms the page cache
-                found[way].append(time.perf_counter() - started)
-    return found
-
-
 def measure_calls(folder: Path, rounds: int) -> Runs:
     registry = qload.Registry.discover()
     if qload.validate(folder, registry=registry).findings:
         raise SystemExit("the stand-in was made wrongly: there are findings")
-    return time_ways(
+    return time_calls(
         {
             PARSE: lambda: parse_headers(folder),
             "qload.validate": lambda: qload.validate(folder, registry=registry),
@@ -114,15 +97,6 @@ def run(arguments: list[str]) -> tuple[float, float]:
     return float(seconds), float(kilobytes) / 1000
 
 
-def show(title: str, limit: str, found: Runs, unit: str, form: str) -> None:
-    base = statistics.median(found[limit])
-    print(f"\n| {title} | {unit} | times {limit} |\n|---|---|---|")
-    for way, runs in found.items():
-        middle = statistics.median(runs)
-        spread = f"{min(runs):{form}} to {max(runs):{form}}"
-        print(f"| {way} | {middle:{form}} ({spread}) | {middle / base:.2f} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -135,9 +109,11 @@ def main() -> None:
         calls = measure_calls(folder, arguments.rounds)
         starts, peaks = measure_starts(folder, arguments.starts)
     print(f"{tensors} tensors; medians (least to greatest)")
-    show("in one process", PARSE, calls, "s", ".3f")
-    show("a process of its own", "import torch", starts, "s", ".3f")
-    show("its peak memory", PARSE, peaks, "MB", ".0f")
+    limit, torch = statistics.median(calls[PARSE]), statistics.median(starts["import torch"])
+    least = statistics.median(peaks[PARSE])
+    show(("in one process", "s", f"times {PARSE}"), calls, lambda seconds: f"{seconds / limit:.2f}", ".3f")
+    show(("a process of its own", "s", "times import torch"), starts, lambda seconds: f"{seconds / torch:.2f}", ".3f")
+    show(("its peak memory", "MB", f"times {PARSE}"), peaks, lambda megabytes: f"{megabytes / least:.2f}", ".0f")
     if arguments.json:
         kept = {"tensors": tensors, "seconds": calls, "starts": starts, "peak_mb": peaks}
         machine = describe_machine(("msgspec", "pydantic", "torch"))

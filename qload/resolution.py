@@ -108,7 +108,7 @@ def _unknown(name: object, section: Section, checkpoint: Checkpoint, registry: R
         where=".".join(filter(None, (section.name, "quant_method"))),
         file=section.file,
         expected=f"one of {', '.join(registry.names)}",
-        found=repr(name),
+        found=repr(name)[:80],
         remedy=suggest(str(name), registry.names) or "install the plugin of that method, or correct the name",
         pointer=section.point(("quant_method",)),
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qload.configs import PARTS
 from qload.declare import ParameterSpec
 from qload.errors import ShardError
 from qload.geometry import MAX_SIZE, Geometry, Kind, Part, Sharding, column, replicated, row, vocabulary
@@ -31,7 +32,14 @@ _ROWS = (
 )
 _GATED = ("gate_up_proj", "w13")
 _QKV = "qkv_proj"
-_NESTED = ("text_config", "llm_config", "thinker_config")
+FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("wq", "wk", "wv"),
+    ("query", "key", "value"),
+)
+"""The projections of a block that read the same inputs, which engines compute as one layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ class Heads:
 
 def read_heads(config: Mapping[str, Any]) -> Heads:
     """The heads that a model's config speaks of, or the config nested in it of its text."""
-    nested = (config.get(key) for key in _NESTED)
+    nested = (config.get(key) for key in PARTS)
     found = next(
         (each for each in (config, *nested) if isinstance(each, Mapping) and "num_attention_heads" in each), {}
     )

@@ -5,7 +5,7 @@ loader takes it, and validating warns of it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,11 +23,10 @@ _SECTION = "quantization_config"
 Schema = dict[str, Any]
 
 
-def make_schemas(registry: Registry, models: Mapping[str, type[BaseModel]] | None = None) -> dict[str, Schema]:
-    """Every schema by its name: of each method's config, of a model's config, and of further `models`."""
+def make_schemas(registry: Registry) -> dict[str, Schema]:
+    """Every schema by its name: of each method's config, and of a model's config."""
     methods = {method.name: make_schema(method) for method in registry.methods() if method.info.config is not None}
-    others = {name: _finish(model, name, "") for name, model in (models or {}).items()}
-    return {**methods, CONFIG_SCHEMA: _make_config_schema(tuple(methods)), **others}
+    return {**methods, CONFIG_SCHEMA: _make_config_schema(tuple(methods))}
 
 
 def make_schema(method: Method) -> Schema:

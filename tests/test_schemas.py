@@ -181,10 +181,13 @@ def find_enum(annotation: Any) -> Any:
 
 def test_the_command_prints_lists_and_writes(tmp_path: Path) -> None:
     run = CliRunner().invoke
-    assert run(cli, ["schema"]).output.split() == list(SCHEMAS)
+    assert run(cli, ["schema"]).output.split() == [*SCHEMAS, "report"]
     assert json.loads(run(cli, ["schema", "gptq"]).output) == SCHEMAS["gptq"]
     assert run(cli, ["schema", "--all", str(tmp_path)]).exit_code == 0
-    assert {path.stem for path in tmp_path.iterdir()} == SCHEMAS.keys()
+    written, kept = (
+        {path.name: path.read_text() for path in folder.iterdir()} for folder in (tmp_path, ROOT / "schemas")
+    )
+    assert written == kept
 
 
 @pytest.mark.parametrize(("name", "said"), [("gptk", "no such method"), ("unquantized", "has no config")])

@@ -12,7 +12,7 @@ RULES = (
         cure="Quantize the layer again: an input that was zero throughout, or an overflow in a narrow dtype, is the "
         "usual reason.",
         limits="Some symmetric schemes make negative scales on purpose; a sign is a fault only where the method says "
-        "that its scales have none.",
+        "that its scales have none. A size of 2^100 or more counts as infinite.",
     ),
     error(
         "QL502",
@@ -86,6 +86,7 @@ RULES = (
         "so that a block of bytes that was never written, or was overwritten, is many of them.",
         cure="Download or export the file again; where the original weights overflow a narrower dtype, keep them in "
         "bfloat16.",
-        limits="Speaks of tensors named weight or bias, and of packed weights in floats; buffers may hold infinities.",
+        limits="Speaks of tensors named weight or bias, and of packed weights in floats; buffers may hold infinities. "
+        "A size of 2^100 or more counts as one.",
     ),
 )

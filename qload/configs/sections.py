@@ -9,8 +9,8 @@ from qload.checkpoint.folder import CONFIG
 SECTIONS = ("quantization_config", "compression_config")
 """The names that a model's config gives the section on quantization."""
 
-PARTS = ("text_config", "llm_config", "thinker_config")
-"""The nested configs that may hold the section, of models of several parts."""
+PARTS = ("text_config", "llm_config", "thinker_config", "language_config")
+"""The nested configs that speak of the text model, of models of several parts."""
 
 Keys = tuple[str | int, ...]
 

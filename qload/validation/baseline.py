@@ -42,6 +42,8 @@ class Baseline:
 def read_baseline(path: Path) -> Baseline:
     """Read a file that `write_baseline` wrote. Raises QloadError if it is none."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("a pipe would be waited for")
         document = json.loads(path.read_bytes())
         if document["version"] != _VERSION:
             raise ValueError(f"version {document['version']}")

@@ -8,18 +8,11 @@ from qload.declare import ParameterKind
 from qload.examination import Examination
 from qload.findings import Finding, report
 from qload.hookspecs import Parts
+from qload.roles import FUSED
 from qload.validation.places import Form, Kin, find_explained, form_of, group_places, list_kin
 
-GROUPS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("w1", "w3"),
-    ("wq", "wk", "wv"),
-    ("query", "key", "value"),
-)
-"""The projections of a block that read the same inputs, which engines compute as one layer."""
 _CROSS = ("cross", "encoder_attn", "EncDec")
-_FUSED = (
+_STORED_AS_ONE = (
     *("qkv_proj", "query_key_value", "Wqkv", "W_pack", "wqkv", "c_attn", "in_proj_qkv", "in_proj_qkvz", "qkv"),
     *("gate_up_proj", "gate_up"),
 )
@@ -41,7 +34,7 @@ def _find_mixed(kin: Iterable[Kin], found: Examination, parts: Parts) -> Iterato
     explained = find_explained(found.findings, _EXPLAINED)
     blocks = {each.above for group in places.values() for each in group}
     for block in blocks:
-        for group in GROUPS:
+        for group in FUSED:
             there = [each for leaf in group for each in places.get(f"{block}.{leaf}", ())]
             if not any(word in block for word in _CROSS) and _differ(there, found, parts):
                 yield from _compare_blocks(there, found, parts, explained)
@@ -84,7 +77,7 @@ def _mixed(block: str, stored: Mapping[str, Kin]) -> Finding:
 
 def _find_single_scales(kin: Iterable[Kin], found: Examination) -> Iterator[Finding]:
     for each in kin:
-        if each.leaf in _FUSED and each.is_quantized:
+        if each.leaf in _STORED_AS_ONE and each.is_quantized:
             for scale in _single_scales(each, found):
                 yield from (_single(name, scale) for name in each.names)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qload.checkpoint.names import split_name
+from qload.configs import PARTS
 from qload.declare import ParameterKind, ParameterSpec
 from qload.examination import Examination
 from qload.findings import Finding
@@ -22,8 +23,6 @@ Stored = tuple[str, ParameterKind, tuple[tuple[Dim | None, int, int], ...], tupl
 Form = tuple[str, tuple[Stored, ...]]
 """A method's name, and the tensors of a module as it declares them: what an engine has to know to hold it."""
 
-SECTIONS = ("text_config", "llm_config", "thinker_config", "language_config")
-"""Below these keys a config has what it says of its text model."""
 _DECODERS = (
     *("model.layers", "model.language_model.layers", "language_model.model.layers", "language_model.layers"),
     *("transformer.h", "transformer.layers", "transformer.blocks", "gpt_neox.layers", "model.decoder.layers"),
@@ -117,7 +116,7 @@ def find_explained(findings: Iterable[Finding], codes: Collection[str]) -> froze
 def text_sections(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     """The parts of a model's config that speak of its text model, each with the keys that lead to it."""
     yield (), config
-    for key in SECTIONS:
+    for key in PARTS:
         section = config.get(key)
         if isinstance(section, Mapping):
             yield from (((key, *keys), below) for keys, below in text_sections(section))

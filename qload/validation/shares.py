@@ -4,12 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from qload.findings import Finding, report
+from qload.roles import FUSED
 from qload.validation.stored import Stored
 from qload.values import FLOAT_BITS
 
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("wq", "wk", "wv"), ("w1", "w3"))
-"""Modules of one parent that take the same inputs, and that engines compute as one."""
-_PLACES = {name: number for number, names in enumerate(_FUSED) for name in names}
+_PLACES = {name: number for number, names in enumerate(FUSED) for name in names}
 
 Numbers = Mapping[str, bytes]
 """The bytes of scales, by their tensors' names."""
@@ -24,7 +23,7 @@ def find_unlike_parts(stored: Sequence[Stored], numbers: Numbers) -> Iterator[Fi
             groups[parent, _PLACES[last], each.spec.stored_as, each.entry.dtype][last] = each
     for (parent, place, leaf, _), parts in groups.items():
         if len({numbers[each.entry.name] for each in parts.values()}) > 1:
-            yield _unlike(parent, _FUSED[place], leaf, parts, numbers)
+            yield _unlike(parent, FUSED[place], leaf, parts, numbers)
 
 
 def _unlike(parent: str, names: Sequence[str], leaf: str, parts: Mapping[str, Stored], numbers: Numbers) -> Finding:

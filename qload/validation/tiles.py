@@ -8,10 +8,8 @@ from qload.geometry import Kind, replicated
 from qload.hookspecs import Tile
 from qload.preview.modules import Modules
 from qload.preview.natural import NaturalDivider
+from qload.roles import FUSED
 from qload.validation.wording import name_fitting, name_ranks, name_shares
-
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Projections of the same inputs, whose output features engines compute as those of one layer."""
 
 
 def find_broken_tiles(
@@ -76,7 +74,7 @@ class _Tiler:
     def _count_fused(self, modules: Modules, size: int) -> int:
         """The output features of a share of all that is fused with a module."""
         parent, _, last = modules.target.name.rpartition(".")
-        names = next((names for names in _FUSED if last in names), (last,))
+        names = next((names for names in FUSED if last in names), (last,))
         fused = (self._find(f"{parent}.{name}") for name in names)
         sizes = (self._measure(each, size) for each in fused if each is not None)
         return sum(each[0] for each in sizes if each is not None)

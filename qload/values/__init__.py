@@ -2,7 +2,8 @@
 
 from qload.values.choice import find_unit, find_width, make_watches
 from qload.values.floats import FLOAT_BITS, FloatBits
-from qload.values.watches import Bits, ConstantWatch, Watch, WeightWatch, ZeroWatch
+from qload.values.watches import Bits, Watch
+from qload.values.weights import ConstantWatch, WeightWatch, ZeroWatch
 
 __all__ = [
     "FLOAT_BITS",

@@ -51,7 +51,7 @@ class FloatWatch(Watch):
     is_negative: bool = False
 
     def see(self, bits: Bits) -> None:
-        self.is_odd = self.is_odd or _has_odd(bits, self.number)
+        self.is_odd = self.is_odd or has_odd(bits, self.number)
         if not self.signed and self.number.signed and not self.is_negative:
             self.is_negative = _has_negative(bits, self.number)
 
@@ -81,9 +81,7 @@ class BlockWatch(Watch):
 
     def see(self, bits: Bits) -> None:
         step, number = self.blocks.nbytes // 2, FLOAT_BITS["F16"]
-        self.is_odd = self.is_odd or any(
-            _has_odd(bits[..., place // 2 :: step], number) for place in self.blocks.places
-        )
+        self.is_odd = self.is_odd or any(has_odd(bits[..., place // 2 :: step], number) for place in self.blocks.places)
 
     @property
     def is_suspect(self) -> bool:
@@ -232,85 +230,11 @@ class SettingWatch(Watch):
             )
 
 
-@dataclass(slots=True)
-class WeightWatch(Watch):
-    """Weights and biases that are stored as floats: finite."""
-
-    number: FloatBits
-    is_odd: bool = False
-
-    def see(self, bits: Bits) -> None:
-        self.is_odd = self.is_odd or _has_odd(bits, self.number)
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.is_odd
-
-    def judge(self, where: str, file: str) -> Iterator[Finding]:
-        if self.is_odd:
-            yield report(
-                "QL509",
-                "the weight is not a finite number everywhere",
-                where=where,
-                file=file,
-                remedy="the checkpoint is damaged, or its values overflowed a narrower dtype: convert it again",
-            )
-
-
-@dataclass(slots=True)
-class ZeroWatch(Watch):
-    """A scale: something in it is not zero."""
-
-    noun: str
-    is_zero: bool = True
-    is_begun: bool = False
-
-    def see(self, bits: Bits) -> None:
-        self.is_begun = True
-        self.is_zero = self.is_zero and not bool((bits != 0).any())
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.is_zero and self.is_begun
-
-    def judge(self, where: str, file: str) -> Iterator[Finding]:
-        if self.is_suspect:
-            yield _unwritten(f"the {self.noun} is zero throughout", where, file)
-
-
-@dataclass(slots=True)
-class ConstantWatch(Watch):
-    """A weight: not one number throughout, of as many as no weight has alike."""
-
-    noun: str
-    count: int = 0
-    first: int | None = None
-    is_constant: bool = True
-
-    def see(self, bits: Any) -> None:
-        bits = bits.reshape(-1)
-        self.first = int(bits[0]) if self.first is None else self.first
-        self.count += len(bits)
-        alike = self.is_constant and bool((bits[:_FEW] == self.first).all())
-        self.is_constant = alike and bool((bits == self.first).all())
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.is_constant and self.count >= _MANY
-
-    def judge(self, where: str, file: str) -> Iterator[Finding]:
-        if self.is_suspect:
-            number = "zero" if self.first == 0 else "one number"
-            yield _unwritten(f"the {self.noun} is {number} throughout", where, file)
-
-
 _USEFUL = 2.0**100
 """What a global scale is below that was computed from anything."""
-_FEW, _MANY = 4096, 64
-"""As many numbers of a weight nearly always say that it is not constant, and so many are never alike by chance."""
 
 
-def _has_odd(bits: Any, number: FloatBits) -> bool:
+def has_odd(bits: Any, number: FloatBits) -> bool:
     """Whether any is no finite number, or one that no computation with others survives."""
     if bool(((bits & number.mask) == number.mark).any()):
         return True
@@ -320,11 +244,6 @@ def _has_odd(bits: Any, number: FloatBits) -> bool:
 def _has_negative(bits: Any, number: FloatBits) -> bool:
     """Whether any is less than zero; a negative zero is not."""
     return bool(bits.min() < 0) and bool(((bits < 0) & (bits != number.least)).any())
-
-
-def _unwritten(message: str, where: str, file: str) -> Finding:
-    remedy = "it was never written, or overwritten: save or download the checkpoint again"
-    return report("QL504", message, where=where, file=file, remedy=remedy)
 
 
 def _not_finite(noun: str, where: str, file: str) -> Finding:

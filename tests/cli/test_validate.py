@@ -507,3 +507,10 @@ def test_os_errors_of_positions_leave_findings_without(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("qload.validation.report.FINDERS", (find,))
     assert validate(folder).findings == (fault,)
+
+
+def test_a_baseline_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "known")
+    result = call(DEMO, "--baseline", tmp_path / "known")
+    assert result.exit_code == 2
+    assert "the baseline cannot be read" in result.stderr

@@ -1,5 +1,6 @@
 """AutoRound's checkpoints: packed as GPTQ or AWQ, under a method name and a config of their own."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,11 @@ def test_what_auto_gptq_packs_reads_the_same_under_autorounds_name(broken: Calla
     for layer in ("self_attn.q_proj", "mlp.down_proj"):
         found, other = (each.model.layers[1].get_submodule(layer) for each in (model, expected))
         assert torch.equal(qload.dequantize(found), qload.dequantize(other))
+
+
+def test_every_plugin_that_translates_its_config_knows_the_same_fields() -> None:
+    """Plugins import no other plugin: what they have to say of another tool's config, each says by itself."""
+    plugins = ("awq", "compressed_tensors", "fp8", "gptq")
+    modules = [importlib.import_module(f"qload_{plugin}.auto_round") for plugin in plugins]
+    assert {each.AUTO_ROUND for each in modules} == {"auto-round"}
+    assert len({each.AUTO_ROUND_FIELDS for each in modules}) == 1
