@@ -135,17 +135,16 @@ def compute(model: Any) -> torch.Tensor:
 
 
 def sum_up(outcomes: list[Outcome]) -> dict[str, Any]:
-    """How many of each kind came out how, and those that nothing found."""
+    """How many of each kind came out how, and those that validating did not find."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
         counts[outcome.mutator][outcome.verdict] += 1
-    loud = ("found", "found by loading", "found by computing", "harmless")
     return {
         "checkpoints": len({outcome.checkpoint for outcome in outcomes}),
         "changes": len(outcomes),
         "verdicts": Counter(outcome.verdict for outcome in outcomes),
         "by kind": dict(sorted(counts.items())),
-        "others": [asdict(outcome) for outcome in outcomes if outcome.verdict not in loud],
+        "others": [asdict(outcome) for outcome in outcomes if outcome.verdict not in ("found", "harmless")],
     }
 
 
@@ -175,7 +174,7 @@ def main() -> None:
     for source in folders:
         for outcome in trial.run(source):
             outcomes.append(outcome)
-            if outcome.verdict not in ("found", "found by loading", "found by computing", "harmless"):
+            if outcome.verdict not in ("found", "harmless"):
                 print(*asdict(outcome).values(), sep=" | ", flush=True)
         counts = Counter(outcome.verdict for outcome in outcomes)
         print(f"{source.name}: {dict(counts)}", file=sys.stderr, flush=True)

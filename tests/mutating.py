@@ -341,7 +341,16 @@ def move_in_index(random: Random, table: Any) -> str | None:
     placed = table["weight_map"]
     name = random.choice(list(placed))
     old = placed[name]
-    odd = (*set(placed.values()), "../model.safetensors", "/etc/passwd", "gone.safetensors", "a\x00b", 3, None, "")
+    odd = (
+        *sorted(set(placed.values())),
+        "../model.safetensors",
+        "/etc/passwd",
+        "gone.safetensors",
+        "a\x00b",
+        3,
+        None,
+        "",
+    )
     placed[name] = random.choice(odd)
     return None if placed[name] == old else f"{name} from {old} to {placed[name]!r}"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from cases import gather_cases
 
+from qload import Registry
 from qload.catalogue import FAMILIES, RULES, Rule
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("failure", "cure", "limits")
-CODE = re.compile(r"QL\d{3}")
+CODE, FOREIGN = re.compile(r"QL\d{3}"), re.compile(r"[A-Z]{2,8}\d{3}")
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -72,11 +73,23 @@ def reported() -> Iterator[str]:
     """The codes that stand in the code of the core and its plugins, anywhere but in the catalogue and in docstrings."""
     for path in (*(ROOT / "qload").rglob("*.py"), *(ROOT / "plugins").glob("qload_*/**/*.py")):
         if "catalogue" not in path.parts:
-            tree = ast.parse(path.read_text())
-            texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-            yield from (text for text in texts if isinstance(text, str) and CODE.fullmatch(text))
+            yield from (text for text in read_texts(path) if CODE.fullmatch(text))
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts that stand in a module as constants."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_every_rule_has_a_checkpoint_that_it_is_held_to() -> None:
     """The modules that have the cases hold each to being found, and the checkpoint as it was to silence."""
     assert gather_cases().keys() == RULES.keys()
+
+
+def test_what_plugins_report_they_declare() -> None:
+    """Also what only their runtime finds, while a checkpoint is loaded: `qload explain` knows every code."""
+    declared = {each.rule.code for each in Registry.discover().rules()}
+    written = {text for path in (ROOT / "plugins").glob("qload_*/**/*.py") for text in read_texts(path)}
+    assert {text for text in written if FOREIGN.fullmatch(text) and not text.startswith("QL")} == declared

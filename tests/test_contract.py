@@ -3,6 +3,7 @@
 import types
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -409,6 +410,7 @@ class Changing:
             "it declares weights for an attention: values",
         ),
         ({"qload_rules": lambda: [RULE]}, "it has one alone"),
+        ({"qload_rules": lambda: [replace(RULE, needs_load=True)], "qload_check": find_nothing}, "it has one alone"),
         ({"qload_check": find_nothing}, "it has one alone"),
         ({"qload_rules": lambda: ["ROW001"], "qload_check": find_nothing}, "qload_rules returns str among"),
         ({"qload_rules": lambda: [RULE], "qload_check": lambda tensors: tensors["values"]}, "qload_check raises KeyE"),

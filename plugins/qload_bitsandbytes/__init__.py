@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
+from qload.catalogue import Rule
 from qload.configs import find_section
 from qload.declare import ParameterSpec, View, channel_scale, document, group_scale, index, packed, table
 from qload.dtypes import SCALE_DTYPES
@@ -17,6 +18,7 @@ from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Parts, 
 from qload.layout import Axis, in_, out, part
 from qload_bitsandbytes.config import BitsAndBytesConfig
 from qload_bitsandbytes.presets import PRESETS
+from qload_bitsandbytes.rules import RULES
 from qload_bitsandbytes.schemes import (
     ABSMAX,
     NESTED_ABSMAX,
@@ -57,6 +59,10 @@ def qload_claim(config: Mapping[str, Any]) -> Claim | None:
     if not isinstance(section, Mapping) or not any(section.get(flag) is True for flag in FLAGS):
         return None
     return Claim(10, section)
+
+
+def qload_rules() -> tuple[Rule, ...]:
+    return RULES
 
 
 def qload_scheme_for(config: BitsAndBytesConfig, module: ModuleInfo) -> FourBitScheme | Int8Scheme | None:

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from qload.findings import Finding
+from qload.findings import Finding, report
 from qload.geometry import Geometry
+from qload_bitsandbytes.rules import CONTRADICTORY, UNREADABLE
 from qload_bitsandbytes.schemes import FourBitScheme
 
 DOCUMENT_BYTES = 512
 """Those that are written are a third as long."""
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """The dtypes that weights are dequantized into, with their codes."""
-UNREADABLE, CONTRADICTORY = "BNB001", "BNB002"
 
 
 class QuantState(BaseModel):
@@ -50,17 +50,17 @@ def read_state(raw: bytes, where: str) -> QuantState | Finding:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))
         reason = f"{place}: {fault['msg']}" if place else str(fault["msg"])
-        return Finding(UNREADABLE, "the quantization state cannot be read", where, found=reason, remedy=_REMEDY)
+        return report(UNREADABLE, "the quantization state cannot be read", where=where, found=reason, remedy=_REMEDY)
 
 
 def check_state(state: QuantState, scheme: FourBitScheme, geometry: Geometry, where: str) -> Iterator[Finding]:
     """A finding for everything in which the document contradicts the tensors beside it, or the layer."""
     for key, (expected, agrees) in _compare(state, scheme, geometry).items():
         if not agrees:
-            yield Finding(
+            yield report(
                 CONTRADICTORY,
                 f"{key} of the quantization state contradicts the layer",
-                where,
+                where=where,
                 expected=str(expected),
                 found=str(getattr(state, key)),
                 remedy=_REMEDY,

@@ -8,6 +8,7 @@ their range added.
 from collections.abc import Mapping
 from typing import Any
 
+from qload.catalogue import Rule
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import Capabilities, Claim, MethodInfo, ModuleInfo, Tile
@@ -16,6 +17,7 @@ from qload_compressed_tensors.config import CompressedTensorsConfig
 from qload_compressed_tensors.declarations import declare_cache, declare_sparse, declare_weight
 from qload_compressed_tensors.kernels import find_tile
 from qload_compressed_tensors.presets import PRESETS
+from qload_compressed_tensors.rules import RULES
 from qload_compressed_tensors.schemes import (
     CacheScheme,
     CompressedScheme,
@@ -49,6 +51,10 @@ def qload_claim(config: Mapping[str, Any]) -> Claim | None:
     """AutoRound stores some of its checkpoints as this format does, under its own name."""
     section = config.get("quantization_config")
     return claim_auto_round(section) if isinstance(section, Mapping) else None
+
+
+def qload_rules() -> tuple[Rule, ...]:
+    return RULES
 
 
 def qload_scheme_for(config: CompressedTensorsConfig, module: ModuleInfo) -> Scheme | None:

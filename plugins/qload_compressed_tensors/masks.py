@@ -5,11 +5,12 @@ from torch import Tensor
 
 from qload.declare import index
 from qload.errors import CheckpointError
-from qload.findings import Finding
+from qload.findings import report
 from qload.geometry import Kind
 from qload.layout import out
 from qload.torch import Layer
 from qload.torch.arithmetic import unpack
+from qload_compressed_tensors.rules import BROKEN_MASK
 
 
 def expand(kept: Tensor, bits: Tensor, columns: int, fill: int = 0) -> Tensor:
@@ -61,8 +62,8 @@ def _as_bytes(values: Tensor) -> Tensor:
 
 
 def _broken(layer: Layer, expected: str, found: str) -> CheckpointError:
-    finding = Finding(
-        "CT501",
+    finding = report(
+        BROKEN_MASK,
         "the mask does not keep the values that are stored",
         where=layer.name,
         expected=expected,

@@ -38,6 +38,7 @@ class Rule:
     What is wrong (`title`), what an engine or a load makes of it (`failure`), how to mend it (`cure`), and where the
     rule is silent on purpose (`limits`). A waivable rule may be ignored by a load. One that `needs_model` compares the
     checkpoint with an architecture, which transformers builds; one that `needs_ranks` with the share of a rank.
+    One that `needs_load` is found by a method's runtime, while a checkpoint is loaded.
 
     `find` is how a rule of a plugin of the group `qload.plugins` finds its faults, in any checkpoint.
     """
@@ -52,16 +53,21 @@ class Rule:
     waivable: bool = False
     needs_model: bool = False
     needs_ranks: bool = False
+    needs_load: bool = False
     find: Callable[[Checkpoint], Iterable[Finding]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_validated(self) -> bool:
         """Whether validating can find it from config and headers alone."""
-        return self.tier in (Tier.CONFIG, Tier.HEADERS) and not self.needs_model and not self.needs_ranks
+        return self.tier in (Tier.CONFIG, Tier.HEADERS) and not (
+            self.needs_model or self.needs_ranks or self.needs_load
+        )
 
     @property
     def found_by(self) -> str:
         """The least that has to be run to find it."""
+        if self.needs_load:
+            return "qload.load"
         options = {Tier.PROBE: "--probe", Tier.DATA: "--deep"}
         option = "--model" if self.needs_model else "--tp" if self.needs_ranks else options.get(self.tier, "")
         return f"qload validate {option}".rstrip()

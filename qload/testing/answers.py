@@ -75,7 +75,8 @@ def _check_rules(quantization: Quantization) -> Iterator[str]:
     except PluginError as error:
         yield from error.faults
         return
-    if bool(rules) != ("qload_check" in method.declaration):
+    # What a method finds while it loads, no other hook has to look for.
+    if any(not rule.needs_load for rule in rules.values()) != ("qload_check" in method.declaration):
         yield "of qload_rules, which declares rules, and qload_check, which finds them, it has one alone"
     yield from (
         f"{code} says not why it matters, or not what mends it"

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from qload.declare import ParameterSpec, index, metadata, tensor_scale
 from qload.errors import CheckpointError
-from qload.findings import Finding
+from qload.findings import Finding, report
 from qload.layout import fixed
 from qload.plan import Source
 from qload.torch import Layer
 from qload.torch.dtypes import torch_dtype
 from qload_bitsandbytes import FORMATS
+from qload_bitsandbytes.rules import CONTRADICTORY, KERNEL_LAYOUT
 from qload_bitsandbytes.schemes import STATE
-from qload_bitsandbytes.states import CONTRADICTORY, DTYPES, QuantState, check_state, read_state
+from qload_bitsandbytes.states import DTYPES, QuantState, check_state, read_state
 
-KERNEL_LAYOUT = "BNB003"
 ZERO_CODES = {"nf4": 7, "fp4": 0}
 """The codes that stand for zero."""
 
@@ -28,10 +28,10 @@ def check_format(layer: Layer) -> None:
         return
     found = int(stored.max())
     if found:
-        finding = Finding(
+        finding = report(
             KERNEL_LAYOUT,
             "the weight is stored in the layout of a kernel",
-            f"{layer.sources[0].prefix}.weight_format",
+            where=f"{layer.sources[0].prefix}.weight_format",
             expected=FORMATS[0],
             found=FORMATS[found],
             remedy="save it again, row by row, with the version of bitsandbytes that wrote it",
@@ -103,10 +103,10 @@ def _find_place(layer: Layer, source: Source) -> tuple[int, ...] | None:
 def _find_dtype(layer: Layer, states: Iterable[QuantState]) -> str:
     dtypes = sorted({state.dtype for state in states})
     if len(dtypes) > 1:
-        finding = Finding(
+        finding = report(
             CONTRADICTORY,
             "the parts of one layer were of different dtypes before they were quantized",
-            layer.name,
+            where=layer.name,
             expected="one dtype",
             found=", ".join(dtypes),
             remedy="build this layer from separate ones",
