@@ -1,10 +1,12 @@
 """Computes with GPTQ's tensors."""
 
+import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.arithmetic import scale_by_index, scale_groups, take, unpack
+from qload.torch.kernels import IntegerWeight, Weight
 from qload.torch.ordering import settle_group_index
 from qload_gptq import GptqScheme
 
@@ -16,6 +18,18 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     values = unpack(layer.qweight.T, layer.scheme.bits, layer.in_features)
     zeros = _restore(unpack(_words(layer), layer.scheme.bits, layer.out_features), layer.scheme)
     return _scale(layer, values, layer.scales.T, zeros.T)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    scheme: GptqScheme = layer.scheme
+    zeros = _restore(unpack(_words(layer), scheme.bits, layer.out_features), scheme)
+    if layer.g_idx is not None:
+        return "its columns are ordered by activations"
+    group = scheme.group_size or layer.in_features
+    values = layer.qweight.T.contiguous().view(torch.uint8)
+    if scheme.bits not in (4, 8):
+        values = unpack(layer.qweight.T, scheme.bits, layer.in_features)
+    return IntegerWeight(values, scheme.bits, layer.in_features, layer.scales.T, zeros.T, group)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from qload.errors import CheckpointError
 from qload.findings import Finding
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled
+from qload.torch.kernels import Kernels
 from qload.torch.layers import Layer
 from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.loading.reading import Reader
@@ -43,6 +44,7 @@ def fill(
     path: str,
     progress: ProgressHook | None = None,
     synchronize: Callable[[], None] | None = None,
+    kernels: Kernels = (),
 ) -> int:
     """Load every layer of the plan, one after another; returns the bytes read.
 
@@ -53,7 +55,7 @@ def fill(
     findings: list[Finding] = []
     try:
         for layer in plan.layers:
-            findings += _fill_layer(layer, find(layer.name), reader, device, tally)
+            findings += _fill_layer(layer, find(layer.name), reader, device, tally, kernels)
     finally:
         reader.close()
     if findings:
@@ -62,7 +64,7 @@ def fill(
 
 
 def _fill_layer(
-    layer: LayerPlan, module: nn.Module, reader: Reader, device: torch.device, tally: _Tally
+    layer: LayerPlan, module: nn.Module, reader: Reader, device: torch.device, tally: _Tally, kernels: Kernels
 ) -> list[Finding]:
     findings: list[Finding] = []
     # A tied head's own bias is a plain tensor: the rest of the head is its table's.
@@ -78,13 +80,14 @@ def _fill_layer(
             whole.complete(slot.name, tensor)
         _put(module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    return findings if whole is None or findings else _finish(whole)
+    return findings if whole is None or findings else _finish(whole, kernels)
 
 
-def _finish(layer: Layer) -> list[Finding]:
+def _finish(layer: Layer, kernels: Kernels) -> list[Finding]:
     """Run a layer's post-load hook; what it finds wrong with the checkpoint."""
     try:
         layer.hooks.process(layer)
+        layer.pack(kernels)
     except CheckpointError as error:
         return [fault for fault in error.findings if isinstance(fault, Finding)]
     return []

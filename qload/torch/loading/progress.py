@@ -25,7 +25,7 @@ class LoadReport:
     `rank` of `size` ranks it was done on. `tensors` is the number of stored tensors, `bytes_read` what was read of
     them, of which `bytes_needed` were copied, `bytes_in_memory` what the model holds now, `bytes_dense` what its
     weights would be in the dtype it computes in, all of this rank. `seconds` are by phase. `layers` counts layers by
-    method and scheme.
+    method and scheme, `paths` by what they compute with, and `reasons` those that have no kernel by why not.
     """
 
     path: str
@@ -39,6 +39,8 @@ class LoadReport:
     bytes_dense: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
+    paths: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     rank: int = 0
     size: int = 1
