@@ -23,9 +23,9 @@ from qload.torch.kernels import Kernels, find_kernels
 from qload.torch.layers import Layer
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
+from qload.torch.loading.orders import Reader
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
-from qload.torch.loading.reading import Reader
 from qload.torch.parallel import Group
 
 
@@ -106,7 +106,7 @@ class Load:
     def copy(self, plan: Plan, find: Callable[[str], nn.Module]) -> None:
         """Fill the modules that `find` gives for the names of the plan's layers."""
         options = self.options
-        self.bytes_read = fill(
+        processing = fill(
             plan,
             find,
             self.reader,
@@ -116,7 +116,10 @@ class Load:
             synchronize=options.synchronize,
             kernels=self.kernels,
         )
+        self.bytes_read = self.reader.bytes_read
         self.mark("copy")
+        self.seconds["copy"] -= processing
+        self.seconds["process"] = processing
 
     def report(self, module: nn.Module, plan: Plan, dtype: torch.dtype) -> LoadReport:
         """What has been done, and what the module holds now."""
