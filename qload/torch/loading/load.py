@@ -64,9 +64,10 @@ class Load:
         registry = options.registry if options.registry is not None else Registry.discover()
         checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
         _raise_errors(checkpoint, options.ignore)
+        read = time.perf_counter()
         quantization = _choose_quantization(checkpoint, registry, options.quantization)
-        load = cls(checkpoint, reader, quantization, options, _since=started)
-        load.mark("headers")
+        load = cls(checkpoint, reader, quantization, options, {"headers": read - started}, _since=read)
+        load.mark("method")
         return load
 
     def mark(self, phase: str) -> None:
