@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from plan_speed import GROUP, LAYERS_IN_A_FILE, Shapes, layer_tensors, make_config, packed_tensors, write_header
+from plan_speed import LAYERS_IN_A_FILE, Shapes, layer_tensors, make_config, packed_tensors, write_header
 from timing import show
 
 HIDDEN, INNER, HEADS, VOCABULARY = 4096, 11008, 32, 32000

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from qload.checkpoint import Checkpoint, Modules, TensorEntry
 from qload.checkpoint.names import join_name
-from qload.declare import ParameterSpec
 from qload.errors import QloadError
 from qload.findings import Finding, report
 from qload.layout import Interval, volume
@@ -66,10 +65,11 @@ class _Ledger:
     used: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
-    def list_names(self, sources: Sequence[Source], leaf: str) -> list[str | None]:
-        """What each source stores its tensor of that name under; None for one that is not stored."""
+    def list_names(self, sources: Sequence[Source], leaf: str) -> list[str]:
+        """What the sources store their tensors of that name under, as far as they do."""
         modules, nothing = self.modules, dict[str, str]()
-        return [modules.get(source.prefix, nothing).get(leaf) for source in sources]
+        found = [modules.get(source.prefix, nothing).get(leaf) for source in sources]
+        return [name for name in found if name is not None]
 
     def take(self, name: str) -> TensorEntry | None:
         self.used.add(name)
@@ -149,8 +149,7 @@ def _plan_layer(target: Target, form: Form, ledger: _Ledger) -> LayerPlan:
 def _find_tensors(filling: Filling, target: Target, sources: Sequence[Source], ledger: _Ledger) -> list[_Found]:
     """What the sources store for one parameter, as far as it is as declared."""
     names = ledger.list_names(sources, filling.blank.spec.stored_as)
-    entries = [ledger.tensors[name] for name in names if name is not None]
-    found = filling.read_all(entries) if len(entries) == len(names) else None
+    found = filling.read_all([ledger.tensors[name] for name in names]) if len(names) == len(sources) else None
     if found is None:
         return _find_some(filling, target, sources, ledger)
     ledger.used.update(names)
