@@ -69,10 +69,11 @@ class Load:
         registry = options.registry if options.registry is not None else Registry.discover()
         checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
         _raise_errors(checkpoint, options.ignore)
+        read = time.perf_counter()
         quantization = _choose_quantization(checkpoint, registry, options.quantization)
         kernels = find_kernels(registry, quantization.method, options.kernels)
-        load = cls(checkpoint, reader, quantization, options, kernels, _since=started)
-        load.mark("headers")
+        load = cls(checkpoint, reader, quantization, options, kernels, {"headers": read - started}, _since=read)
+        load.mark("method")
         return load
 
     def mark(self, phase: str) -> None:
