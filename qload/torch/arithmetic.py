@@ -102,19 +102,29 @@ def take_striped(words: Tensor, bits: int, shifts: Sequence[int], index: Tensor)
     return (torch.bitwise_right_shift(flat[index % len(flat)], places) & _mask(bits)).to(torch.uint8)
 
 
-def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int, *, divide: bool = False) -> Tensor:
-    """(values - zero) * scale, computed in the scale's dtype, with a scale for every `group` columns.
+def scale_groups(
+    values: Tensor,
+    scale: Tensor,
+    zero: Tensor | int,
+    group: int,
+    *,
+    divide: bool = False,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """(values - zero) * scale + shift, computed in the scale's dtype, with a scale for every `group` columns.
 
-    values [rows, columns], scale and zero [rows, groups]; the last group may be short. With `divide`, divided by
-    the scale.
+    values [rows, columns]; scale, zero and shift [rows, groups]; the last group may be short. With `divide`, divided
+    by the scale.
     """
     columns = values.shape[-1]
     if columns % group:
         zero = _spread(zero, group, columns) if isinstance(zero, Tensor) else zero
-        return _scale(values, _spread(scale, group, columns), zero, divide)
+        shift = None if shift is None else _spread(shift, group, columns)
+        return _scale(values, _spread(scale, group, columns), zero, divide, shift)
     grouped: Tensor = values.unflatten(-1, (columns // group, group))
     zero = zero.unsqueeze(-1) if isinstance(zero, Tensor) else zero
-    return _scale(grouped, scale.unsqueeze(-1), zero, divide).flatten(-2)
+    shift = None if shift is None else shift.unsqueeze(-1)
+    return _scale(grouped, scale.unsqueeze(-1), zero, divide, shift).flatten(-2)
 
 
 def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Tensor) -> Tensor:
@@ -155,14 +165,17 @@ def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
     return scale.repeat_interleave(group, -1)[..., :columns]
 
 
-def _scale(values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = False) -> Tensor:
-    """(values - zero) * or / scale in its dtype. In place, for memory that is fresh costs more than arithmetic."""
+def _scale(
+    values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = False, shift: Tensor | None = None
+) -> Tensor:
+    """(values - zero) * or / scale + shift in its dtype. In place, for fresh memory costs more than arithmetic."""
     dense = values.to(scale.dtype, copy=True)
     if isinstance(zero, Tensor):
         dense.sub_(zero.to(scale.dtype))
     elif zero:
         dense.sub_(zero)
-    return dense.div_(scale) if divide else dense.mul_(scale)
+    dense = dense.div_(scale) if divide else dense.mul_(scale)
+    return dense if shift is None else dense.add_(shift.to(scale.dtype))
 
 
 def shift_right(x: Tensor, count: int) -> Tensor:
