@@ -160,6 +160,11 @@ class FloatWeight:
 Weight = IntegerWeight | FloatWeight
 
 
+def name_element(values: Tensor) -> str:
+    """The name of what a tensor of small floats holds: that of E2M1, of which bytes hold pairs, or e4m3fn, e5m2, ..."""
+    return E2M1 if values.dtype == torch.uint8 else str(values.dtype).removeprefix("torch.float8_")
+
+
 def _describe_group(group: int, columns: int) -> str:
     return "per channel" if group >= columns else f"in groups of {group}"
 
