@@ -60,4 +60,4 @@ class Inputs:
         """A weight [out, in] as it is for inputs to which nothing is done."""
         if self.order is not None:
             weight = weight.index_select(1, self.order.argsort())
-        return weight if self.factor is None else weight * self.factor.to(weight.dtype)
+        return weight if self.factor is None else (weight * self.factor).to(weight.dtype)
