@@ -56,7 +56,7 @@ class QuarkRounding:
         return _float(self.inputs.number).round(values / scale), scale
 
     def _choose_scale(self, sizes: Tensor, agree: Agree) -> Tensor:
-        """A power of two for each group; or what takes the greatest of a group, token or tensor to the greatest float."""
+        """Powers of two for groups; or what takes the greatest of a group, token or tensor to the greatest float."""
         number = self.inputs.number
         size = sizes.amax() if self.inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
         if self.inputs.scales is not None:
