@@ -60,8 +60,10 @@ class Layer(Holder):
         self.dtype = site.dtype
         self.declared = {spec.name: spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded}
         self.derived = {}
-        self.take_share(site.group, sharding or self.sharding)
-        self.allocate("meta")
+        sharding, group = sharding or self.sharding, site.group
+        share = site.quantization.share(site.name, treatment, geometry, sharding, group.rank, group.size)
+        self.have_share(group, sharding, share)
+        self.outline(share.shapes)
 
     def check_hooks(self) -> None:
         """Raises CapabilityError where the layer's method lacks a hook that the layer cannot do without."""
