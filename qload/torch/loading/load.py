@@ -21,9 +21,10 @@ from qload.resolution import resolve
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
-from qload.torch.loading.orders import Reader
+from qload.torch.loading.orders import Reader, ReaderFactory
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
+from qload.torch.loading.readers import AUTO
 from qload.torch.parallel import Group
 
 
@@ -32,7 +33,8 @@ class LoadOptions:
     """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass.
 
     `quantization` is what a plain checkpoint is to be quantized with. `synchronize` is called after each copy, for
-    devices that would else put the copies off. `group` has the ranks that load together.
+    devices that would else put the copies off. `group` has the ranks that load together. `reader` is the name of one,
+    or makes one.
     """
 
     device: torch.device
@@ -43,6 +45,7 @@ class LoadOptions:
     quantization: Asked | Quantization | None = None
     synchronize: Callable[[], None] | None = None
     group: Group = Group()  # noqa: RUF009
+    reader: str | ReaderFactory = AUTO
 
 
 @dataclass(slots=True)
@@ -62,7 +65,14 @@ class Load:
         """Read headers and config. Raises CheckpointError or MethodError before anything else is done."""
         started = time.perf_counter()
         registry = options.registry if options.registry is not None else Registry.discover()
-        checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
+        checkpoint, reader = open_for_loading(
+            path,
+            registry,
+            options.device,
+            allow_pickle=options.allow_pickle,
+            reader=options.reader,
+            alone=options.group.size == 1,
+        )
         _raise_errors(checkpoint, options.ignore)
         quantization = _choose_quantization(checkpoint, registry, options.quantization)
         load = cls(checkpoint, reader, quantization, options, _since=started)

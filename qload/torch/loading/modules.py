@@ -16,7 +16,9 @@ from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
 from qload.torch.loading.holding import MemoryReader
 from qload.torch.loading.load import Load, LoadOptions, choose_device
+from qload.torch.loading.orders import ReaderFactory
 from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.loading.readers import AUTO
 from qload.torch.loading.sharing import find_sharing
 
 
@@ -33,6 +35,7 @@ def load_weights(
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
     synchronize: Callable[[], None] | None = None,
+    reader: str | ReaderFactory = AUTO,
 ) -> LoadReport:
     """Load the checkpoint in the folder or file `path` into a module made of qload's layers and ordinary ones.
 
@@ -41,12 +44,15 @@ def load_weights(
     and heads tied to an embedding, are read once and stay one. `quantization` is the one that the layers were
     built with, where the checkpoint is plain and they are to be quantized: see `qload.choose_quantization`.
     `ignore` lists codes of waivable findings. `synchronize` is called after each copy, for devices that would else
-    put the copies off.
+    put the copies off. `reader` says what reads the files: "auto", "buffered", "direct", "safetensors", or a function
+    that makes a `Reader` of a folder and a device.
 
     Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
     the data shows, after reading.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize)
+    options = LoadOptions(
+        choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize, reader=reader
+    )
     loading = Load.begin(path, options)
     return _load_module(loading, module, prefix, quantize_activations)
 
