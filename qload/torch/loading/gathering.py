@@ -35,7 +35,7 @@ _READ = _find_call()
 
 
 def gather(file: int, strips: Strips, memory: memoryview, step: int) -> bool:
-    """Fill memory with strips, `step` bytes from one to the next; whether it could be done."""
+    """Fill memory with strips, `step` bytes from one to the next; whether it could be done, and the file has them."""
     if _READ is None:
         return False
     below = strips.start % mmap.ALLOCATIONGRANULARITY
@@ -51,7 +51,8 @@ def gather(file: int, strips: Strips, memory: memoryview, step: int) -> bool:
         filled = np.frombuffer(memory, dtype=np.uint8)
         done = _gather_rows(strips, stored.ctypes.data + below, filled.ctypes.data, step)
         del stored
-    return done
+    # What is mapped of the last page past the end of a file reads as zeros.
+    return done and os.fstat(file).st_size >= strips.start + span
 
 
 def _gather_rows(strips: Strips, stored: int, filled: int, step: int) -> bool:
