@@ -195,7 +195,7 @@ def test_any_region_of_interleaved_rows_is_the_slice(folder: Path, data: st.Data
     ordered = stored.unflatten(0, (-1, order.size // order.runs, order.runs)).transpose(1, 2).flatten(0, 2)
     expected = ordered[tuple(interval.slice for interval in region)]
     copy = copy_of(folder, name, region)
-    copy = copy._replace(entry=structs.replace(copy.entry, interleaving=order))
+    copy = structs.replace(copy, entry=structs.replace(copy.entry, interleaving=order))
     for nbytes in (1 << 20, 300, 16):
         reader = FileReader(folder, CPU, slab_bytes=nbytes)
         found = torch.empty(expected.shape, dtype=expected.dtype)

@@ -1,5 +1,6 @@
 """Carries a plan out: takes memory for each layer, has it filled, and finishes the layers one after another."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from qload.findings import Finding
 from qload.layout import volume
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled, torch_dtype
+from qload.torch.kernels import Kernels
 from qload.torch.layers import Layer
 from qload.torch.loading.orders import Order, Reader, reading
 from qload.torch.loading.progress import Progress, ProgressHook
@@ -41,7 +43,8 @@ class Filling:
 
     Memory is taken for a layer when its orders are, and put into its module once all of them have landed. Layers are
     finished in the order of their bytes in the files, which is the same on all ranks. `seconds` is the time that
-    finishing took: checking values, and the post-load hooks. `synchronize` is called after each copy.
+    finishing took: checking values, the post-load hooks, and packing for `kernels`. `synchronize` is called after each
+    copy.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Filling:
         arena: Arena,
         progress: ProgressHook | None = None,
         synchronize: Callable[[], None] | None = None,
+        kernels: Kernels = (),
     ) -> None:
         self._layers = sorted(plan.layers, key=_place)
         self._find = find
         self._arena = arena
         self._progress = progress
         self._synchronize = synchronize
+        self._kernels = kernels
         self._begun: dict[int, _Work] = {}
         self._next = 0
         self._done = 0
@@ -122,10 +127,19 @@ class Filling:
             work = self._begun.pop(self._next)
             findings = _place_tensors(work)
             if work.layer is not None and not findings:
-                findings = _process(work.layer)
+                findings = self._process(work.layer)
             self.findings += findings
             self._next += 1
             self.seconds += time.perf_counter() - started
+
+    def _process(self, layer: Layer) -> list[Finding]:
+        """Run a layer's post-load hook, and give it its kernel; what the hook finds wrong with the checkpoint."""
+        try:
+            layer.hooks.process(layer)
+        except CheckpointError as error:
+            return [fault for fault in error.findings if isinstance(fault, Finding)]
+        layer.pack(self._kernels, functools.partial(self._arena.take, zeros=False))
+        return []
 
 
 def fill(
@@ -137,13 +151,14 @@ def fill(
     path: str,
     progress: ProgressHook | None = None,
     synchronize: Callable[[], None] | None = None,
+    kernels: Kernels = (),
 ) -> float:
     """Load every layer of the plan; returns the seconds for which values were checked and post-load hooks ran.
 
     The reader is closed, whatever comes. Raises CheckpointError with every scale that is not a number and every
     index out of range, once all are read.
     """
-    filling = Filling(plan, find, Arena(device), progress, synchronize)
+    filling = Filling(plan, find, Arena(device), progress, synchronize, kernels)
     with closing(reader):
         filling.run(reader)
     if filling.findings:
@@ -166,15 +181,6 @@ def _place_tensors(work: _Work) -> list[Finding]:
         _put(work.module, slot.name, tensor)
         findings += _check_values(slot, tensor)
     return findings
-
-
-def _process(layer: Layer) -> list[Finding]:
-    """Run a layer's post-load hook; what it finds wrong with the checkpoint."""
-    try:
-        layer.hooks.process(layer)
-    except CheckpointError as error:
-        return [fault for fault in error.findings if isinstance(fault, Finding)]
-    return []
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -19,6 +19,8 @@ from qload.quantization import Quantization
 from qload.registry import UNQUANTIZED, Registry
 from qload.resolution import resolve
 from qload.torch.dtypes import dtype_code
+from qload.torch.kernels import Kernels, find_kernels
+from qload.torch.layers import Layer
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
 from qload.torch.loading.orders import Reader, ReaderFactory
@@ -33,8 +35,9 @@ class LoadOptions:
     """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass.
 
     `quantization` is what a plain checkpoint is to be quantized with. `synchronize` is called after each copy, for
-    devices that would else put the copies off. `group` has the ranks that load together. `reader` is the name of one,
-    or makes one.
+    devices that would else put the copies off. `group` has the ranks that load together. `kernels` are the names of
+    those that layers may compute with: None for all, none for the dequantized weight. `reader` is the name of one, or
+    makes one.
     """
 
     device: torch.device
@@ -45,6 +48,7 @@ class LoadOptions:
     quantization: Asked | Quantization | None = None
     synchronize: Callable[[], None] | None = None
     group: Group = Group()  # noqa: RUF009
+    kernels: Sequence[str] | None = None
     reader: str | ReaderFactory = AUTO
 
 
@@ -56,6 +60,7 @@ class Load:
     reader: Reader
     quantization: Quantization
     options: LoadOptions
+    kernels: Kernels = ()
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_read: int = 0
     _since: float = field(default_factory=time.perf_counter)
@@ -74,9 +79,11 @@ class Load:
             alone=options.group.size == 1,
         )
         _raise_errors(checkpoint, options.ignore)
+        read = time.perf_counter()
         quantization = _choose_quantization(checkpoint, registry, options.quantization)
-        load = cls(checkpoint, reader, quantization, options, _since=started)
-        load.mark("headers")
+        kernels = find_kernels(registry, quantization.method, options.kernels)
+        load = cls(checkpoint, reader, quantization, options, kernels, {"headers": read - started}, _since=read)
+        load.mark("method")
         return load
 
     def mark(self, phase: str) -> None:
@@ -118,6 +125,7 @@ class Load:
             path=str(self.checkpoint.path),
             progress=options.progress,
             synchronize=options.synchronize,
+            kernels=self.kernels,
         )
         self.bytes_read = self.reader.bytes_read
         self.mark("copy")
@@ -127,6 +135,7 @@ class Load:
     def report(self, module: nn.Module, plan: Plan, dtype: torch.dtype) -> LoadReport:
         """What has been done, and what the module holds now."""
         targets = [layer.target for layer in plan.layers if layer.target is not None]
+        paths = [child.path for child in module.modules() if isinstance(child, Layer) and child.computes]
         return LoadReport(
             path=str(self.checkpoint.path),
             method=self.quantization.method.name,
@@ -141,6 +150,8 @@ class Load:
             bytes_dense=sum(_dense_bytes(layer.target, layer.nbytes, dtype) for layer in plan.layers),
             seconds=self.seconds,
             layers=dict(Counter(target.treatment.label for target in targets)),
+            paths=dict(Counter(path.name for path in paths)),
+            reasons=dict(Counter(path.reason for path in paths if path.reason)),
             findings=plan.findings,
         )
 

@@ -40,7 +40,7 @@ class LoadReport:
     them, of which `bytes_needed` were copied, `bytes_in_memory` what the model holds now, `bytes_dense` what its
     weights would be in the dtype it computes in, all of this rank. `seconds` are by phase: in "process" values were
     checked and post-load hooks ran, in "copy" there was nothing but reading to wait for. `layers` counts layers by
-    method and scheme.
+    method and scheme, `paths` by what they compute with, and `reasons` those that have no kernel by why not.
     """
 
     path: str
@@ -54,6 +54,8 @@ class LoadReport:
     bytes_dense: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
+    paths: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     rank: int = 0
     size: int = 1
