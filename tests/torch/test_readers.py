@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from torch import Tensor
 import qload
 from qload import Registry
 from qload.checkpoint import Folder, read_header
+from qload.declare import ParameterSpec
 from qload.errors import QloadError, ShardError
 from qload.examination import open_checkpoint
-from qload.geometry import Sharding, column, row
+from qload.geometry import Geometry, Shard, Sharding, column, row
 from qload.layout import Interval
 from qload.outline import outline
 from qload.plan import Copy, Plan, Slot, make_plan
@@ -28,7 +29,8 @@ from qload.sharding import cut_layer
 from qload.torch.copying import copy_region
 from qload.torch.dtypes import torch_dtype
 from qload.torch.loading import direct, gathering
-from qload.torch.loading.direct import DirectFile, is_cold
+from qload.torch.loading.caching import is_cold
+from qload.torch.loading.direct import DirectFile
 from qload.torch.loading.files import DataFile, Target
 from qload.torch.loading.orders import Order, Reader, reading
 from qload.torch.loading.reading import FileReader
@@ -58,9 +60,9 @@ def plans(path: Path, registry: Registry) -> Iterator[Plan]:
         yield make_plan(checkpoint, quantization, targets, is_expected=lambda name: True)
 
 
-def share(sharding: Sharding, geometry: object, specs: list[object], size: int) -> object | None:
+def share(sharding: Sharding, geometry: Geometry, specs: Sequence[ParameterSpec], size: int) -> Shard | None:
     try:
-        return cut_layer(geometry, sharding, specs, "", size - 1, size)  # type: ignore[arg-type]
+        return cut_layer(geometry, sharding, specs, "", size - 1, size)
     except ShardError:
         return None
 

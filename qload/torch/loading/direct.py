@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from qload.torch.loading.caching import is_cold
 from qload.torch.loading.files import DataFile, TruncatedError
 
 BLOCK_BYTES = 4096
 """What places and sizes of such reads are multiples of: the largest block of the disks that there are."""
 SCRATCH_BYTES = 4 << 20
 THREADS = 8
-_PROBES = 32
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -70,32 +70,6 @@ class DirectFile(DataFile):
 def open_file(path: Path) -> DataFile:
     """A file to be read past the page cache if most of it is not there."""
     return DirectFile(path) if is_cold(path) else DataFile(path)
-
-
-def is_cold(path: Path) -> bool:
-    """Whether most of some pages of a file would have to be fetched. False where the system does not say."""
-    if not hasattr(os, "RWF_NOWAIT") or not hasattr(os, "O_DIRECT"):
-        return False
-    size = path.stat().st_size
-    page = memoryview(bytearray(1))
-    file = os.open(path, os.O_RDONLY)
-    try:
-        # Asking is not to fetch anything. The first bytes are a header, which has just been read.
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        places = [size * (2 * number + 1) // (2 * _PROBES) for number in range(_PROBES)] if size else []
-        return sum(_would_wait(file, place, page) for place in places) * 2 > _PROBES
-    finally:
-        os.close(file)
-
-
-def _would_wait(file: int, place: int, page: memoryview) -> bool:
-    try:
-        os.preadv(file, [page], place, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:  # the file system does not answer
-        return False
-    return False
 
 
 def _open_direct(path: Path) -> int | None:

@@ -10,11 +10,11 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from qload.torch.loading.caching import fetch
 from qload.torch.loading.pieces import Strips
 
 _ROWS = 1024
@@ -40,8 +40,7 @@ def gather(file: int, strips: Strips, memory: memoryview, step: int) -> bool:
         return False
     below = strips.start % mmap.ALLOCATIONGRANULARITY
     span = (strips.rows - 1) * strips.pitch + strips.length
-    with suppress(OSError):
-        os.posix_fadvise(file, strips.start, span, os.POSIX_FADV_WILLNEED)
+    fetch(file, strips.start, span)
     try:
         window = mmap.mmap(file, below + span, mmap.MAP_SHARED, mmap.PROT_READ, offset=strips.start - below)
     except (OSError, ValueError):

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from qload.errors import QloadError
-from qload.torch.loading.direct import THREADS, DirectFile, is_cold, open_file
+from qload.torch.loading.caching import is_cold
+from qload.torch.loading.direct import THREADS, DirectFile, open_file
 from qload.torch.loading.orders import Reader, ReaderFactory
 from qload.torch.loading.reading import FileReader
 from qload.torch.loading.slices import SliceReader

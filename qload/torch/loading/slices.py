@@ -48,12 +48,12 @@ class SliceReader:
         part = file.get_slice(entry.name)[tuple(interval.slice for interval in copy.source)]
         whole = tuple(type(interval)(0, interval.size) for interval in copy.source)
         sizes = tuple(interval.size for interval in copy.source)
-        return copy_stored(part, copy._replace(view=sizes, source=whole), destination)
+        return copy_stored(part, Copy(copy.entry, sizes, whole, copy.destination, copy.turned), destination)
 
     def _open(self, name: str) -> Any:
         if name not in self._files:
             try:
-                opened = safe_open(self._folder / name, framework="pt", device="cpu")  # type: ignore[no-untyped-call]
+                opened = safe_open(self._folder / name, framework="pt", device="cpu")
                 self._files[name] = self._opened.enter_context(opened)
             except SafetensorError as error:
                 reason, remedy = str(error), "reader='buffered' reads every format"

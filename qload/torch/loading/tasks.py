@@ -64,7 +64,7 @@ class Task:
             with torch.inference_mode(), slab.queueing():
                 for piece, start, size in zip(pieces, places, sizes, strict=False):
                     if piece.finish is not None:
-                        piece.finish(slab.send(start, size))
+                        piece.finish(slab.buffer[start : start + size])
             self.event = slab.event
         return read
 
