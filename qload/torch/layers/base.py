@@ -105,8 +105,7 @@ class Layer(Holder):
         """
         self.packed = None
         self.reset()
-        for name in self.declared.keys() - present:
-            self.set_tensor(name, None)
+        self.set_tensors(dict.fromkeys(self.declared.keys() - present))
 
     def complete(self, name: str, tensor: Tensor) -> None:
         """Add to a tensor that a load has filled what the layer keeps of what is there."""

@@ -100,12 +100,19 @@ class Holder(nn.Module):
 
     def set_tensor(self, name: str, tensor: Tensor | None) -> None:
         """Put a tensor in a declared or derived one's place; None takes it away, and gives its memory back."""
-        parameter = None
-        if tensor is not None:
-            identity = self._identify(self.specs[name])
-            parameter = TypedParameter(tensor, identity, identity.owned)
-        self.register_parameter(name, parameter)
-        self.settle_tensors()
+        self.set_tensors({name: tensor})
+
+    def set_tensors(self, tensors: Mapping[str, Tensor | None]) -> None:
+        """As `set_tensor`, several at once."""
+        specs = self.specs
+        for name, tensor in tensors.items():
+            parameter = None
+            if tensor is not None:
+                identity = self._identify(specs[name])
+                parameter = TypedParameter(tensor, identity, identity.owned)
+            self.register_parameter(name, parameter)
+        if tensors:
+            self.settle_tensors()
 
     def own_tensor(self, name: str) -> Tensor | None:
         """A tensor of this rank, plain however it is held; None where the layer has none of that name."""
