@@ -89,7 +89,7 @@ class _Case:
         source = Source("layer", parts=len(geometry.parts))
         site = replace(self.site, group=Group(rank, size))
         layer = Layer(geometry, (source,), site, self.treatment, sharding)
-        load_tensors(layer, self.tensors, self.quantization)
+        load_tensors(layer, self.tensors, self.quantization, kernels=())
         return layer
 
 
@@ -194,7 +194,7 @@ def _check_embedding(case: _Case) -> Iterator[str]:
     table = VocabParallelEmbedding(
         case.geometry.out_features, case.geometry.in_features, case.site, multiple=1, treatment=case.treatment
     )
-    load_tensors(table, case.tensors, case.quantization)
+    load_tensors(table, case.tensors, case.quantization, kernels=())
     weight = table.dequantize()
     ids = torch.tensor([[0, 1, case.geometry.out_features - 1], [7, 7, 3]])
     if not torch.equal(table(ids), weight[ids].to(torch.float32)):
@@ -229,7 +229,7 @@ def _load_experts(case: _Case, rank: int = 0, size: int = 1) -> Experts:
     experts = Experts(up, stack("down", outputs, [Part("", inputs)]), _gate)
     layers = (experts.gate_up_proj, experts.down_proj)
     tensors = [make_tensors(case.quantization, case.treatment, each.geometry, each.sources) for each in layers]
-    load_tensors(experts, tensors[0] | tensors[1], case.quantization)
+    load_tensors(experts, tensors[0] | tensors[1], case.quantization, kernels=())
     for layer in layers:
         layer.quantize_activations = False
     return experts

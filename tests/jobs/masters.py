@@ -69,5 +69,5 @@ def gather_loaded(group: Group, checkpoint: Path, name: str) -> Tensor:
     site = Site(qload.read_quantization(checkpoint), "model.layers.0.mlp.gate_up_proj", group)
     model = nn.Module()
     model.layer = layer = MergedColumnParallelLinear(256, [("gate_proj", 512), ("up_proj", 512)], site)
-    qload.load_weights(model, checkpoint, ignore=["QL210"])
+    qload.load_weights(model, checkpoint, ignore=["QL210"], kernels=())
     return gather_whole(layer, name)

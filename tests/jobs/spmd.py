@@ -59,12 +59,12 @@ def fill(model: Model) -> Model:
 
 def load_llama(path: Path) -> Llama:
     model = Llama(path, qload.read_quantization(path))
-    qload.load_weights(model, path, quantize_activations=False, ignore=["QL210"])
+    qload.load_weights(model, path, quantize_activations=False, ignore=["QL210"], kernels=())
     return model
 
 
 def load_model(path: Path) -> Any:
-    return qload.load(path, dtype=torch.float32, quantize_activations=False)
+    return qload.load(path, dtype=torch.float32, quantize_activations=False, kernels=())
 
 
 def compute(model: Any, ids: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ def drop_index(group: Group, path: Path, name: str, tensors: Mapping[str, Tensor
     """A row-parallel layer whose order by activation is none, before it is divided and after."""
     quantization = qload.read_quantization(path)
     layer = RowParallelLinear(x.shape[-1], 256, Site(quantization, name), input_is_parallel=False)
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     before = layer(x)
     qload.shard_model(layer, mesh_of(group))
     made: Tensor = layer(x)

@@ -22,6 +22,7 @@ from qload.plan import Copy
 from qload.torch import Layer, MergedColumnParallelLinear, ParallelLMHead, Site, TypedParameter, VocabParallelEmbedding
 from qload.torch.dtypes import torch_dtype
 from qload.torch.loading.checkpoints import open_for_loading
+from qload.torch.loading.orders import Order
 from qload.torch.parallel import Group
 
 SOUND = [path for path in samples() if is_sound(path)]
@@ -39,14 +40,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         region = tuple(Interval(0, size) for size in entry.shape)
         found[name] = torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
         if found[name].numel():
-            reader.read(Copy(entry, entry.shape, region, region), found[name])
+            list(reader.read([Order(Copy(entry, entry.shape, region, region), found[name], 0)]))
     reader.close()
     return found
 
 
 def load_by_plan(path: Path, *layers: Layer) -> Layer:
     """Load the layers, all at once; returns the first one."""
-    qload.load_weights(nn.ModuleList(layers), path, ignore=["QL210"])
+    qload.load_weights(nn.ModuleList(layers), path, ignore=["QL210"], kernels=())
     return layers[0]
 
 
@@ -79,7 +80,7 @@ def check_same(found: Layer, expected: Layer) -> None:
 def layers_of(path: Path) -> list[Layer]:
     """A layer of each form in a checkpoint's model."""
     forms: dict[object, Layer] = {}
-    model = qload.load(path, dtype=torch.float32)
+    model = qload.load(path, dtype=torch.float32, kernels=())
     for layer in (each for each in model.modules() if isinstance(each, Layer)):
         tied = getattr(layer, "table", None) is not None
         if not tied and layer.geometry.kind is not Kind.KV_CACHE:
@@ -145,7 +146,7 @@ def test_fused_layers_are_the_same_by_hand(path: Path, size: int) -> None:
             # It cannot be divided so, or its parts are quantized differently: tests of fused layers say which.
             assert rank == 0
             return
-        qload.load_weights(theirs, path, ignore=["QL210"])
+        qload.load_weights(theirs, path, ignore=["QL210"], kernels=())
         layers = dict(theirs.named_modules())
         for name, layer in ours.named_modules():
             if isinstance(layer, Layer):

@@ -42,7 +42,7 @@ def merged(name: str = "ct-w4a16-g128-asym") -> MergedColumnParallelLinear:
 def load(layer: Layer, name: str = "ct-w4a16-g128-asym") -> Layer:
     model = nn.Module()
     model.layer = layer
-    qload.load_weights(model, DATA / name, ignore=["QL210"])
+    qload.load_weights(model, DATA / name, ignore=["QL210"], kernels=())
     return layer
 
 
@@ -156,7 +156,7 @@ def test_a_plain_parameter_trains_after_a_load_if_it_did_before(trains: bool) ->
     model.weight = nn.Parameter(torch.zeros(2), requires_grad=trains)
     model.count = nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False)
     stored = {"weight": torch.ones(2), "count": torch.ones(2, dtype=torch.int32)}
-    qload.load_tensors(model, stored, qload.read_quantization(DEMO))
+    qload.load_tensors(model, stored, qload.read_quantization(DEMO), kernels=())
     assert [(each.requires_grad, each.tolist()) for each in model.parameters()] == [(trains, [1, 1]), (False, [1, 1])]
 
 
@@ -168,7 +168,7 @@ def test_no_hook_runs_on_a_layer_whose_scales_are_bad() -> None:
     stored["model.layers.0.mlp.up_proj.weight_scale"] *= float("nan")
     held = {key: tensor for key, tensor in stored.items() if "layers.0.mlp.gate" in key or "layers.0.mlp.up" in key}
     with pytest.raises(CheckpointError, match="QL501"):
-        qload.load_tensors(layer, held, qload.read_quantization(DATA / name))
+        qload.load_tensors(layer, held, qload.read_quantization(DATA / name), kernels=())
     assert ran == []
 
 
@@ -185,7 +185,7 @@ def test_ranks_read_the_columns_groups_from_the_index(first: int) -> None:
         for rank, size in ((0, 1), (0, 2), (1, 2))
     ]
     for layer in layers:
-        qload.load_tensors(layer, stored, quantization)
+        qload.load_tensors(layer, stored, quantization, kernels=())
     whole, *shards = (qload.dequantize(layer) for layer in layers)
     assert torch.equal(torch.cat(shards, 1), whole)
     assert layers[0].g_idx is None if first == 0 else layers[0].g_idx is not None

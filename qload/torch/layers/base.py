@@ -52,7 +52,7 @@ class Layer(Holder):
         self.geometry = geometry
         self.sources = tuple(sources)
         self.treatment = treatment
-        self.register_module("packed", None)
+        self.packed = None
         self.path = PLAIN if treatment.scheme is None else Path(DEQUANTIZES, "its kernel was not chosen")
         self.hooks = bind(treatment.method.runtime)
         self.check_hooks()
@@ -103,7 +103,10 @@ class Layer(Holder):
 
         What an earlier load derived goes, and the optional tensors that the checkpoint does not have.
         """
-        self.packed = None
+        if self.packed is not None:
+            # Taken out first, for a module that is None is one all the same.
+            del self.packed
+            self.packed = None
         self.reset()
         self.set_tensors(dict.fromkeys(self.declared.keys() - present))
 

@@ -182,7 +182,7 @@ def test_a_part_is_a_layer_of_its_own_that_can_be_loaded() -> None:
     part = make_part(whole, 1)
     part.allocate("cpu")
     model = torch.nn.ModuleDict({"part": part})
-    qload.load_tensors(model, {"a.up.weight": stored["a.up.weight"]}, quantization_of())
+    qload.load_tensors(model, {"a.up.weight": stored["a.up.weight"]}, quantization_of(), kernels=())
     assert torch.equal(part.dequantize(), stored["a.up.weight"])
 
 
