@@ -15,7 +15,7 @@ from qload.quantization import Quantization, Treatment
 from qload.sharding import Share, find_share
 from qload.torch.loading.load import Load, LoadOptions
 from qload.torch.models import naming
-from qload.torch.models.likeness import Match, Shapes, Template
+from qload.torch.models.likeness import Match, Shapes, Template, tell_numbers
 from qload.torch.models.loading import plan_load
 from qload.torch.parallel import Group
 
@@ -84,7 +84,7 @@ def test_what_is_alike_is_planned_as_if_by_itself(path: Path, size: int, monkeyp
     ],
 )
 def test_only_digits_of_their_own_tell_one_number_from_another(pattern: str, tells: bool) -> None:
-    assert naming.tell_numbers([WeightRenaming(pattern, "x")]) is tells
+    assert tell_numbers([WeightRenaming(pattern, "x")]) is tells
 
 
 def test_a_model_that_has_less_elsewhere_is_matched_there_by_itself() -> None:
