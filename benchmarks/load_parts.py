@@ -9,17 +9,13 @@ loaded whole.
 """
 
 import argparse
-import importlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ DENSE = {
     **{f"mlp.{leaf}_proj": (INNER, HIDDEN) for leaf in ("gate", "up")},
     "mlp.down_proj": (HIDDEN, INNER),
 }
+JOB = Path(__file__).with_name("load_once.py")
 PACKAGES = ("torch", "transformers", "safetensors")
 
 
@@ -110,44 +107,12 @@ def write_data(path: Path) -> None:
                 file.write(pattern[: stop - at])
 
 
-@dataclass(slots=True)
-class Clock:
-    """The seconds of each part, in their order."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[part] = time.perf_counter() - started
-
-
-def measure(folder: Path, kind: str, *, data: bool) -> dict[str, float]:
-    """Load in this process, which has imported nothing yet, or only plan to."""
-    clock = Clock()
-    for package in ("qload", "torch", "transformers", "qload.torch.models"):
-        with clock.time(f"import {package}"):
-            importlib.import_module(package)
-    with clock.time("import the model's classes"):
-        importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-    torch, loading = importlib.import_module("torch"), importlib.import_module("qload.torch.models.loading")
-    load = importlib.import_module("qload.torch.loading.load")
-    begun = load.Load.begin(folder, load.LoadOptions(torch.device("cpu")))
-    planned = loading.plan_load(begun, None, True, by_experts=False)
-    if planned.plan.findings:
-        raise SystemExit("the checkpoint was made wrongly: there are findings")
-    if data:
-        planned.run()
-    return clock.seconds | begun.seconds
-
-
 def run(folders: dict[str, Path], rounds: int, *, data: bool) -> dict[str, dict[str, list[float]]]:
     """The seconds of each part of each model, round by round."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in folders}
     for number in range(rounds + 1):
         for name, folder in folders.items():
-            job = [sys.executable, __file__, "--measure", str(folder), MODELS[name].kind, *(["--data"] if data else [])]
+            job = [sys.executable, str(JOB), str(folder), MODELS[name].kind, *(["--data"] if data else [])]
             done = subprocess.run(job, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(done.stderr)
@@ -164,12 +129,7 @@ def main() -> None:
     parser.add_argument("--data", action="store_true", help="write data, and load it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "KIND"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        folder, kind = arguments.measure
-        print(json.dumps(measure(Path(folder), kind, data=arguments.data)))
-        return
     with tempfile.TemporaryDirectory() as name:
         folders = {model: Path(name) / model for model in arguments.model}
         tensors: dict[str, int] = {}

@@ -35,3 +35,16 @@ def test_reading_all_is_measured(tmp_path: Path) -> None:
         "read": 2, "sha256": 2, "qload.validate(deep=True)": 2, "qload.validate(deep=True), with checksums": 2,
     }  # fmt: skip
     assert found["nbytes"] > 0
+
+
+def test_each_part_of_a_load_is_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    options = ["--model", "dense", "--layers", "1", "--rounds", "1", "--data", "--json", str(kept)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "load_parts.py"), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(kept.read_text())
+    assert found["tensors"] == {"dense": 3 + 2 + 7 * 3}
+    assert {"import qload", "model", "names", "layers", "plan", "copy", "finish"} <= found["seconds"]["dense"].keys()
+    assert all(len(runs) == 1 for runs in found["seconds"]["dense"].values())

@@ -235,3 +235,39 @@ def test_a_declaration_is_asked_for_once(registry: Registry) -> None:
 def test_every_plugin_here_is_an_entry_point(registry: Registry) -> None:
     folders = {path.name for path in (Path(__file__).parents[1] / "plugins").glob("qload_*")}
     assert {origin.target for name in registry.names for origin in registry.origins(name)} == folders, METHODS_GROUP
+
+
+def ask_by_place(registry: Registry, section: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
+    """What is done to modules that store a weight of those dtypes, by a method that tells them by place.
+
+    Its scheme is the name that it was asked about, and the weight's dtype.
+    """
+    hooks: dict[str, Any] = {
+        "qload_method_info": lambda: MethodInfo("by place", None, Capabilities(), is_by_place=True),
+        "qload_scheme_for": lambda module: f"{module.name} {module.tensors['weight'].dtype}",
+        "qload_create_weights": lambda: (),
+        "qload_dequantize": lambda: None,
+    }
+    made = Origin("made-up", "made_up", "dist", "1", lambda: types.SimpleNamespace(**hooks))
+    found = make_quantization({"quant_method": "made-up", **section}, Registry([*registry.origins(UNQUANTIZED), made]))
+    names = {module: f"{module}.weight" for module in dtypes}
+    found.modules = {module: {"weight": name} for module, name in names.items()}
+    found.tensors = {name: TensorEntry(name, dtypes[module], (2, 2), "f", 0, 4) for module, name in names.items()}
+    return {module: found.treat(ModuleInfo((module,))).scheme for module in dtypes}
+
+
+def test_one_module_is_asked_about_for_all_that_are_alike(registry: Registry) -> None:
+    asked = ask_by_place(registry, {}, {"a.0.x": "I8", "a.1.x": "I8", "a.2.x": "U8", "a.10.x": "I8", "a.3.y": "I8"})
+    assert asked == {
+        "a.0.x": "a.0.x I8",
+        "a.1.x": "a.0.x I8",
+        "a.2.x": "a.2.x U8",
+        "a.10.x": "a.10.x I8",
+        "a.3.y": "a.3.y I8",
+    }
+
+
+def test_where_the_config_writes_numbers_each_module_is_asked_about(registry: Registry) -> None:
+    modules = {"a.0.x": "I8", "a.1.x": "I8", "a.0.y": "I8", "a.1.y": "I8"}
+    asked = ask_by_place(registry, {"ignore": ["a.1.x"]}, modules)
+    assert asked == {"a.0.x": "a.0.x I8", "a.1.x": "a.1.x I8", "a.0.y": "a.0.y I8", "a.1.y": "a.0.y I8"}
