@@ -100,7 +100,9 @@ def _scale(layer: LayerPiece, words: Tensor, rows: Tensor, groups: Tensor | None
 
 def _round_groups(values: Tensor, scales: Tensor, group: int) -> Tensor:
     """Values of four bits times the scales of their groups, as the whole numbers of int8, in float32."""
-    return scale_groups(values, scales.float(), _HALF, group).round_().clamp_(*_INT8)
+    rounded = scale_groups(values, scales.float(), _HALF, group).round_()
+    # Adding zero leaves one zero of the two, as whole numbers have.
+    return rounded.clamp_(*_INT8).add_(0.0)
 
 
 def _inputs(layer: LayerPiece) -> Inputs:

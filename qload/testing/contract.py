@@ -19,6 +19,7 @@ from qload.sharding import fitting_sizes
 from qload.testing.agreement import sum_shares
 from qload.testing.answers import check_answers
 from qload.testing.tensors import make_tensors
+from qload.testing.weights import check_weights
 from qload.torch.layers import ExpertLinear, Experts, Layer, VocabParallelEmbedding, apply_one_by_one
 from qload.torch.loading.modules import load_tensors
 from qload.torch.parallel import Group
@@ -48,8 +49,9 @@ def check_method(
 
     The method answers for every kind of module, and claims nothing that says nothing; a scheme is a value that
     can be pickled; the declaration is always the same; the shards of every size that fits make the whole; fused
-    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing; ranks that divide
-    the inputs round them as one does; computing experts at once is computing each.
+    parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing; kernels are given
+    that weight, bit by bit; ranks that divide the inputs round them as one does; computing experts at once is
+    computing each.
     """
     module = module or ModuleInfo(("layer",))
     faults = [*check_answers(quantization)]
@@ -89,7 +91,7 @@ class _Case:
         source = Source("layer", parts=len(geometry.parts))
         site = replace(self.site, group=Group(rank, size))
         layer = Layer(geometry, (source,), site, self.treatment, sharding)
-        load_tensors(layer, self.tensors, self.quantization)
+        load_tensors(layer, self.tensors, self.quantization, kernels=())
         return layer
 
 
@@ -97,7 +99,15 @@ def _check_laws(
     quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
 ) -> Iterator[str]:
     size = f"{geometry.out_features} x {geometry.in_features}"
-    for law in (_check_whole, _check_shards, _check_inputs, _check_fused, _check_embedding, _check_experts):
+    for law in (
+        _check_whole,
+        _check_weights,
+        _check_shards,
+        _check_inputs,
+        _check_fused,
+        _check_embedding,
+        _check_experts,
+    ):
         try:
             yield from law(_Case(quantization, treatment, geometry, sizes))
         except QloadError as error:
@@ -141,6 +151,13 @@ def _check_whole(case: _Case) -> Iterator[str]:
         yield f"{case.label}: dequantize gives values that are not finite"
     else:
         yield from _check_apply(case, layer, weight)
+
+
+def _check_weights(case: _Case) -> Iterator[str]:
+    """Kernels get the weight that is dequantized to, of a rank's share as well."""
+    for sharding in (column, row):
+        size = max(size for size in fitting_sizes(case.geometry, sharding, case.specs) if size <= 2)
+        yield from (f"{case.label}: {fault}" for fault in check_weights(case.load(sharding, size - 1, size)))
 
 
 def _check_apply(case: _Case, layer: Layer, weight: Tensor) -> Iterator[str]:
@@ -229,7 +246,7 @@ def _load_experts(case: _Case, rank: int = 0, size: int = 1) -> Experts:
     experts = Experts(up, stack("down", outputs, [Part("", inputs)]), _gate)
     layers = (experts.gate_up_proj, experts.down_proj)
     tensors = [make_tensors(case.quantization, case.treatment, each.geometry, each.sources) for each in layers]
-    load_tensors(experts, tensors[0] | tensors[1], case.quantization)
+    load_tensors(experts, tensors[0] | tensors[1], case.quantization, kernels=())
     for layer in layers:
         layer.quantize_activations = False
     return experts
