@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import qload
 from qload import Registry
-from qload.checkpoint import Checkpoint
+from qload.examination import open_checkpoint
 from qload.geometry import Geometry, Kind, Sharding, column, row, single
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
@@ -59,8 +59,8 @@ def test_what_kernels_are_given_is_what_the_method_computes_with(path: Path) -> 
 
 @pytest.mark.parametrize("sharding", [column, row])
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
-def test_so_is_what_is_given_of_a_rank_s_share(path: Path, sharding: Sharding) -> None:
-    quantization = resolve(Checkpoint.open(path), Registry.discover())
+def test_so_is_what_is_given_of_a_rank_s_share(path: Path, sharding: Sharding, registry: Registry) -> None:
+    quantization = resolve(open_checkpoint(path, registry), registry)
     stored = read_tensors(path)
     unlike = {(each.scheme, shape_of(each.geometry)): each for each in list_layers(load(path)) if not each.apart}
     for layer in unlike.values():
