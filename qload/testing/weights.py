@@ -77,10 +77,12 @@ def _check_rounding(inputs: Inputs, rounding: Rounding, columns: int) -> Iterato
 
 
 def _multiply(codes: Tensor, scales: Tensor, group: int | None) -> Tensor:
+    """The products, rounded to the scales' dtype where that is of 16 bits."""
     if codes.dtype == torch.uint8:
         codes = decode_e2m1(torch.stack((codes & 15, codes >> 4), -1).flatten(-2), torch.float32)
     spread = scales.repeat_interleave(group, -1)[..., : codes.shape[-1]] if group is not None else scales
-    return codes.to(torch.float32) * spread.to(torch.float32)
+    product = codes.to(torch.float32) * spread.to(torch.float32)
+    return product.to(scales.dtype).to(torch.float32) if scales.itemsize > 1 else product
 
 
 def _make_inputs(columns: int) -> Tensor:
