@@ -69,8 +69,7 @@ def _check_rounding(inputs: Inputs, rounding: Rounding, columns: int) -> Iterato
         yield f"the codes of inputs are {codes.dtype}, not {rounding.dtype}"
         return
     found, expected = _multiply(codes, scales, rounding.group), rounding.fake(x, inputs.scale, keep)
-    # The method rounds a product by a scale of few bits to as many.
-    if not torch.allclose(found, expected, rtol=max(_CLOSE, torch.finfo(scales.dtype).eps), atol=0):
+    if not torch.allclose(found, expected, rtol=_CLOSE, atol=0):
         yield "the codes of inputs times their scales are not the inputs as they are rounded"
     if pickle.loads(pickle.dumps(rounding)) != rounding:
         yield "the rounding of inputs is another one once it has been pickled"
