@@ -24,6 +24,8 @@ from qload.registry import UNQUANTIZED, Origin
 from qload.testing import ContractError, check_method
 from qload.testing.tensors import make_tensors
 from qload.torch import Layer, ParallelLMHead, Site, VocabParallelEmbedding
+from qload.torch.kernels import Inputs, IntegerWeight
+from qload.torch.kernels.roundings import DynamicRounding
 from qload.torch.loading.modules import load_tensors
 
 GEOMETRY = single(64, 128)
@@ -289,6 +291,35 @@ def check(made: types.SimpleNamespace, registry: Registry) -> None:
 
 def test_a_small_method_keeps_it(registry: Registry) -> None:
     check(plugin(), registry)
+
+
+def give_rows(zero: int = 0, **inputs: Any) -> Callable[[Any], IntegerWeight]:
+    """What the small method gives kernels, right unless it is told otherwise."""
+
+    def weight(layer: Any) -> IntegerWeight:
+        columns, scale = layer.in_features, layer.row_scale[:, None]
+        return IntegerWeight(layer.values, 8, columns, scale, zero, columns, Inputs(**inputs))
+
+    return weight
+
+
+@pytest.mark.parametrize("weight", [give_rows(), lambda layer: "its rows are no groups"])
+def test_so_does_one_that_gives_kernels_its_weight_or_says_why_not(weight: Any, registry: Registry) -> None:
+    check(plugin(qload_weight=weight), registry)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        (give_rows(zero=1), "the weight that kernels are given is not the dequantized one"),
+        (give_rows(rounding=DynamicRounding(4, is_float=False)), "what is done to a kernel's inputs is not what"),
+        (lambda layer: layer.values, "qload_weight returns Tensor, not a weight or a reason"),
+        (lambda layer: "", "gives no weight, and no reason"),
+    ],
+)
+def test_one_that_gives_kernels_something_else_does_not(weight: Any, fault: str, registry: Registry) -> None:
+    with pytest.raises(ContractError, match=fault):
+        check(plugin(qload_weight=weight), registry)
 
 
 RULE = error("ROW001", Tier.HEADERS, "odd", failure="It fails.", cure="Mend it.")
