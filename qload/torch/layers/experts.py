@@ -12,7 +12,7 @@ from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.flow import Flow, Projection
-from qload.torch.layers.routing import Routing, must_not_wait
+from qload.torch.layers.routing import Routing, must_be_static
 from qload.torch.parallel import copy, reduce
 from qload.torch.sites import Site
 
@@ -99,7 +99,7 @@ class SortedExperts(Experts):
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
         """hidden [experts * tokens, hidden_size] into as much; tokens of zeros, which give zeros, are left out."""
         experts = self.gate_up_proj.geometry.experts or 1
-        if must_not_wait(hidden, len(hidden) <= 2 * experts):
+        if must_be_static(hidden, len(hidden) <= 2 * experts):
             return self._visit_blocks(hidden, experts)
         ids = torch.arange(experts, device=hidden.device).repeat_interleave(len(hidden) // experts)
         rows = torch.nonzero(hidden.any(-1)).squeeze(-1)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qload.torch.waiting import must_not_wait
+
 Visit = Callable[[Tensor, int | Tensor, Tensor | None], Tensor]
 """What an expert of this rank, by its number here, makes of tokens; with a mask [tokens, 1], of those it has alone."""
 
@@ -29,7 +31,7 @@ class Routing:
 
     def visit(self, visit: Visit, hidden: Tensor) -> Tensor:
         """hidden [tokens, features] into as much: what the rank's experts make of it, by weight, in its dtype."""
-        if not must_not_wait(hidden, self.are_few):
+        if not must_be_static(hidden, self.are_few):
             return self._visit_chosen(visit, hidden)
         return self._visit_pairs(visit, hidden) if self.are_few else self._visit_all(visit, hidden)
 
@@ -85,10 +87,9 @@ class Routing:
         return output
 
 
-def must_not_wait(x: Tensor, are_few: bool) -> bool:
-    """Whether the host is not to ask what x is: in graphs, and for a few tokens wherever it would wait for a device."""
-    if torch.compiler.is_compiling():
-        return True
-    if x.device.type == "cpu":
-        return False
-    return are_few or (x.is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+def must_be_static(x: Tensor, are_few: bool) -> bool:
+    """Whether nobody asks which expert x is for: in graphs, and for few tokens, wherever the host waits for a device.
+
+    There the waiting costs more than to compute twice an expert that two tokens chose.
+    """
+    return must_not_wait(x) or (are_few and x.device.type != "cpu")
