@@ -100,22 +100,22 @@ class SortedExperts(Experts):
         """hidden [experts * tokens, hidden_size] into as much; tokens of zeros, which give zeros, are left out."""
         experts = self.gate_up_proj.geometry.experts or 1
         if must_be_static(hidden, len(hidden) <= 2 * experts):
-            return self._visit_blocks(hidden, experts)
+            if not self.is_summed:
+                return self._visit_blocks(hidden, experts)
+            group = self.gate_up_proj.group
+            return reduce(self._visit_blocks(copy(hidden, group), experts), group)
         ids = torch.arange(experts, device=hidden.device).repeat_interleave(len(hidden) // experts)
         rows = torch.nonzero(hidden.any(-1)).squeeze(-1)
         found = super().forward(hidden[rows], ids[rows, None], torch.ones_like(hidden[rows, :1]))
         return torch.zeros_like(hidden).index_copy(0, rows, found)
 
     def _visit_blocks(self, hidden: Tensor, experts: int) -> Tensor:
-        """As `forward`, each expert with all that is its own: nobody waits to see what is zero."""
-        group, own = self.gate_up_proj.group, self.gate_up_proj.shard.experts
-        asked = hidden.any(-1, keepdim=True)
-        x = copy(hidden, group) if self.is_summed else hidden
-        blocks, masks = (each.unflatten(0, (experts, -1)) for each in (x, asked))
+        """This rank's share of `forward`, each expert with all that is its own: nobody asks what of it is zero."""
+        own, asked = self.gate_up_proj.shard.experts, hidden.any(-1, keepdim=True)
+        blocks, masks = (each.unflatten(0, (experts, -1)) for each in (hidden, asked))
         made = [self.visit(blocks[own.start + at], at, masks[own.start + at]) for at in range(own.size)]
         padding = (0, 0, 0, 0, own.start, experts - own.start - own.size)
-        found = torch.where(asked, F.pad(torch.stack(made), padding).flatten(0, 1), 0)
-        return reduce(found, group) if self.is_summed else found
+        return torch.where(asked, F.pad(torch.stack(made), padding).flatten(0, 1), 0)
 
 
 def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
