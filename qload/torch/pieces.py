@@ -65,6 +65,15 @@ def select_pieces(specs: Iterable[ParameterSpec], geometry: Geometry, local: Geo
     )
 
 
+def pick_expert(tensor: Tensor, expert: int | Tensor | None) -> Tensor:
+    """One expert's of a stack; all of what is none. A number that is on the device picks without being waited for."""
+    if expert is None:
+        return tensor
+    if isinstance(expert, Tensor):
+        return tensor.index_select(0, expert.reshape(1)).squeeze(0)
+    return tensor[expert]
+
+
 def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry, solid: bool) -> bool:
     if any(spec.layout.follows(Dim.PART) for spec in specs):
         return False

@@ -22,6 +22,7 @@ from qload.testing.tensors import make_tensors
 from qload.torch import ExpertLinear, Experts, Layer, Site, apply_one_by_one, make_experts
 from qload.torch.layers import SortedExperts
 from qload.torch.layers.experts import expert_sources
+from qload.torch.layers.routing import Routing
 from qload.torch.parallel import Group
 
 COUNT, HIDDEN, INNER = 4, 16, 8
@@ -224,3 +225,49 @@ def test_each_expert_has_its_own_bias() -> None:
     layer.set_tensor("weight", torch.zeros(2, 3, 2))
     layer.set_tensor("bias", torch.arange(6.0).reshape(2, 3))
     assert layer.compute(torch.ones(1, 2), 1).tolist() == [[3.0, 4.0, 5.0]]
+
+
+def load_experts(make: Callable[[Site], Experts], rank: int = 0, size: int = 1) -> Experts:
+    quantization = unquantized(Registry.discover())
+    torch.manual_seed(0)
+    stored = dict(make_stored(quantization, make(Site(quantization, "moe"))))
+    experts = make(Site(quantization, "moe", Group(rank, size)))
+    qload.load_tensors(experts, stored, quantization)
+    return experts
+
+
+WAYS = [Routing._visit_pairs, Routing._visit_all]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["pairs", "all"])
+@pytest.mark.parametrize("make", [by_columns, whole_ones])
+@pytest.mark.parametrize("size", [1, 2])
+def test_without_looking_at_what_was_chosen_the_same_comes_out(way: Any, make: Any, size: int) -> None:
+    """A token's experts are two, whose sum has one order; those of other ranks add nothing, whatever they are."""
+    hidden, weights = torch.randn(5, HIDDEN), torch.rand(5, 2)
+    for rank in range(size):
+        experts = load_experts(make, rank, size)
+        shard, count = experts.gate_up_proj.shard.experts, experts.gate_up_proj.local.experts or 0
+        routing = Routing(IDS, weights, shard.start, count, count == COUNT)
+        assert torch.allclose(
+            way(routing, experts.visit, hidden), routing._visit_chosen(experts.visit, hidden), atol=1e-5
+        )
+
+
+def test_no_tokens_come_to_nothing_in_every_way() -> None:
+    experts = load_experts(by_columns)
+    routing = Routing(IDS[:0], torch.rand(0, 2), 0, COUNT, True)
+    for way in (*WAYS, Routing._visit_chosen):
+        assert way(routing, experts.visit, torch.randn(0, HIDDEN)).shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("make", [by_columns, whole_ones])
+@pytest.mark.parametrize("size", [1, 2])
+def test_sorted_tokens_are_computed_alike_without_looking_which_are_zeros(make: Any, size: int) -> None:
+    hidden = torch.randn(COUNT * 3, HIDDEN)
+    hidden[2:7] = 0
+    parts = [load_experts(make, rank, size) for rank in range(size)]
+    found = [SortedExperts(each.gate_up_proj, each.down_proj, gate)._visit_blocks(hidden, COUNT) for each in parts]
+    whole = load_experts(make)
+    expected = SortedExperts(whole.gate_up_proj, whole.down_proj, gate)(hidden)
+    assert torch.allclose(torch.stack(found).sum(0), expected, atol=1e-5)

@@ -52,7 +52,7 @@ class CpuInt4(Affine):
     @classmethod
     def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
         for packed, values, apart in zip(
-            _list_blocks(into), _list_blocks(weight.values), _list_kinds(into), strict=True
+            _list_blocks(into), _list_blocks(weight.values), _list_kinds(into, _find_block()), strict=True
         ):
             block = packed.view(weight.columns, -1)
             if weight.is_paired:
@@ -61,9 +61,14 @@ class CpuInt4(Affine):
                 low, high = _halve(values, apart)
                 block.copy_((low | high << 4).t())
 
+    def settle(self, weight: Weight, case: Case) -> None:
+        super().settle(weight, case)
+        self._block = _find_block()
+
     def restore_values(self, packed: Tensor) -> Tensor:
-        values = torch.empty_like(packed)
-        for block, into, apart in zip(_list_blocks(packed), _list_blocks(values), _list_kinds(packed), strict=True):
+        values, rows = torch.empty_like(packed), self._block
+        # The compiler cannot ask what CPU it is.
+        for block, into, apart in zip(packed.split(rows), values.split(rows), _list_kinds(packed, rows), strict=True):
             _unpack_pairs(block.view(self.columns, -1), into, apart)
         return values
 
@@ -84,9 +89,8 @@ def _list_blocks(rows: Tensor) -> Iterator[Tensor]:
     return iter(rows.split(_find_block()))
 
 
-def _list_kinds(rows: Tensor) -> list[bool]:
+def _list_kinds(rows: Tensor, block: int) -> list[bool]:
     """Of each block whether it is whole, so that the rows that share a byte lie apart."""
-    block = _find_block()
     return [start + block <= len(rows) for start in range(0, len(rows), block)]
 
 

@@ -13,6 +13,11 @@ from qload.torch.kernels.inputs import Inputs
 E2M1 = "e2m1"
 
 
+def _leave_inputs() -> Inputs:
+    """Inputs to which nothing is done; a class as the factory would be beyond the compiler."""
+    return Inputs()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class IntegerWeight:
     """(values - zero) * scale + shift, computed in the scale's dtype, with a scale for every `group` columns of a row.
@@ -29,7 +34,7 @@ class IntegerWeight:
     scale: Tensor
     zero: Tensor | int
     group: int
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: Inputs = field(default_factory=_leave_inputs)
     shift: Tensor | None = None
     whole: Tensor | None = None
     wide: bool = False
@@ -108,7 +113,7 @@ class FloatWeight:
     block: tuple[int, int]
     whole: Tensor | None = None
     divides: bool = False
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: Inputs = field(default_factory=_leave_inputs)
     dtype: torch.dtype = torch.bfloat16
     over: bool = False
 

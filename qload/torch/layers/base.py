@@ -20,7 +20,7 @@ from qload.torch.layers.feeding import Place, finish_loading, list_places, load_
 from qload.torch.layers.holding import Holder
 from qload.torch.layers.packing import DEQUANTIZES, PLAIN, Packed, Path, pack_pieces
 from qload.torch.parallel import Group, maximize
-from qload.torch.pieces import Piece, Selection, select_pieces
+from qload.torch.pieces import Piece, Selection, pick_expert, select_pieces
 from qload.torch.sites import Site
 
 _ALONE = Group()
@@ -169,7 +169,7 @@ class Layer(Holder):
             return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
         return super().own_tensor(name)
 
-    def pieces(self, expert: int | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
+    def pieces(self, expert: int | Tensor | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
         """The layer's parts, of one expert, as the hooks see them.
 
         With `dtype`, scales are cast to it first, so that the hooks compute in it.
@@ -194,15 +194,14 @@ class Layer(Holder):
         """
         return maximize(greatest, self.peers)
 
-    def compute(self, x: Tensor, expert: int | None = None, *, biased: bool = True) -> Tensor:
+    def compute(self, x: Tensor, expert: int | Tensor | None = None, *, biased: bool = True) -> Tensor:
         """x [..., in_features] into [..., out_features] with this rank's weight and bias, and no other rank's.
 
         Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias. They then talk
         only to agree on scales of the inputs, where the method finds some.
         """
         bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
-        if bias is not None and expert is not None:
-            bias = bias[expert]
+        bias = None if bias is None else pick_expert(bias, expert)
         last, biases = x.dim() - 1, self._split_bias(bias)
         if self.packed is not None:
             outputs = self.packed(x, expert, biases, self.agree)
@@ -238,13 +237,13 @@ class Layer(Holder):
         starts = accumulate((part.size for part in self.local.parts), initial=0)
         return [bias[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
-    def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
+    def _piece(self, selection: Selection, expert: int | Tensor | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
         for name, spec in self.specs.items():
             tensor = self.own_tensor(name)
             if tensor is not None:
                 index = selection.indices[name]
-                tensor = tensor[index if expert is None else (expert, *index)]
+                tensor = pick_expert(tensor[index if expert is None else (slice(None), *index)], expert)
                 tensor = tensor if dtype is None else _cast_scale(tensor, spec, dtype)
             tensors[name] = tensor
         return Piece(

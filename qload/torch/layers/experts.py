@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qload.geometry import Geometry, Kind, Part, Sharding, column, row
 from qload.layout import Dim
@@ -11,6 +12,7 @@ from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
 from qload.torch.layers.flow import Flow, Projection
+from qload.torch.layers.routing import Routing, must_be_static
 from qload.torch.parallel import copy, reduce
 from qload.torch.sites import Site
 
@@ -80,6 +82,16 @@ class Experts(nn.Module):
             return apply_one_by_one(self, hidden, expert_ids, expert_weights)
         return apply(self, hidden, expert_ids, expert_weights)
 
+    def visit(self, x: Tensor, expert: int | Tensor, asked: Tensor | None = None) -> Tensor:
+        """What an expert of this rank makes of x [tokens, hidden_size]; with `asked` [tokens, 1], the others are zeros.
+
+        The expert is a number, or one on the device, for which nobody waits.
+        """
+        up, down = self.gate_up_proj, self.down_proj
+        made = self.gate((up.compute if self.is_summed else up.project)(x, expert))
+        made = made if asked is None else torch.where(asked, made, 0)
+        return (down.compute if self.is_summed else down.project)(made, expert)
+
 
 class SortedExperts(Experts):
     """Experts whose tokens come sorted: as many for each, one expert's after another's, and weighted already."""
@@ -87,29 +99,35 @@ class SortedExperts(Experts):
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
         """hidden [experts * tokens, hidden_size] into as much; tokens of zeros, which give zeros, are left out."""
         experts = self.gate_up_proj.geometry.experts or 1
+        if must_be_static(hidden, len(hidden) <= 2 * experts):
+            if not self.is_summed:
+                return self._visit_blocks(hidden, experts)
+            group = self.gate_up_proj.group
+            return reduce(self._visit_blocks(copy(hidden, group), experts), group)
         ids = torch.arange(experts, device=hidden.device).repeat_interleave(len(hidden) // experts)
         rows = torch.nonzero(hidden.any(-1)).squeeze(-1)
         found = super().forward(hidden[rows], ids[rows, None], torch.ones_like(hidden[rows, :1]))
         return torch.zeros_like(hidden).index_copy(0, rows, found)
 
+    def _visit_blocks(self, hidden: Tensor, experts: int) -> Tensor:
+        """This rank's share of `forward`, each expert with all that is its own: nobody asks what of it is zero."""
+        own, asked = self.gate_up_proj.shard.experts, hidden.any(-1, keepdim=True)
+        blocks, masks = (each.unflatten(0, (experts, -1)) for each in (hidden, asked))
+        made = [self.visit(blocks[own.start + at], at, masks[own.start + at]) for at in range(own.size)]
+        padding = (0, 0, 0, 0, own.start, experts - own.start - own.size)
+        return torch.where(asked, F.pad(torch.stack(made), padding).flatten(0, 1), 0)
+
 
 def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
     """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype.
 
-    Where what ranks have is summed, of this rank's share alone. A method's own hook may come back to it.
+    Where what ranks have is summed, of this rank's share alone. A method's own hook may come back to it. In compiled
+    code, and for a few tokens on a device, the host does not wait to see which experts are chosen.
     """
-    output = torch.zeros_like(hidden)
-    up_proj, down_proj = experts.gate_up_proj, experts.down_proj
-    up, down = (up_proj.compute, down_proj.compute) if experts.is_summed else (up_proj.project, down_proj.project)
-    first = experts.gate_up_proj.shard.experts.start
-    for expert in expert_ids.unique().tolist():
-        local = expert - first
-        if not 0 <= local < (experts.gate_up_proj.local.experts or 0):
-            continue
-        tokens, choices = torch.where(expert_ids == expert)
-        made = down(experts.gate(up(hidden[tokens], local)), local)
-        output.index_add_(0, tokens, (made * expert_weights[tokens, choices, None]).to(output.dtype))
-    return output
+    shard, up_proj = experts.gate_up_proj.shard.experts, experts.gate_up_proj
+    count = up_proj.local.experts or 0
+    is_whole = count == up_proj.geometry.experts
+    return Routing(expert_ids, expert_weights, shard.start, count, is_whole).visit(experts.visit, hidden)
 
 
 def make_experts(

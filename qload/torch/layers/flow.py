@@ -14,6 +14,7 @@ from qload.quantization import Treatment
 from qload.sharding import order_gathered
 from qload.torch.layers.base import Layer
 from qload.torch.parallel import copy, gather, reduce, scatter
+from qload.torch.pieces import pick_expert
 from qload.torch.sites import Site
 
 
@@ -54,14 +55,14 @@ class Projection(Layer):
         self.flow = flow
         self._order = self._order_outputs()
 
-    def project(self, x: Tensor, expert: int | None = None) -> Tensor:
+    def project(self, x: Tensor, expert: int | Tensor | None = None) -> Tensor:
         """x [..., in_features] into [..., out_features], each of this rank or whole as the flow has it."""
         if Dim.IN not in self.divided:
             biased = not self.flow.skip_bias_add
             return self._hand_on(self.compute(self._bring(x), expert, biased=biased))
         y = reduce(self.compute(self._bring(x), expert, biased=False), self.group)
         bias = None if self.flow.skip_bias_add else self.own_tensor("bias")
-        return self._hand_on(y if bias is None else y + (bias if expert is None else bias[expert]))
+        return self._hand_on(y if bias is None else y + pick_expert(bias, expert))
 
     def _bring(self, x: Tensor) -> Tensor:
         """The input features that this rank's share of the weight has."""

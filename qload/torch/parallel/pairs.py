@@ -80,6 +80,13 @@ class _Maximize(Function):
         return (total / count).masked_fill(~is_greatest, 0), None
 
 
+class _Forgetful:
+    """In a context's place, where there will be no way back."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        pass
+
+
 def copy(x: Tensor, group: Group) -> Tensor:
     """A view of x, whose gradient is the sum of all ranks'."""
     return x if group.size == 1 else _apply(_Copy, x, group)
@@ -112,5 +119,8 @@ def maximize(x: Tensor, group: Group) -> Tensor:
 
 
 def _apply(function: type[Function], x: Tensor, *arguments: object) -> Tensor:
-    made: Tensor = function.apply(x, *arguments)
-    return made if torch.is_grad_enabled() else made.detach()
+    if torch.is_grad_enabled():
+        return function.apply(x, *arguments)  # type: ignore[no-any-return]
+    # The compiler makes an instance of a function to trace it, of which torch warns.
+    made: Tensor = function.forward(_Forgetful(), x, *arguments)
+    return made.detach()
