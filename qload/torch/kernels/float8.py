@@ -114,14 +114,14 @@ class BlockFloat8(Kernel):
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
         into["values"].copy_(weight.values)
         into["scale"].fill_(1)
-        into["scale"][:, : weight.scale.shape[1]].copy_(weight.scale)
+        into["scale"].narrow(1, 0, weight.scale.shape[1]).copy_(weight.scale)
 
     def settle(self, weight: Weight, case: Case) -> None:
         if isinstance(weight, FloatWeight):
             self._element, self._scale = weight.element, weight.scale.dtype
 
     def restore(self, held: Mapping[str, Tensor]) -> FloatWeight:
-        scale = held["scale"][:, : self.columns // _BLOCK].to(self._scale)
+        scale = held["scale"].narrow(1, 0, self.columns // _BLOCK).to(self._scale)
         return FloatWeight(held["values"], self._element, self.columns, scale, (_BLOCK, _BLOCK))
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
@@ -133,7 +133,7 @@ class BlockFloat8(Kernel):
         y: Tensor = torch.ops.aten._scaled_mm_v2(
             codes.contiguous(), weight, [by_groups], [ours], [], [held["scale"].t()], [theirs], [], None, x.dtype
         )
-        return y[: len(x)]
+        return y.narrow(0, 0, len(x))
 
 
 def multiply_scaled(codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpus import CUDA, is_same, make_int4, measure, needs_gpu, pack, pretend_gpu, pretend_there
+from gpus import CUDA, is_same, make_int4, measure, needs_gpu, pack, pretend_gpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -60,12 +60,9 @@ def test_torch_declares_the_same_shapes(rows: int, columns: int, group: int) -> 
     tiles = values.shape[-1] * 2
     theirs = torch.ops.aten._convert_weight_to_int4pack(weight.values.to("meta"), tiles)
     assert (theirs.shape, theirs.dtype) == (values.shape, values.dtype)
-    mode = FakeTensorMode()
-    there = pretend_there(weight, mode)
-    with mode:
-        fake = CudaInt4([there], Case(CUDA, torch.bfloat16))
-        y = fake(torch.empty(3, 5, columns, dtype=torch.bfloat16, device=CUDA))
-    assert (tuple(y.shape), y.dtype, y.device.type) == ((3, 5, rows), torch.bfloat16, "cuda")
+    with FakeTensorMode():
+        y = pack(CudaInt4, make_int4(rows, columns, group), torch.bfloat16)(torch.empty(3, 5, columns).bfloat16())
+    assert (tuple(y.shape), y.dtype) == ((3, 5, rows), torch.bfloat16)
 
 
 @pytest.mark.parametrize(
