@@ -3,9 +3,10 @@
 from qload.torch.kernels.inputs import Inputs, Rounding
 from qload.torch.kernels.kernel import Blank, Case, Kernel, Kernels, Make
 from qload.torch.kernels.table import Choice, choose_kernel, find_kernels
-from qload.torch.kernels.weights import FloatWeight, IntegerWeight, Weight
+from qload.torch.kernels.weights import E2M1, FloatWeight, IntegerWeight, Weight, name_element
 
 __all__ = [
+    "E2M1",
     "Blank",
     "Case",
     "Choice",
@@ -19,4 +20,5 @@ __all__ = [
     "Weight",
     "choose_kernel",
     "find_kernels",
+    "name_element",
 ]

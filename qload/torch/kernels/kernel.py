@@ -55,6 +55,8 @@ class Kernel(nn.Module):
     """The operator's name, as reports have it, and as a load is asked for it."""
     precision: ClassVar[str] = ""
     """How its arithmetic differs from multiplying by the dequantized weight, in words."""
+    knows: ClassVar[frozenset[str]] = frozenset()
+    """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
 
     @classmethod
     @abstractmethod

@@ -31,11 +31,16 @@ def choose_kernel(table: Iterable[type[Kernel]], weight: Weight, case: Case) -> 
     reasons = []
     for kernel in table:
         if kernel.serves(weight, case):
-            reason = kernel.refuse(weight, case)
+            reason = _refuse_further(kernel, weight) or kernel.refuse(weight, case)
             if reason is None:
                 return Choice(kernel)
             reasons.append(f"{kernel.label}: {reason}")
     return Choice(None, "; ".join(reasons) or f"no kernel multiplies by {weight.label} on {case.device.type}")
+
+
+def _refuse_further(kernel: type[Kernel], weight: Weight) -> str | None:
+    unknown = sorted(weight.further - kernel.knows)
+    return f"it knows no {', '.join(unknown)} of a weight" if unknown else None
 
 
 def find_kernels(registry: Registry, method: Method, names: Sequence[str] | None = None) -> Kernels:
