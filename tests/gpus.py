@@ -1,15 +1,11 @@
 """What tests of kernels for GPUs share: weights to multiply by, and a GPU that is not there."""
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from qload.torch.kernels import Case, IntegerWeight, Kernel, Weight, int4_cuda
-from qload.torch.kernels.weights import list_tensors
 
 CUDA = torch.device("cuda")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -35,12 +31,11 @@ def pack(kernel: type[Kernel], weight: Weight, dtype: torch.dtype, device: str =
     return kernel([weight.to(torch.device(device))], Case(torch.device(device), dtype))
 
 
-def pretend_there(weight: Weight, mode: FakeTensorMode) -> Weight:
-    """The weight on a GPU that is not there, its inputs left out."""
-    fakes: dict[str, Any] = {
-        name: FakeTensor(mode, each.to("meta"), CUDA) for name, each in list_tensors(weight).items()
-    }
-    return replace(weight, **fakes)
+def pretend_there(kernel: Kernel, mode: FakeTensorMode) -> Kernel:
+    """The kernel with its tensors on a GPU that is not there."""
+    for name, buffer in list(kernel.named_buffers()):
+        setattr(kernel, name, FakeTensor(mode, buffer.to("meta"), CUDA))
+    return kernel
 
 
 def is_same(first: Weight, second: Weight, dtype: torch.dtype = torch.float32) -> bool:

@@ -68,7 +68,7 @@ class Float8(Kernel):
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         if inputs.rounding is None or not len(x):
-            return self.multiply_dense(x, held, inputs, agree)
+            return x.new_empty(0, self.rows)
         codes, scale = inputs.rounding(x, inputs.scale, agree)
         return multiply_scaled(codes, scale.float(), held["values"], held["scale"], x.dtype)
 
@@ -126,14 +126,22 @@ class BlockFloat8(Kernel):
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         if inputs.rounding is None or not len(x):
-            return self.multiply_dense(x, held, inputs, agree)
+            return x.new_empty(0, self.rows)
         codes, scale = inputs.rounding(F.pad(x, (0, 0, 0, -len(x) % 4)), inputs.scale, agree)
-        by_groups = scale.float().t().contiguous().t()
-        (ours, theirs), weight = _RECIPES, held["values"].t()
-        y: Tensor = torch.ops.aten._scaled_mm_v2(
-            codes.contiguous(), weight, [by_groups], [ours], [], [held["scale"].t()], [theirs], [], None, x.dtype
-        )
-        return y.narrow(0, 0, len(x))
+        return multiply_blocks(codes, scale.float(), held["values"], held["scale"], x.dtype).narrow(0, 0, len(x))
+
+
+def multiply_blocks(codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """codes [tokens, columns] of `scale` [tokens, columns / 128] by values [rows, columns] of `factors`.
+
+    Into [tokens, rows] of `dtype`; factors are [rows / 128, a multiple of 4], and all scales of float32.
+    """
+    by_groups = scale.t().clone(memory_format=torch.contiguous_format).t()
+    ours, theirs = _RECIPES
+    y: Tensor = torch.ops.aten._scaled_mm_v2(
+        codes.contiguous(), values.t(), [by_groups], [ours], [], [factors.t()], [theirs], [], None, dtype
+    )
+    return y
 
 
 def multiply_scaled(codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,7 +152,9 @@ def multiply_scaled(codes: Tensor, scale: Tensor, values: Tensor, factors: Tenso
     codes, weight = codes.contiguous(), values.t()
     if scale.numel() == factors.numel() == 1:
         return torch._scaled_mm(codes, weight, scale.reshape(()), factors.reshape(()), out_dtype=dtype)
-    scale, factors = scale.expand(len(codes), 1).contiguous(), factors.expand(1, len(values)).contiguous()
+    # Copied also where it is one number, whose strides would be none.
+    scale = scale.expand(len(codes), 1).clone(memory_format=torch.contiguous_format)
+    factors = factors.expand(1, len(values)).clone(memory_format=torch.contiguous_format)
     if dtype == torch.bfloat16:
         return torch._scaled_mm(codes, weight, scale, factors, out_dtype=dtype)
     one = torch.ones((), device=codes.device)
