@@ -84,12 +84,12 @@ class _Case:
         return [spec for spec in self.quantization.declare(self.treatment, self.geometry) if spec.loaded]
 
     def load(self, sharding: Sharding, rank: int = 0, size: int = 1, parts: Sequence[Part] = ()) -> Layer:
-        """The layer of one rank, loaded."""
+        """The layer of one rank, loaded, with what is stored."""
         geometry = replace(self.geometry, parts=tuple(parts)) if parts else self.geometry
         source = Source("layer", parts=len(geometry.parts))
         site = replace(self.site, group=Group(rank, size))
         layer = Layer(geometry, (source,), site, self.treatment, sharding)
-        load_tensors(layer, self.tensors, self.quantization)
+        load_tensors(layer, self.tensors, self.quantization, kernels=())
         return layer
 
 
@@ -194,7 +194,7 @@ def _check_embedding(case: _Case) -> Iterator[str]:
     table = VocabParallelEmbedding(
         case.geometry.out_features, case.geometry.in_features, case.site, multiple=1, treatment=case.treatment
     )
-    load_tensors(table, case.tensors, case.quantization)
+    load_tensors(table, case.tensors, case.quantization, kernels=())
     weight = table.dequantize()
     ids = torch.tensor([[0, 1, case.geometry.out_features - 1], [7, 7, 3]])
     if not torch.equal(table(ids), weight[ids].to(torch.float32)):
