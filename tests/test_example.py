@@ -72,6 +72,7 @@ def test_from_installing_to_uninstalling(environment: Environment, plain: Path, 
     assert "from qload-example-rowint8 0.1.0" in environment.run("-m", "qload", "explain", "ROWINT001")
     output = environment.run("-m", "qload", "run", made, "--prompt", "The memory", "--max-new-tokens", 4)
     assert "15 layers rowint8 by row" in output
+    assert "rowint8_product" in output
     assert "The memory" in output
     environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, EXAMPLE / "tests")
 

@@ -63,6 +63,10 @@ def qload_create_weights() -> tuple[ParameterSpec, ...]:
     )
 
 
+def qload_kernels() -> tuple[str, ...]:
+    return ("rowint8.kernel:RowProduct",)
+
+
 def qload_rules() -> tuple[Rule, ...]:
     return (SCATTERED,)
 

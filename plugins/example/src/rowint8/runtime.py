@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
+from qload.torch.kernels import IntegerWeight, Weight
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     return layer.values * layer.row_scale[:, None]
+
+
+def qload_weight(layer: LayerPiece) -> Weight:
+    return IntegerWeight(layer.values, 8, layer.in_features, layer.row_scale[:, None], 0, layer.in_features)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
