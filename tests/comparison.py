@@ -73,8 +73,9 @@ class Comparison:
 
 
 def load(path: Path, **options: Any) -> Any:
-    """The checkpoint, computing in float32 with the weights alone."""
-    return qload.load(path, **{"dtype": torch.float32, "quantize_activations": False, **options})
+    """The checkpoint, computing in float32 with the weights alone, as they are stored: without kernels."""
+    settings = {"dtype": torch.float32, "quantize_activations": False, "kernels": ()}
+    return qload.load(path, **{**settings, **options})
 
 
 def compute(model: Any, ids: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def compare(path: Path) -> Comparison:
     return Comparison(
         name=path.name,
         producer=read_producer(path),
-        report=qload.report(qload.load(path)),
+        report=qload.report(qload.load(path, kernels=())),
         weights=len(reference.weights),
         weight_error=compare_weights(model, reference),
         logits_error=relative_error(compute(model, reference.input_ids).float(), reference.logits),
