@@ -18,8 +18,8 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     if bits == 8:
         return stream[..., :count]
     if bits == 4:
-        # A byte times 17 has both of its values at the right places of two.
-        return (stream.to(torch.int16) * 17).bitwise_and_(0x0F0F).view(torch.uint8)[..., :count]
+        pairs = stream.to(torch.int16)
+        return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)[..., :count]
     if 8 % bits == 0:
         places = [shift_right(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
         return torch.stack(places, -1).flatten(-2)[..., :count]

@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,8 +13,6 @@ from qload.torch.kernels.weights import IntegerWeight, Weight
 
 HALF = 8
 """What the kernels subtract from values of four bits."""
-_SIGNED = 8
-"""What is added to values in two's complement, so that they begin at zero."""
 
 
 class Affine(Kernel):
@@ -68,15 +67,17 @@ class Affine(Kernel):
 
     @classmethod
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
+        zero = weight.zero if _is_kept_signed(weight) else _as_integers(weight).zero
         weight = _as_integers(weight)
         cls.fill_values(weight, into["values"])
         _fill_scales(weight, into["scales"])
         if "scale" in into:
             into["scale"].copy_(weight.scale)
-        if "zero" in into and isinstance(weight.zero, Tensor):
-            into["zero"].copy_(weight.zero)
+        if "zero" in into and isinstance(zero, Tensor):
+            into["zero"].copy_(zero)
 
     def settle(self, weight: Weight, case: Case) -> None:
+        self._is_signed = _is_kept_signed(weight)
         weight = _as_integers(weight)
         self.unit, self.group = self.find_unit(weight) or 1, weight.group
         self._zero = weight.zero.dtype if isinstance(weight.zero, Tensor) else weight.zero
@@ -84,7 +85,8 @@ class Affine(Kernel):
     def restore(self, held: Mapping[str, Tensor]) -> IntegerWeight:
         scale = held["scale"] if "scale" in held else self._pick_first(held["scales"])[0]
         zero = held["zero"] if "zero" in held else self._restore_zero(held["scales"])
-        return IntegerWeight(self.restore_values(held["values"]), 4, self.columns, scale, zero, self.group)
+        weight = IntegerWeight(self.restore_values(held["values"]), 4, self.columns, scale, zero, self.group)
+        return replace(weight, values=(weight.spread() - HALF).view(torch.int8)) if self._is_signed else weight
 
     def _restore_zero(self, scales: Tensor) -> Tensor | int:
         if isinstance(self._zero, int):
@@ -103,6 +105,12 @@ def _as_integers(weight: Weight) -> IntegerWeight:
     if not isinstance(weight, IntegerWeight):
         raise TypeError(f"{weight.label} is no weight of integers")
     return weight.unsigned()
+
+
+def _is_kept_signed(weight: Weight) -> TypeGuard[IntegerWeight]:
+    """Whether its zero-points are floats to which nothing can be added without rounding them."""
+    is_signed = isinstance(weight, IntegerWeight) and weight.values.dtype == torch.int8
+    return is_signed and isinstance(weight.zero, Tensor) and weight.zero.is_floating_point()
 
 
 def _can_be_derived(weight: IntegerWeight, case: Case) -> bool:
