@@ -20,9 +20,7 @@ def qload_weight(layer: LayerPiece) -> Weight | str:
     values, divides, inputs = layer.weight_quantized, scheme.divides, _inputs(layer)
     scale = layer.weight_scale.view(1, 1) if scheme.block is None else _scales(layer)
     block = scheme.block or (layer.out_features, layer.in_features)
-    return FloatWeight(
-        values, name_element(values), layer.in_features, scale, block, divides=divides, inputs=inputs
-    )
+    return FloatWeight(values, name_element(values), layer.in_features, scale, block, divides=divides, inputs=inputs)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

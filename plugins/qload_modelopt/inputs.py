@@ -34,11 +34,11 @@ class PowerRounding:
     def is_static(self) -> bool:
         return False
 
-    def __call__(self, x: Tensor, scale: Tensor | None, agree: Agree) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, scale: Tensor | None, agree: Agree) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         steps, found = self._count(x)
         return encode(join_groups(steps, MX_GROUP, x.shape[-1]), self.dtype), found.squeeze(-1)
 
-    def fake(self, x: Tensor, scale: Tensor | None, agree: Agree) -> Tensor:
+    def fake(self, x: Tensor, scale: Tensor | None, agree: Agree) -> Tensor:  # noqa: ARG002
         steps, found = self._count(x)
         return join_groups(steps * found, MX_GROUP, x.shape[-1]).to(x.dtype)
 

@@ -56,7 +56,7 @@ def _quantize_states(states: States, x: Tensor, scale: Tensor) -> Tensor:
 def _smooth(layer: LayerPiece, weight: Tensor) -> Tensor:
     """A weight [out_features, in_features] times the scale of the inputs, where the layer has one."""
     scale = cast("Tensor | None", layer.pre_quant_scale) if layer.scheme.smooth else None
-    return weight if scale is None else (weight * scale).to(weight.dtype)
+    return weight if scale is None else weight * scale
 
 
 def _weight(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:

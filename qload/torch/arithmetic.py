@@ -23,7 +23,22 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         places = [shift_right(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
         return torch.stack(places, -1).flatten(-2)[..., :count]
-    return take(words, bits, torch.arange(count, device=words.device))
+    return _unpack_runs(stream, bits, count)
+
+
+def _unpack_runs(stream: Tensor, bits: int, count: int) -> Tensor:
+    """Values that straddle bytes, of which every eight lie in as many bytes as they have bits."""
+    runs = -(-count // 8)
+    whole = F.pad(stream, (0, max(0, runs * bits - stream.shape[-1])))[..., : runs * bits]
+    placed = whole.unflatten(-1, (runs, bits))
+    values = torch.empty(*stream.shape[:-1], runs, 8, dtype=torch.uint8, device=stream.device)
+    for place in range(8):
+        first, shift = divmod(place * bits, 8)
+        found = shift_right(placed[..., first], shift)
+        if shift + bits > 8:
+            found = found | torch.bitwise_left_shift(placed[..., first + 1], 8 - shift).to(torch.uint8)
+        values[..., place] = found & _mask(bits)
+    return values.flatten(-2)[..., :count]
 
 
 def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Tensor:

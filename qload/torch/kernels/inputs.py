@@ -57,7 +57,7 @@ class Inputs:
         return x if self.rounding is None else self.rounding.fake(x, self.scale, agree)
 
     def restore(self, weight: Tensor) -> Tensor:
-        """A weight [out, in] as it is for inputs to which nothing is done."""
+        """A weight [out, in] as it is for inputs to which nothing is done, in the wider of both dtypes."""
         if self.order is not None:
             weight = weight.index_select(1, self.order.argsort())
-        return weight if self.factor is None else (weight * self.factor).to(weight.dtype)
+        return weight if self.factor is None else weight * self.factor

@@ -97,7 +97,7 @@ class FloatWeight:
 
     values: an 8-bit float [out, columns]; or uint8 [out, columns / 2] of E2M1 codes, two to a byte, that of the even
     column low. scale [blocks of rows, blocks of columns], of floats, of float8_e8m0fnu, or of float8_e4m3fn; `whole`
-    [] multiplies the scales, in float32. Blocks of less than their size end rows and columns. `divides`: the scales
+    [] multiplies the scales, in float32, or divides them if `over`. Blocks of less than their size end rows and columns. `divides`: the scales
     divide. `dtype` is what scales of one byte are turned into, without a `whole`.
     """
 
@@ -110,6 +110,7 @@ class FloatWeight:
     divides: bool = False
     inputs: Inputs = field(default_factory=Inputs)
     dtype: torch.dtype = torch.bfloat16
+    over: bool = False
 
     @property
     def rows(self) -> int:
@@ -127,7 +128,8 @@ class FloatWeight:
     def further(self) -> frozenset[str]:
         """The fields with which it is more than values and scales in their own dtype: see `Kernel.knows`."""
         is_wide = self.scale.itemsize == 1 and self.whole is None and self.dtype != torch.bfloat16
-        return frozenset({"dtype"}) if is_wide else frozenset()
+        present = {"dtype": is_wide, "over": self.over}
+        return frozenset(name for name, is_there in present.items() if is_there)
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         """The values [out, columns] in a float dtype, of 16 bits or more, which holds them."""
@@ -138,7 +140,8 @@ class FloatWeight:
     def find_scale(self) -> Tensor:
         """The scales in the dtype that is computed in."""
         if self.whole is not None:
-            return self.scale.to(torch.float32) * self.whole
+            scale = self.scale.to(torch.float32)
+            return scale / self.whole if self.over else scale * self.whole
         return self.scale.to(self.dtype) if self.scale.itemsize == 1 else self.scale
 
     def dequantize(self) -> Tensor:

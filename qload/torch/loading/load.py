@@ -23,9 +23,9 @@ from qload.torch.kernels import Kernels, find_kernels
 from qload.torch.layers import Layer
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
+from qload.torch.loading.orders import Reader
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
-from qload.torch.loading.reading import Reader
 from qload.torch.parallel import Group
 
 
@@ -69,10 +69,11 @@ class Load:
         registry = options.registry if options.registry is not None else Registry.discover()
         checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
         _raise_errors(checkpoint, options.ignore)
+        read = time.perf_counter()
         quantization = _choose_quantization(checkpoint, registry, options.quantization)
         kernels = find_kernels(registry, quantization.method, options.kernels)
-        load = cls(checkpoint, reader, quantization, options, kernels, _since=started)
-        load.mark("headers")
+        load = cls(checkpoint, reader, quantization, options, kernels, {"headers": read - started}, _since=read)
+        load.mark("method")
         return load
 
     def mark(self, phase: str) -> None:
@@ -106,7 +107,7 @@ class Load:
     def copy(self, plan: Plan, find: Callable[[str], nn.Module]) -> None:
         """Fill the modules that `find` gives for the names of the plan's layers."""
         options = self.options
-        self.bytes_read = fill(
+        processing = fill(
             plan,
             find,
             self.reader,
@@ -116,7 +117,10 @@ class Load:
             synchronize=options.synchronize,
             kernels=self.kernels,
         )
+        self.bytes_read = self.reader.bytes_read
         self.mark("copy")
+        self.seconds["copy"] -= processing
+        self.seconds["process"] = processing
 
     def report(self, module: nn.Module, plan: Plan, dtype: torch.dtype) -> LoadReport:
         """What has been done, and what the module holds now."""

@@ -15,9 +15,9 @@ from qload.torch.dtypes import dtype_code
 from qload.torch.kernels import find_kernels
 from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
+from qload.torch.loading.holding import MemoryReader
 from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.progress import LoadReport, ProgressHook
-from qload.torch.loading.reading import MemoryReader
 from qload.torch.loading.sharing import find_sharing
 
 

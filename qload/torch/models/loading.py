@@ -116,8 +116,10 @@ def plan_load(
 ) -> Planned:
     """Build the model, and plan what is read into it. Raises as `load` does before it reads."""
     model = build_model(loading.checkpoint, dtype)
+    loading.mark("model")
     names = settle_names(model, match_names(model, loading.checkpoint))
     ties = find_ties(model, names)
+    loading.mark("names")
     made = make_replacements(
         model,
         names,
@@ -135,7 +137,7 @@ def plan_load(
         join_neighbours(model, made.layers)
     replaced = (*made.modules, *made.refused)
     stages = make_stages(model, names.converted, loading.checkpoint, replaced)
-    loading.mark("model")
+    loading.mark("layers")
     plan = loading.plan(
         [target_of(name, layer) for name, layer in made.layers.items()],
         [
