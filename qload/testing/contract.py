@@ -19,6 +19,7 @@ from qload.sharding import fitting_sizes
 from qload.testing.agreement import sum_shares
 from qload.testing.answers import check_answers
 from qload.testing.tensors import make_tensors
+from qload.testing.weights import check_weight
 from qload.torch.layers import ExpertLinear, Experts, Layer, VocabParallelEmbedding, apply_one_by_one
 from qload.torch.loading.modules import load_tensors
 from qload.torch.parallel import Group
@@ -49,7 +50,8 @@ def check_method(
     The method answers for every kind of module, and claims nothing that says nothing; a scheme is a value that
     can be pickled; the declaration is always the same; the shards of every size that fits make the whole; fused
     parts are the separate layers; an embedding's rows are the weight's; computing is dequantizing; ranks that divide
-    the inputs round them as one does; computing experts at once is computing each.
+    the inputs round them as one does; the weight that kernels are given, and what is done to their inputs, are those
+    that the method itself computes with; computing experts at once is computing each.
     """
     module = module or ModuleInfo(("layer",))
     faults = [*check_answers(quantization)]
@@ -84,12 +86,12 @@ class _Case:
         return [spec for spec in self.quantization.declare(self.treatment, self.geometry) if spec.loaded]
 
     def load(self, sharding: Sharding, rank: int = 0, size: int = 1, parts: Sequence[Part] = ()) -> Layer:
-        """The layer of one rank, loaded."""
+        """The layer of one rank, loaded, with what is stored."""
         geometry = replace(self.geometry, parts=tuple(parts)) if parts else self.geometry
         source = Source("layer", parts=len(geometry.parts))
         site = replace(self.site, group=Group(rank, size))
         layer = Layer(geometry, (source,), site, self.treatment, sharding)
-        load_tensors(layer, self.tensors, self.quantization)
+        load_tensors(layer, self.tensors, self.quantization, kernels=())
         return layer
 
 
@@ -97,7 +99,15 @@ def _check_laws(
     quantization: Quantization, treatment: Treatment, geometry: Geometry, sizes: Sequence[int]
 ) -> Iterator[str]:
     size = f"{geometry.out_features} x {geometry.in_features}"
-    for law in (_check_whole, _check_shards, _check_inputs, _check_fused, _check_embedding, _check_experts):
+    for law in (
+        _check_whole,
+        _check_shards,
+        _check_inputs,
+        _check_fused,
+        _check_embedding,
+        _check_weights,
+        _check_experts,
+    ):
         try:
             yield from law(_Case(quantization, treatment, geometry, sizes))
         except QloadError as error:
@@ -194,11 +204,21 @@ def _check_embedding(case: _Case) -> Iterator[str]:
     table = VocabParallelEmbedding(
         case.geometry.out_features, case.geometry.in_features, case.site, multiple=1, treatment=case.treatment
     )
-    load_tensors(table, case.tensors, case.quantization)
+    load_tensors(table, case.tensors, case.quantization, kernels=())
     weight = table.dequantize()
     ids = torch.tensor([[0, 1, case.geometry.out_features - 1], [7, 7, 3]])
     if not torch.equal(table(ids), weight[ids].to(torch.float32)):
         yield f"{case.label}: the rows that are looked up are not the weight's"
+
+
+def _check_weights(case: _Case) -> Iterator[str]:
+    """Of the whole and of shares: a weight for kernels, or why there is none, in words."""
+    for sharding in (column, row):
+        fitting = fitting_sizes(case.geometry, sharding, case.specs)
+        for size in [size for size in case.sizes if size in fitting][:2]:
+            layers = [case.load(sharding, rank, size) for rank in range(size)]
+            faults = [fault for layer in layers for piece in layer.pieces() for fault in check_weight(layer, piece)]
+            yield from (f"{case.label}: {fault}" for fault in dict.fromkeys(faults))
 
 
 def _check_experts(case: _Case) -> Iterator[str]:
@@ -229,7 +249,7 @@ def _load_experts(case: _Case, rank: int = 0, size: int = 1) -> Experts:
     experts = Experts(up, stack("down", outputs, [Part("", inputs)]), _gate)
     layers = (experts.gate_up_proj, experts.down_proj)
     tensors = [make_tensors(case.quantization, case.treatment, each.geometry, each.sources) for each in layers]
-    load_tensors(experts, tensors[0] | tensors[1], case.quantization)
+    load_tensors(experts, tensors[0] | tensors[1], case.quantization, kernels=())
     for layer in layers:
         layer.quantize_activations = False
     return experts

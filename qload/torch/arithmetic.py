@@ -70,8 +70,25 @@ def take(words: Tensor, bits: int, index: Tensor) -> Tensor:
 
 def find_places(index: Tensor, order: Sequence[int]) -> Tensor:
     """Where the values at positions `index` lie, each run of them shuffled: the first of a run is at `order[0]`."""
-    places = torch.tensor(order, device=index.device)
+    places = write_out(order, index.device)
     return index - index % len(order) + places[index % len(order)]
+
+
+def write_out(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """A few numbers from 0 on, int64 [n], on a device.
+
+    They are in the code that runs there, as bits of words, and not copied from the host, which would wait for that:
+    nor can a CUDA graph have such a copy.
+    """
+    width = max(number.bit_length() for number in numbers) or 1
+    count = 63 // width
+    found = []
+    for first in range(0, len(numbers), count):
+        run = numbers[first : first + count]
+        word = sum(number << place * width for place, number in enumerate(run))
+        shifts = torch.arange(0, len(run) * width, width, device=device)
+        found.append(torch.bitwise_right_shift(torch.full_like(shifts, word), shifts) & _mask(width))
+    return torch.cat(found)
 
 
 def find_rows(rows: Tensor, columns: int) -> Tensor:
@@ -116,7 +133,7 @@ def pack_striped(values: Tensor, shifts: Sequence[int], dtype: torch.dtype) -> T
 def take_striped(words: Tensor, bits: int, shifts: Sequence[int], index: Tensor) -> Tensor:
     """The values at positions `index` of what `unpack_striped` would give: uint8, in its shape."""
     flat = words.flatten()
-    places = torch.tensor(shifts, dtype=words.dtype, device=words.device)[index // len(flat)]
+    places = write_out(shifts, words.device).to(words.dtype)[index // len(flat)]
     return (torch.bitwise_right_shift(flat[index % len(flat)], places) & _mask(bits)).to(torch.uint8)
 
 

@@ -56,12 +56,18 @@ def encode_e2m1(x: Tensor) -> Tensor:
 
 def decode_float(codes: Tensor, exponent: int, mantissa: int, dtype: torch.dtype, *, signed: bool = True) -> Tensor:
     """Codes, uint8, of floats of that many bits of exponent and mantissa, without infinities, as values of `dtype`."""
+    return _list_values(exponent, mantissa, signed, codes.device).to(dtype)[codes.int()]
+
+
+def _list_values(exponent: int, mantissa: int, signed: bool, device: torch.device) -> Tensor:
+    """The values of all codes, float32, computed where they are wanted: a copy from the host would be waited for."""
     bias, fractions = (1 << (exponent - 1)) - 1, 1 << mantissa
-    small = [fraction / fractions * 2.0 ** (1 - bias) for fraction in range(fractions)]
-    normal = [(1 + f / fractions) * 2.0 ** (e - bias) for e in range(1, 1 << exponent) for f in range(fractions)]
-    sizes = small + normal
-    table = torch.tensor(sizes + [-size for size in sizes] * signed, dtype=dtype, device=codes.device)
-    return table[codes.int()]
+    codes = torch.arange(fractions << exponent, dtype=torch.int32, device=device)
+    power, whole = codes // fractions, codes % fractions
+    whole = torch.where(power > 0, whole + fractions, whole)
+    steps = (power.clamp_min(1) - bias - mantissa + 127).bitwise_left_shift(23).view(torch.float32)
+    sizes = whole * steps
+    return torch.cat((sizes, -sizes)) if signed else sizes
 
 
 def round_float(x: Tensor, exponent: int, mantissa: int) -> Tensor:

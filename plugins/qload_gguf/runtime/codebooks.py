@@ -10,6 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from qload.torch.arithmetic import write_out
 from qload_gguf.runtime.pieces import bits, cut, half, nibbles, planes, spread, words
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -127,7 +128,8 @@ def _look_up(name: str, codes: Tensor) -> Tensor:
 
 
 def _level(codes: Tensor) -> Tensor:
-    return torch.tensor(LEVELS, dtype=torch.float32, device=codes.device)[codes.long()]
+    levels = write_out([level - LEVELS[0] for level in LEVELS], codes.device) + LEVELS[0]
+    return levels.float()[codes.long()]
 
 
 @cache

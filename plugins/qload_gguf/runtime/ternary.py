@@ -21,7 +21,7 @@ def split_tq2_0(blocks: Tensor) -> Parts:
 
 def _digits(part: Tensor, count: int) -> Tensor:
     """Digits of each byte, read as a fraction of 256: the first digits of all bytes, then the second ones."""
-    powers = torch.tensor([3**place for place in range(count)], dtype=torch.uint8, device=part.device)
+    powers = (3 ** torch.arange(count, device=part.device)).to(torch.uint8)
     shifted = part.unsqueeze(1) * powers[:, None]
     return ((shifted.to(torch.int16) * 3) >> 8).flatten(1)
 

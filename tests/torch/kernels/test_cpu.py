@@ -93,7 +93,7 @@ def check_restored(kernel: Kernel, weight: Weight) -> None:
     assert found.dequantize().dtype == weight.dequantize().dtype
 
 
-INTEGERS = [
+INTEGERS: list[tuple[type[Kernel], Weight]] = [
     (CpuInt4, make_integers(4, 64, 512, group, zero=zero))
     for group in (32, 64, 128, 256, 512)
     for zero in ("none", "whole", "float", "signed", "signed float")
@@ -110,7 +110,7 @@ INTEGERS += [
     for zero in ("none", "whole", "float", "signed")
 ]
 INTEGERS += [(Strips, make_integers(bits, 33, 80, 16, zero="whole")) for bits in (2, 3, 4, 5, 8)]
-FLOATS = [
+FLOATS: list[tuple[type[Kernel], Weight]] = [
     (Strips, make_floats(values, rows, 192, block))
     for values in (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8)
     for rows, block in ((48, (1, 192)), (48, (1, 32)), (4, (4, 192)), (100, (64, 64)))
@@ -160,7 +160,7 @@ def test_inputs_are_multiplied_put_in_order_and_rounded(kernel: type[Kernel]) ->
     check_restored(packed, weight)
 
 
-KINDS = [
+KINDS: list[tuple[type[Kernel], Weight]] = [
     (CpuInt4, make_integers(4, 80, 128, 64, zero="whole")),
     (CpuInt8, make_integers(8, 77, 128, 64, zero="whole")),
     (Int8Dynamic, replace(make_integers(8, 77, 64, 64), inputs=Inputs(rounding=PER_TOKEN))),
@@ -217,7 +217,7 @@ def test_gradients_are_those_of_the_dequantized_weight(kernel: type[Kernel], wei
     packed = kernel([replace(weight, inputs=Inputs())], Case(CPU, torch.bfloat16))
     x = draw(tokens, weight.columns, torch.bfloat16).requires_grad_()
     pull = draw(tokens, weight.rows, torch.bfloat16)
-    (packed(x) * pull).sum().backward()  # type: ignore[no-untyped-call]
+    (packed(x) * pull).sum().backward()
     dense = weight.dequantize().to(x.dtype)
     assert x.grad is not None
     torch.testing.assert_close(x.grad, pull @ dense, rtol=1.6e-2, atol=0.05)
