@@ -1,5 +1,7 @@
 """Computes with QQQ's tensors, put into the order of rows and columns once they are loaded."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,16 +10,57 @@ from qload.declare import channel_scale, group_scale, packed
 from qload.hookspecs import LayerPiece
 from qload.layout import in_, out
 from qload.torch import Layer
-from qload.torch.activations import fake_quantize
+from qload.torch.activations import Agree, count_steps, fake_quantize
 from qload.torch.arithmetic import pack, scale_groups, unpack
+from qload.torch.kernels import Inputs, IntegerWeight
+from qload.torch.strips import STRIP
 from qload_qqq import BITS, ROWS, ROWS_OF_CHANNELS, TILE
 
 _HALF = 1 << (BITS - 1)
 _INT8 = (-128, 127)
+_BYTE = 16
+"""What four bits are times where they are the high ones of eight."""
+
+
+@dataclass(frozen=True, slots=True)
+class QqqRounding:
+    """To int8, with a scale of float32 for each token that takes its greatest size to 127."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int8
+
+    @property
+    def group(self) -> None:
+        return None
+
+    @property
+    def is_static(self) -> bool:
+        return False
+
+    def __call__(self, x: Tensor, scale: Tensor | None, agree: Agree) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        found = _choose_scale(x, agree)
+        return count_steps(x, found, None, 8, is_float=False).to(torch.int8), found
+
+    def fake(self, x: Tensor, scale: Tensor | None, agree: Agree) -> Tensor:  # noqa: ARG002
+        return fake_quantize(x, _choose_scale(x, agree), None, 8, is_float=False)
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     return _scale(layer, layer.values, layer.row_scale, getattr(layer, "row_group_scale", None))
+
+
+def qload_weight(layer: LayerPiece) -> IntegerWeight:
+    groups, scale = getattr(layer, "row_group_scale", None), layer.row_scale[:, None]
+    columns, inputs = layer.in_features, _inputs(layer)
+    if groups is None:
+        # Two's complement as values of 0 to 15, which are 8 more; a scale times a power of two is as exact.
+        return IntegerWeight(layer.values ^ 0x88, BITS, columns, scale * _BYTE, _HALF, columns, inputs)
+    strip = max(1, STRIP // columns)
+    values = torch.empty(len(scale), columns, dtype=torch.int8, device=scale.device)
+    for into, words, each in zip(values.split(strip), layer.values.split(strip), groups.split(strip), strict=True):
+        into.copy_(_round_groups(unpack(words, BITS, columns), each, layer.scheme.group_size))
+    return IntegerWeight(values, 8, columns, scale, 0, columns, inputs)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
@@ -26,10 +69,7 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    if layer.quantize_activations:
-        scale = layer.agree(x.abs().amax(-1, keepdim=True)).float() / _INT8[1]
-        x = fake_quantize(x, scale.clamp_min(torch.finfo(torch.float32).tiny), None, 8, is_float=False)
-    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+    return F.linear(_inputs(layer).round(x, layer.agree), qload_dequantize(layer).to(x.dtype), bias)
 
 
 def qload_process_weights_after_loading(layer: Layer) -> None:
@@ -55,8 +95,23 @@ def _scale(layer: LayerPiece, words: Tensor, rows: Tensor, groups: Tensor | None
     if groups is None:
         # Four bits as the high ones of eight, two's complement.
         return (values << BITS).view(torch.int8).float() * rows[:, None]
-    group = layer.scheme.group_size
-    return scale_groups(values, groups.float(), _HALF, group).round_().clamp_(*_INT8) * rows[:, None]
+    return _round_groups(values, groups, layer.scheme.group_size) * rows[:, None]
+
+
+def _round_groups(values: Tensor, scales: Tensor, group: int) -> Tensor:
+    """Values of four bits times the scales of their groups, as the whole numbers of int8, in float32."""
+    rounded = scale_groups(values, scales.float(), _HALF, group).round_()
+    # Adding zero leaves one zero of the two, as whole numbers have.
+    return rounded.clamp_(*_INT8).add_(0.0)
+
+
+def _inputs(layer: LayerPiece) -> Inputs:
+    return Inputs(rounding=QqqRounding()) if layer.quantize_activations else Inputs()
+
+
+def _choose_scale(x: Tensor, agree: Agree) -> Tensor:
+    scale = agree(x.abs().amax(-1, keepdim=True)).float() / _INT8[1]
+    return scale.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _order_values(words: Tensor, grouped: bool) -> Tensor:

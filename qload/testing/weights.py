@@ -37,12 +37,19 @@ def check_weight(layer: Layer, piece: Piece) -> Iterator[str]:
         yield f"qload_weight returns {type(weight).__name__}, not a weight or a reason"
         return
     found, expected = weight.dequantize(), layer.hooks.dequantize(piece)
-    if found.dtype != expected.dtype or not torch.equal(found, expected):
+    if not _is_same(found, expected):
         yield "the weight that kernels are given is not the dequantized one"
         return
     yield from _check_product(layer, piece, weight)
     if weight.inputs.rounding is not None:
         yield from _check_rounding(weight.inputs, weight.inputs.rounding, weight.columns)
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Bit by bit: zeros have their signs."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(*(each.contiguous().view(torch.uint8) for each in (first, second)))
 
 
 def _check_product(layer: Layer, piece: Piece, weight: Weight) -> Iterator[str]:

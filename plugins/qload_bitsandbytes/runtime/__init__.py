@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
+from qload.torch.kernels import Weight
 from qload_bitsandbytes.quantizing import quantize
 from qload_bitsandbytes.runtime import four_bits, int8, loading
 from qload_bitsandbytes.schemes import FourBitScheme, Int8Scheme
@@ -14,6 +15,12 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     if isinstance(layer.scheme, Int8Scheme):
         return int8.dequantize(layer.weight_quantized, layer.row_scale)
     return four_bits.dequantize(layer)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    if isinstance(layer.scheme, Int8Scheme):
+        return int8.find_weight(layer)
+    return f"values of {layer.scheme.quant_type} are those of a table"
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Computes with Quark's tensors."""
 
+from dataclasses import replace
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import pick, scale_blocks, scale_groups
 from qload.torch.kernels import Inputs, Weight
+from qload.torch.kernels.roundings import StaticRounding
 from qload_quark.runtime.activations import find_rounding, quantize_activations
 from qload_quark.runtime.reading import read_scales, read_values, read_zeros
 from qload_quark.runtime.weights import find_weight
@@ -17,7 +20,10 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
 
 
 def qload_weight(layer: LayerPiece) -> Weight | str:
-    return find_weight(layer, _inputs(layer))
+    inputs = _inputs(layer)
+    if isinstance(inputs.rounding, StaticRounding) and inputs.rounding.has_zero and inputs.scale is not None:
+        inputs = _drop_zero(inputs.rounding, inputs.scale)
+    return find_weight(layer, inputs)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
@@ -43,6 +49,13 @@ def _inputs(layer: LayerPiece) -> Inputs:
         return Inputs()
     rounding, scale = find_rounding(layer, "input", inputs)
     return Inputs(rounding=rounding, scale=scale)
+
+
+def _drop_zero(rounding: StaticRounding, stored: Tensor) -> Inputs:
+    """Zero-points are stored where all of them are zero, too, and codes without them are those that kernels take."""
+    if bool(stored[1].any()):
+        return Inputs(rounding=rounding, scale=stored)
+    return Inputs(rounding=replace(rounding, has_zero=False), scale=stored[0])
 
 
 def _dequantize(layer: LayerPiece, ids: Tensor | None) -> Tensor:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from qload.hookspecs import LayerPiece
 from qload.torch.kernels import FloatWeight, Inputs, IntegerWeight, Weight, name_element
+from qload.torch.nibbles import pair_transposed, view_pairs
 from qload_quark import is_transposed
-from qload_quark.runtime.pairs import pair_columns, pair_transposed
-from qload_quark.runtime.reading import read_scales, read_values, read_zeros
+from qload_quark.runtime.reading import REORDERED, read_scales, read_values, read_zeros
 from qload_quark.schemes import E8M0, EXPONENT, Extent, Quantizer
 
 
@@ -58,28 +58,48 @@ def _find_powers(layer: LayerPiece, weights: Quantizer, scale: Tensor) -> Tensor
 def _find_integers(layer: LayerPiece, weights: Quantizer, inputs: Inputs) -> Weight | str:
     number, columns = weights.number, layer.in_features
     zeros, scale = read_zeros(layer, weights, None), _shape(read_scales(layer, weights, None), weights)
-    zeros = _shape(zeros, weights) if isinstance(zeros, Tensor) else zeros
+    # Zero-points are stored where all of them are zero, too.
+    zeros = _shape(zeros, weights) if isinstance(zeros, Tensor) and bool(zeros.any()) else 0
     is_wide = weights.has_float_zero and isinstance(zeros, Tensor)
     if is_wide and number.signed:
         return "its values are signed, around zero-points that are no whole numbers"
     values = _pair(layer, weights)
     if values is None:
-        values = read_values(layer, weights, None)
-        values = values if values.itemsize == 1 else values.to(torch.int8 if number.signed else torch.uint8)
+        values = _narrow(read_values(layer, weights, None), number.bits)
     elif number.signed:
         values, zeros = values ^ 0x88, zeros + 8
+    if values is None:
+        return f"it has values of more than {number.bits} bits"
     group = (weights.group or 1) if weights.extent is Extent.GROUP else 1 if weights.by_columns else columns
     whole = layer.weight_scale.float() if layer.scheme.progressive else None
     return IntegerWeight(values, number.bits, columns, scale, zeros, group, inputs, whole=whole, wide=is_wide)
 
 
+def _narrow(values: Tensor, bits: int) -> Tensor | None:
+    """Signed values that are stored as words, as bytes; None where some are beyond their bits."""
+    if values.itemsize == 1:
+        return values
+    half = 1 << (bits - 1)
+    low, high = values.aminmax()
+    return values.to(torch.int8) if -half <= int(low) and int(high) < half else None
+
+
 def _pair(layer: LayerPiece, weights: Quantizer) -> Tensor | None:
-    """The values in pairs of columns; None where they are not of four bits, or of columns that make no pairs."""
-    if weights.number.unit != (8, 1) or weights.number.bits != 4 or layer.in_features % 2:
+    """The values in pairs of columns; None where they are not of four bits, or columns are no whole words."""
+    words, columns, reorder = layer.weight_quantized, layer.in_features, layer.scheme.reorder
+    if weights.number.unit != (8, 1) or columns % 8:
         return None
     if is_transposed(weights):
-        return pair_transposed(layer.weight_quantized, layer.out_features, reorder=layer.scheme.reorder)
-    return pair_columns(layer.weight_quantized, layer.in_features, reorder=layer.scheme.reorder)
+        return pair_transposed(words, REORDERED if reorder else range(8))[: layer.out_features]
+    return _restore_order(view_pairs(words)) if reorder else view_pairs(words)
+
+
+def _restore_order(stored: Tensor) -> Tensor:
+    """Words of reordered values, as bytes, in pairs: values that are four apart meet in a byte."""
+    first, second, third, fourth = stored.unflatten(-1, (-1, 4)).unbind(-1)
+    apart = ((first, third), (second, fourth))
+    pairs = [each for low, high in apart for each in (low & 15 | high << 4, low >> 4 | high & 0xF0)]
+    return torch.stack(pairs, -1).flatten(-2)
 
 
 def _shape(each: Tensor, weights: Quantizer) -> Tensor:

@@ -70,7 +70,8 @@ def _weigh(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
 def _find_integers(layer: LayerPiece, inputs: Inputs) -> Weight:
     values, zero = layer.weight_quantized, cast("Tensor | None", getattr(layer, "weight_zero_point", None))
     scale = _extend(layer, layer.weight_scale, None).to(_find_dtype(layer))
-    zeros = 0 if zero is None else _extend(layer, zero, None)
+    # Zero-points are stored where all of them are zero, too.
+    zeros = 0 if zero is None or not bool(zero.any()) else _extend(layer, zero, None)
     return IntegerWeight(values, _count_bits(layer), layer.in_features, scale, zeros, _columns(layer), inputs)
 
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, TypeGuard
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ HALF = 8
 
 
 class Affine(Kernel):
-    """Packs values, and scales and offsets in the dtype of x, [groups, rows, 2]; offset is (8 - zero) * scale.
+    """Packs values, and scales and offsets in the dtype of x, [groups, rows, 2]; offset is (8 - zero) * scale + shift.
 
-    Scales and zero-points that cannot be had again from these are kept beside them.
+    Scales, zero-points and shifts that cannot be had again from these are kept beside them.
     """
 
+    knows = frozenset({"shift", "wide"})
     groups: ClassVar[tuple[int, ...]]
     """The columns that may share a scale, the most first."""
 
@@ -60,32 +61,31 @@ class Affine(Kernel):
         groups = weight.columns // (cls.find_unit(weight) or 1)
         declared = {"values": cls.declare_values(weight), "scales": Blank((groups, weight.rows, 2), case.dtype)}
         if not _can_be_derived(weight, case):
-            declared["scale"] = Blank(tuple(weight.scale.shape), weight.scale.dtype)
-            if isinstance(weight.zero, Tensor):
-                declared["zero"] = Blank(tuple(weight.zero.shape), weight.zero.dtype)
+            declared |= {name: Blank(tuple(each.shape), each.dtype) for name, each in _list_scales(weight).items()}
         return declared
 
     @classmethod
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
-        zero = weight.zero if _is_kept_signed(weight) else _as_integers(weight).zero
+        given = _list_floats(weight)
         weight = _as_integers(weight)
         cls.fill_values(weight, into["values"])
         _fill_scales(weight, into["scales"])
-        if "scale" in into:
-            into["scale"].copy_(weight.scale)
-        if "zero" in into and isinstance(zero, Tensor):
-            into["zero"].copy_(zero)
+        for name, each in (_list_scales(weight) | given).items():
+            if name in into:
+                into[name].copy_(each)
 
     def settle(self, weight: Weight, case: Case) -> None:
-        self._is_signed = _is_kept_signed(weight)
+        self._is_signed = bool(_list_floats(weight))
         weight = _as_integers(weight)
         self.unit, self.group = self.find_unit(weight) or 1, weight.group
         self._zero = weight.zero.dtype if isinstance(weight.zero, Tensor) else weight.zero
+        self._wide = weight.wide
 
     def restore(self, held: Mapping[str, Tensor]) -> IntegerWeight:
         scale = held["scale"] if "scale" in held else self._pick_first(held["scales"])[0]
         zero = held["zero"] if "zero" in held else self._restore_zero(held["scales"])
-        weight = IntegerWeight(self.restore_values(held["values"]), 4, self.columns, scale, zero, self.group)
+        values, shift = self.restore_values(held["values"]), held.get("shift")
+        weight = IntegerWeight(values, 4, self.columns, scale, zero, self.group, shift=shift, wide=self._wide)
         return replace(weight, values=(weight.spread() - HALF).view(torch.int8)) if self._is_signed else weight
 
     def _restore_zero(self, scales: Tensor) -> Tensor | int:
@@ -107,17 +107,24 @@ def _as_integers(weight: Weight) -> IntegerWeight:
     return weight.unsigned()
 
 
-def _is_kept_signed(weight: Weight) -> TypeGuard[IntegerWeight]:
-    """Whether its zero-points are floats to which nothing can be added without rounding them."""
-    is_signed = isinstance(weight, IntegerWeight) and weight.values.dtype == torch.int8
-    return is_signed and isinstance(weight.zero, Tensor) and weight.zero.is_floating_point()
+def _list_scales(weight: IntegerWeight) -> dict[str, Tensor]:
+    named = {"scale": weight.scale, "zero": weight.zero, "shift": weight.shift}
+    return {name: each for name, each in named.items() if isinstance(each, Tensor)}
+
+
+def _list_floats(weight: Weight) -> dict[str, Tensor]:
+    """The zero-points of values in two's complement, if they are floats: adding anything would round them."""
+    if not isinstance(weight, IntegerWeight) or weight.values.dtype != torch.int8:
+        return {}
+    zero = weight.zero
+    return {"zero": zero} if isinstance(zero, Tensor) and zero.is_floating_point() else {}
 
 
 def _can_be_derived(weight: IntegerWeight, case: Case) -> bool:
     """Whether the packed scales have the weight's own, bit by bit, and offsets tell zero-points of whole steps."""
     is_whole = not isinstance(weight.zero, Tensor) or not weight.zero.is_floating_point()
     is_own = weight.scale.dtype == case.dtype and weight.scale.shape[0] == weight.rows
-    return is_own and is_whole and _fits(weight)
+    return is_own and is_whole and weight.shift is None and _fits(weight)
 
 
 def _fits(weight: IntegerWeight) -> bool:
@@ -131,6 +138,7 @@ def _fill_scales(weight: IntegerWeight, into: Tensor) -> None:
     zero = weight.zero if isinstance(weight.zero, Tensor) else torch.tensor(weight.zero, device=scale.device)
     # A group without a scale is zero, whatever its offset would come to.
     offset = (HALF - zero.float()) * scale.float()
+    offset = offset if weight.shift is None else offset + weight.shift.float()
     for place, each in enumerate((scale, offset)):
         spread = each.repeat_interleave(groups // each.shape[1], 1)
         into[..., place].copy_(spread.T)
