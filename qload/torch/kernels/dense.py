@@ -21,7 +21,7 @@ class Dequantized(Kernel):
     """Holds a weight as it is, for a device to which a layer was moved, and on which no kernel multiplies by it."""
 
     label = "dequantize"
-    knows = frozenset({"shift", "whole", "wide", "dtype"})
+    knows = frozenset({"shift", "whole", "wide", "dtype", "over"})
     is_fast = False
 
     @classmethod

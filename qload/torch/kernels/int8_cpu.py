@@ -67,7 +67,7 @@ class CpuInt8(Centered):
         if len(x) > _MOST_ROWS or x.dtype != torch.bfloat16:
             return self.multiply_dense(x, held, inputs, agree)
         rounded = inputs.round(x, agree)
-        values, scale = held["values"], held["scale"].expand(self.rows, -1)
+        values, scale = held["values"], self.find_scale(held)
         groups = rounded.unflatten(1, (len(values), -1)).transpose(0, 1)
         scales = scale.to(x.dtype).T.contiguous()
         y = _multiply(groups[0], values[0], scales[0])
@@ -83,7 +83,7 @@ class CpuInt8(Centered):
         if zero is None:
             return y
         sums = groups.sum(-1, dtype=torch.float32).T
-        return y.float() - sums @ (scale.float() * zero.float()).expand(self.rows, -1).T
+        return y.float() - sums @ (scale.float() * zero.float()).T
 
 
 def _multiply(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Int8Dynamic(Centered):
         sums, zero = _multiply(codes, held["values"]).float(), self.find_zero(held)
         if zero is not None:
             sums -= codes.sum(-1, keepdim=True, dtype=torch.int32) * zero.float().T
-        return sums.mul_(steps.float()).mul_(held["scale"].float().T).to(x.dtype)
+        return sums.mul_(steps.float()).mul_(self.find_scale(held).float().T).to(x.dtype)
 
 
 def _multiply(codes: Tensor, values: Tensor) -> Tensor:

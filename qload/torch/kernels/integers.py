@@ -16,6 +16,8 @@ _HALF = 128
 class Centered(Kernel):
     """Holds values as int8, whatever they begin at, and scales and zero-points as they are given."""
 
+    knows = frozenset({"whole"})
+
     @classmethod
     @abstractmethod
     def declare_values(cls, weight: IntegerWeight) -> Blank:
@@ -37,17 +39,16 @@ class Centered(Kernel):
     @classmethod
     def declare(cls, weight: Weight, case: Case) -> Mapping[str, Blank]:
         weight = _as_integers(weight)
-        declared = {"values": cls.declare_values(weight), "scale": _like(weight.scale)}
-        return declared | ({"zero": _like(weight.zero)} if isinstance(weight.zero, Tensor) else {})
+        scales = {name: Blank(tuple(each.shape), each.dtype) for name, each in _list_scales(weight).items()}
+        return {"values": cls.declare_values(weight)} | scales
 
     @classmethod
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
         weight = _as_integers(weight)
         is_unsigned = weight.values.dtype == torch.uint8
         cls.fill_values((weight.values ^ _HALF).view(torch.int8) if is_unsigned else weight.values, into["values"])
-        into["scale"].copy_(weight.scale)
-        if isinstance(weight.zero, Tensor):
-            into["zero"].copy_(weight.zero)
+        for name, each in _list_scales(weight).items():
+            into[name].copy_(each)
 
     def settle(self, weight: Weight, case: Case) -> None:
         weight = _as_integers(weight)
@@ -58,8 +59,13 @@ class Centered(Kernel):
         """Also of the values of some rows, with the scales of all."""
         values, zero = self.restore_values(held["values"]), held.get("zero", self._zero)
         values = values.view(torch.uint8) ^ _HALF if self._is_unsigned else values
-        whole = IntegerWeight(values, 8, self.columns, held["scale"], zero, self.group)
-        return whole if start is None or stop is None else replace(whole.cut(start, stop), values=values)
+        weight = IntegerWeight(values, 8, self.columns, held["scale"], zero, self.group, whole=held.get("whole"))
+        return weight if start is None or stop is None else replace(weight.cut(start, stop), values=values)
+
+    def find_scale(self, held: Mapping[str, Tensor]) -> Tensor:
+        """What the values are times, [rows, groups], float32 where a number is times the scales."""
+        scale = held["scale"].expand(self.rows, -1)
+        return scale.float() * held["whole"].float() if "whole" in held else scale
 
     def find_zero(self, held: Mapping[str, Tensor]) -> Tensor | None:
         """What is to be subtracted from the values as they are held; None where that is nothing."""
@@ -69,8 +75,9 @@ class Centered(Kernel):
         return None if self._zero == middle else held["scale"].new_full((1, 1), self._zero - middle)
 
 
-def _like(tensor: Tensor) -> Blank:
-    return Blank(tuple(tensor.shape), tensor.dtype)
+def _list_scales(weight: IntegerWeight) -> dict[str, Tensor]:
+    named = {"scale": weight.scale, "zero": weight.zero, "whole": weight.whole}
+    return {name: each for name, each in named.items() if isinstance(each, Tensor)}
 
 
 def _as_integers(weight: Weight) -> IntegerWeight:

@@ -97,8 +97,8 @@ class FloatWeight:
 
     values: an 8-bit float [out, columns]; or uint8 [out, columns / 2] of E2M1 codes, two to a byte, that of the even
     column low. scale [blocks of rows, blocks of columns], of floats, of float8_e8m0fnu, or of float8_e4m3fn; `whole`
-    [] multiplies the scales, in float32, or divides them if `over`. Blocks of less than their size end rows and columns. `divides`: the scales
-    divide. `dtype` is what scales of one byte are turned into, without a `whole`.
+    [] multiplies the scales, in float32, or divides them if `over`. Blocks of less than their size end rows and
+    columns. `divides`: the scales divide. `dtype` is what scales of one byte are turned into, without a `whole`.
     """
 
     values: Tensor

@@ -109,6 +109,8 @@ INTEGERS += [
     for group in (64, 128, 512)
     for zero in ("none", "whole", "float", "signed")
 ]
+INTEGERS += [(CpuInt8, replace(make_integers(8, 37, 64, 64, zero="signed"), whole=torch.tensor(1 / 127)))]
+INTEGERS += [(CpuInt4, replace(make_integers(4, 64, 64, 64, zero="whole"), shift=torch.rand(64, 1).bfloat16()))]
 INTEGERS += [(Strips, make_integers(bits, 33, 80, 16, zero="whole")) for bits in (2, 3, 4, 5, 8)]
 FLOATS: list[tuple[type[Kernel], Weight]] = [
     (Strips, make_floats(values, rows, 192, block))
