@@ -11,10 +11,11 @@ from qload.checkpoint import Modules, TensorEntry
 from qload.checkpoint.names import list_children
 from qload.declare import ParameterSpec, complete
 from qload.findings import Finding
-from qload.geometry import Geometry, Kind
+from qload.geometry import Geometry, Kind, Sharding
 from qload.hookspecs import ModuleInfo, Scheme
 from qload.numbers import Blurring, Numbers, find_numbers
 from qload.registry import UNQUANTIZED, Method, Registry
+from qload.sharding import Share, find_share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,7 @@ class Quantization:
     _numbers: Numbers | None = field(default=None, init=False, repr=False)
     _blurring: Blurring = field(default_factory=Blurring, init=False, repr=False)
     _treated: dict[Hashable, Treatment] = field(default_factory=dict, init=False, repr=False)
+    _shares: dict[Hashable, Share] = field(default_factory=dict, init=False, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
@@ -147,6 +149,17 @@ class Quantization:
         if key not in self._declared:
             self._declared[key] = treatment.declare(geometry)
         return self._declared[key]
+
+    def share(
+        self, name: str, treatment: Treatment, geometry: Geometry, sharding: Sharding, rank: int, size: int
+    ) -> Share:
+        """As `find_share` of what is loaded of that layer, worked out once for all layers that are alike."""
+        key = (treatment.method.name, treatment.scheme, geometry, sharding, rank, size)
+        found = self._shares.get(key)
+        if found is None:
+            specs = [spec for spec in self.declare(treatment, geometry) if spec.loaded]
+            found = self._shares[key] = find_share(geometry, sharding, specs, name, rank, size)
+        return found
 
 
 def unquantized(registry: Registry, modules: Modules | None = None) -> Quantization:

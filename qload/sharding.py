@@ -1,12 +1,38 @@
 """Cuts a whole layer for one rank, or says which tensor-parallel sizes would fit."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError, ShardError
 from qload.geometry import MAX_SIZE, Geometry, Shard, Sharding, check_rank
 from qload.layout import Cut, Dim, Interval, Layout, Place, Region
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What follows from one rank's shard of a layer: the `shards` of all ranks, and the layer as the rank holds it.
+
+    `divided` are the dimensions in which shards differ, and `shapes` those of the rank's tensors by name.
+    """
+
+    shard: Shard
+    shards: tuple[Shard, ...]
+    divided: frozenset[Dim]
+    local: Geometry
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def find_share(
+    geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec], name: str, rank: int, size: int
+) -> Share:
+    """The share of one rank. Raises as `cut_layer` does."""
+    shard = cut_layer(geometry, sharding, specs, name, rank, size)
+    shards = tuple(sharding(geometry, each, size) for each in range(size))
+    local = shard.local(geometry)
+    extents, held = geometry.extents, local.extents
+    shapes = {spec.name: spec.layout.local_shape(extents, held) for spec in specs}
+    return Share(shard, shards, divided_dims(shards), local, shapes)
 
 
 def cut_layer(

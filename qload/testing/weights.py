@@ -57,7 +57,8 @@ def _check_product(layer: Layer, piece: Piece, weight: Weight) -> Iterator[str]:
     expected = layer.hooks.apply(piece, x, None)
     rounded = weight.inputs.round(weight.inputs.arrange(x), keep)
     found = F.linear(rounded, replace(weight, inputs=Inputs()).dequantize().to(x.dtype))
-    if not torch.allclose(found, expected, rtol=_CLOSE, atol=_CLOSE * float(expected.abs().max())):
+    close = max(_CLOSE, torch.finfo(weight.scale.dtype).eps) if weight.scale.itemsize > 1 else _CLOSE
+    if not torch.allclose(found, expected, rtol=close, atol=close * float(expected.abs().max())):
         yield "what is done to a kernel's inputs is not what the method does to its own"
 
 
@@ -68,17 +69,20 @@ def _check_rounding(inputs: Inputs, rounding: Rounding, columns: int) -> Iterato
         yield f"the codes of inputs are {codes.dtype}, not {rounding.dtype}"
         return
     found, expected = _multiply(codes, scales, rounding.group), rounding.fake(x, inputs.scale, keep)
-    if not torch.allclose(found, expected, rtol=_CLOSE, atol=0):
+    # The method rounds a product by a scale of few bits to as many.
+    if not torch.allclose(found, expected, rtol=max(_CLOSE, torch.finfo(scales.dtype).eps), atol=0):
         yield "the codes of inputs times their scales are not the inputs as they are rounded"
     if pickle.loads(pickle.dumps(rounding)) != rounding:
         yield "the rounding of inputs is another one once it has been pickled"
 
 
 def _multiply(codes: Tensor, scales: Tensor, group: int | None) -> Tensor:
+    """The products, rounded to the scales' dtype where that is of 16 bits."""
     if codes.dtype == torch.uint8:
         codes = decode_e2m1(torch.stack((codes & 15, codes >> 4), -1).flatten(-2), torch.float32)
     spread = scales.repeat_interleave(group, -1)[..., : codes.shape[-1]] if group is not None else scales
-    return codes.to(torch.float32) * spread.to(torch.float32)
+    product = codes.to(torch.float32) * spread.to(torch.float32)
+    return product.to(scales.dtype).to(torch.float32) if scales.itemsize > 1 else product
 
 
 def _make_inputs(columns: int) -> Tensor:

@@ -51,6 +51,9 @@ class FloatWatch(Watch):
     is_negative: bool = False
 
     def see(self, bits: Bits) -> None:
+        # Nearly all scales are as they should be, which two passes without memory of their own show.
+        if self.number.signed and not self.signed and _are_all_useful(bits, self.number):
+            return
         self.is_odd = self.is_odd or has_odd(bits, self.number)
         if not self.signed and self.number.signed and not self.is_negative:
             self.is_negative = _has_negative(bits, self.number)
@@ -239,6 +242,12 @@ def has_odd(bits: Any, number: FloatBits) -> bool:
     if bool(((bits & number.mask) == number.mark).any()):
         return True
     return number.most is not None and bool(((bits & ~number.least) >= number.most).any())
+
+
+def _are_all_useful(bits: Any, number: FloatBits) -> bool:
+    """Whether all are finite, of some use, and without a sign: integers that are no less than 0 then."""
+    end = number.mask & ~number.least if number.most is None else number.most
+    return bool(bits.min() >= 0) and bool(bits.max() < end)
 
 
 def _has_negative(bits: Any, number: FloatBits) -> bool:

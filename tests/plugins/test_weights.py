@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import qload
 from qload import Registry
-from qload.checkpoint import Checkpoint
+from qload.checkpoint import Folder, open_folder
 from qload.geometry import Geometry, Kind, Sharding, column, row, single
 from qload.hookspecs import ModuleInfo
 from qload.plan import Source
@@ -60,7 +60,7 @@ def test_what_kernels_are_given_is_what_the_method_computes_with(path: Path) -> 
 @pytest.mark.parametrize("sharding", [column, row])
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
 def test_so_is_what_is_given_of_a_rank_s_share(path: Path, sharding: Sharding) -> None:
-    quantization = resolve(Checkpoint.open(path), Registry.discover())
+    quantization = resolve(open_folder(Folder(path)), Registry.discover())
     stored = read_tensors(path)
     unlike = {(each.scheme, shape_of(each.geometry)): each for each in list_layers(load(path)) if not each.apart}
     for layer in unlike.values():
@@ -203,7 +203,7 @@ REASONS = {
         compressed(weights=ORDERED, input_activations=activations(**BY_FOUR)), {}, "quantized in groups"),
     "marlin-24": (compressed(4, "marlin-24"), {}, "zeros are left out"),
     "columns of scales": (hqq(axis=0), {}, "column by column"),
-    "groups across rows": (hqq(group_size=96), {}, "run over the ends of rows"),
+    "groups across rows": (hqq(group_size=256), {}, "run over the ends of rows"),
     "quanto's outputs": ({"quant_method": "quanto", "weights": "int8", "activations": "int8"}, {}, "outputs"),
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ import qload
 from qload.errors import CheckpointError, QloadError
 from qload.registry import Runtime
 from qload.torch.loading import filling
+from qload.torch.loading.reading import FileReader
 
 Break = Callable[[Path], None]
 LAYER = "model.layers.0.mlp.down_proj"
@@ -418,12 +419,12 @@ def test_no_file_stays_open(broken: Callable[[str], Path]) -> None:
     assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
     size = qload.validate(folder).nbytes // 2
 
-    def cut(done: qload.Progress) -> None:
-        if done.done > 1000:
-            os.truncate(folder / WEIGHTS, size)
+    def make_reader(path: Path, device: torch.device) -> FileReader:
+        os.truncate(folder / WEIGHTS, size)
+        return FileReader(path, device)
 
     with pytest.raises(QloadError, match="the file ends before the tensor does"):
-        qload.load(folder, progress=cut)
+        qload.load(folder, reader=make_reader)
     assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
 
 

@@ -1,4 +1,4 @@
-"""The staging buffer: its slabs are of a fixed number and size, and are the host's whatever the caller's default device is."""
+"""The staging buffers: of a fixed number and size, and the host's whatever the caller's default device is."""
 
 import pytest
 import torch

@@ -60,8 +60,10 @@ class Layer(Holder):
         self.dtype = site.dtype
         self.declared = {spec.name: spec for spec in site.quantization.declare(treatment, geometry) if spec.loaded}
         self.derived = {}
-        self.take_share(site.group, sharding or self.sharding)
-        self.allocate("meta")
+        sharding, group = sharding or self.sharding, site.group
+        share = site.quantization.share(site.name, treatment, geometry, sharding, group.rank, group.size)
+        self.have_share(group, sharding, share)
+        self.outline(share.shapes)
 
     def check_hooks(self) -> None:
         """Raises CapabilityError where the layer's method lacks a hook that the layer cannot do without."""
@@ -103,8 +105,7 @@ class Layer(Holder):
         """
         self.packed = None
         self.reset()
-        for name in self.declared.keys() - present:
-            self.set_tensor(name, None)
+        self.set_tensors(dict.fromkeys(self.declared.keys() - present))
 
     def complete(self, name: str, tensor: Tensor) -> None:
         """Add to a tensor that a load has filled what the layer keeps of what is there."""

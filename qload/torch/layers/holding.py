@@ -1,6 +1,6 @@
 """What a layer holds: the declared tensors of one rank's share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from qload.declare import ParameterSpec, stack_experts
 from qload.errors import ModelError
 from qload.geometry import Geometry, Shard, Sharding, replicated
 from qload.quantization import Treatment
-from qload.sharding import cut_layer, divided_dims
+from qload.sharding import Share, find_share
+from qload.torch.dtypes import torch_dtype
 from qload.torch.identity import Identity
 from qload.torch.parallel import Group
 from qload.torch.parameters import TypedParameter, is_typed, retype
@@ -49,11 +50,12 @@ class Holder(nn.Module):
         Raises ShardError where a unit is split, before anything is changed.
         """
         specs = tuple(self.specs.values())
-        self.shard = cut_layer(self.geometry, sharding, specs, self.name, group.rank, group.size)
+        self.have_share(group, sharding, find_share(self.geometry, sharding, specs, self.name, group.rank, group.size))
+
+    def have_share(self, group: Group, sharding: Sharding, share: Share) -> None:
+        """As `take_share`, of what has been worked out already."""
         self.group, self.sharding = group, sharding
-        self.shards = tuple(sharding(self.geometry, rank, group.size) for rank in range(group.size))
-        self.divided = divided_dims(self.shards)
-        self.local = self.shard.local(self.geometry)
+        self.shard, self.shards, self.divided, self.local = share.shard, share.shards, share.divided, share.local
 
     def settle_share(self) -> None:
         """Work out what follows from all ranks' shards, and from the tensors that are there."""
@@ -79,6 +81,14 @@ class Holder(nn.Module):
             self.register_parameter(spec.name, TypedParameter(blank, identity))
         self.settle_tensors()
 
+    def outline(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """As `allocate` without memory, of what has those shapes."""
+        for spec in self.declared.values():
+            dtype = torch_dtype(self.geometry.dtype if spec.cast else spec.dtypes[0])
+            blank = torch.empty(shapes[spec.name], dtype=dtype, device="meta")
+            self.register_parameter(spec.name, TypedParameter(blank, self._identify(spec)))
+        self.settle_tensors()
+
     def find_parameter(self, name: str) -> TypedParameter | None:
         """The tensor of that name; None where the layer has none, or one that something else put in its place."""
         found: Any = self._parameters.get(name)
@@ -90,12 +100,19 @@ class Holder(nn.Module):
 
     def set_tensor(self, name: str, tensor: Tensor | None) -> None:
         """Put a tensor in a declared or derived one's place; None takes it away, and gives its memory back."""
-        parameter = None
-        if tensor is not None:
-            identity = self._identify(self.specs[name])
-            parameter = TypedParameter(tensor, identity, identity.owned)
-        self.register_parameter(name, parameter)
-        self.settle_tensors()
+        self.set_tensors({name: tensor})
+
+    def set_tensors(self, tensors: Mapping[str, Tensor | None]) -> None:
+        """As `set_tensor`, several at once."""
+        specs = self.specs
+        for name, tensor in tensors.items():
+            parameter = None
+            if tensor is not None:
+                identity = self._identify(specs[name])
+                parameter = TypedParameter(tensor, identity, identity.owned)
+            self.register_parameter(name, parameter)
+        if tensors:
+            self.settle_tensors()
 
     def own_tensor(self, name: str) -> Tensor | None:
         """A tensor of this rank, plain however it is held; None where the layer has none of that name."""

@@ -17,22 +17,29 @@ from qload.findings import report
 from qload.registry import Registry
 from qload.torch.feeding import describe
 from qload.torch.loading.holding import MemoryReader
-from qload.torch.loading.orders import Reader
-from qload.torch.loading.reading import FileReader
+from qload.torch.loading.orders import Reader, ReaderFactory
+from qload.torch.loading.readers import AUTO, make_reader
 
 
 def open_for_loading(
-    path: str | Path, registry: Registry, device: torch.device, *, allow_pickle: bool = False
+    path: str | Path,
+    registry: Registry,
+    device: torch.device,
+    *,
+    allow_pickle: bool = False,
+    reader: str | ReaderFactory = AUTO,
+    alone: bool = True,
 ) -> tuple[Checkpoint, Reader]:
-    """The checkpoint in a folder, and the reader of its data.
+    """The checkpoint in a folder, and the reader of its data: the one that is asked for, where these are in files.
 
     Pickled weights are read only with `allow_pickle`, and then by torch's unpickler for weights, which runs
-    no code of theirs. Raises CheckpointError where they are not allowed, and QloadError for a repository on the hub.
+    no code of theirs. `alone` says that no other rank reads the checkpoint too. Raises CheckpointError where they are
+    not allowed, and QloadError for a repository on the hub, or a reader that is not known.
     """
     check_local(path)
     checkpoint = open_checkpoint(path, registry)
     if not checkpoint.pickled:
-        return checkpoint, FileReader(checkpoint.folder, device)
+        return checkpoint, make_reader(reader, checkpoint.folder, device, alone=alone)
     if not allow_pickle:
         finding = report(
             "QL001",

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import prod
@@ -173,24 +173,25 @@ def _place(layer: LayerPlan) -> tuple[str, int]:
 
 def _place_tensors(work: _Work) -> list[Finding]:
     """Put a layer's tensors in their places; what is wrong with their values."""
-    findings: list[Finding] = []
-    for slot in work.plan.slots:
-        tensor = work.tensors.pop(0)
-        if work.layer is not None:
-            work.layer.complete(slot.name, tensor)
-        _put(work.module, slot.name, tensor)
-        findings += _check_values(slot, tensor)
-    return findings
+    named = {slot.name: tensor for slot, tensor in zip(work.plan.slots, work.tensors, strict=True)}
+    work.tensors.clear()
+    if work.layer is not None:
+        for name, tensor in named.items():
+            work.layer.complete(name, tensor)
+    _put(work.module, named)
+    return [finding for slot in work.plan.slots for finding in _check_values(slot, named[slot.name])]
 
 
-def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if isinstance(module, Layer):
-        module.set_tensor(name, tensor)
-    elif name in module._buffers:
-        module._buffers[name] = tensor
-    else:
-        trains = tensor.is_floating_point() and module.get_parameter(name).requires_grad
-        module._parameters[name] = nn.Parameter(tensor, requires_grad=trains)
+        module.set_tensors(tensors)
+        return
+    for name, tensor in tensors.items():
+        if name in module._buffers:
+            module._buffers[name] = tensor
+        else:
+            trains = tensor.is_floating_point() and module.get_parameter(name).requires_grad
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=trains)
 
 
 def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:

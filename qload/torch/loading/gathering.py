@@ -10,11 +10,11 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from qload.torch.loading.caching import fetch
 from qload.torch.loading.pieces import Strips
 
 _ROWS = 1024
@@ -35,13 +35,12 @@ _READ = _find_call()
 
 
 def gather(file: int, strips: Strips, memory: memoryview, step: int) -> bool:
-    """Fill memory with strips, `step` bytes from one to the next; whether it could be done."""
+    """Fill memory with strips, `step` bytes from one to the next; whether it could be done, and the file has them."""
     if _READ is None:
         return False
     below = strips.start % mmap.ALLOCATIONGRANULARITY
     span = (strips.rows - 1) * strips.pitch + strips.length
-    with suppress(OSError):
-        os.posix_fadvise(file, strips.start, span, os.POSIX_FADV_WILLNEED)
+    fetch(file, strips.start, span)
     try:
         window = mmap.mmap(file, below + span, mmap.MAP_SHARED, mmap.PROT_READ, offset=strips.start - below)
     except (OSError, ValueError):
@@ -51,7 +50,8 @@ def gather(file: int, strips: Strips, memory: memoryview, step: int) -> bool:
         filled = np.frombuffer(memory, dtype=np.uint8)
         done = _gather_rows(strips, stored.ctypes.data + below, filled.ctypes.data, step)
         del stored
-    return done
+    # What is mapped of the last page past the end of a file reads as zeros.
+    return done and os.fstat(file).st_size >= strips.start + span
 
 
 def _gather_rows(strips: Strips, stored: int, filled: int, step: int) -> bool:

@@ -23,9 +23,10 @@ from qload.torch.kernels import Kernels, find_kernels
 from qload.torch.layers import Layer
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
-from qload.torch.loading.orders import Reader
+from qload.torch.loading.orders import Reader, ReaderFactory
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
+from qload.torch.loading.readers import AUTO
 from qload.torch.parallel import Group
 
 
@@ -35,7 +36,8 @@ class LoadOptions:
 
     `quantization` is what a plain checkpoint is to be quantized with. `synchronize` is called after each copy, for
     devices that would else put the copies off. `group` has the ranks that load together. `kernels` are the names of
-    those that layers may compute with: None for all, none for the dequantized weight.
+    those that layers may compute with: None for all, none for the dequantized weight. `reader` is the name of one, or
+    makes one.
     """
 
     device: torch.device
@@ -47,6 +49,7 @@ class LoadOptions:
     synchronize: Callable[[], None] | None = None
     group: Group = Group()  # noqa: RUF009
     kernels: Sequence[str] | None = None
+    reader: str | ReaderFactory = AUTO
 
 
 @dataclass(slots=True)
@@ -67,7 +70,14 @@ class Load:
         """Read headers and config. Raises CheckpointError or MethodError before anything else is done."""
         started = time.perf_counter()
         registry = options.registry if options.registry is not None else Registry.discover()
-        checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
+        checkpoint, reader = open_for_loading(
+            path,
+            registry,
+            options.device,
+            allow_pickle=options.allow_pickle,
+            reader=options.reader,
+            alone=options.group.size == 1,
+        )
         _raise_errors(checkpoint, options.ignore)
         read = time.perf_counter()
         quantization = _choose_quantization(checkpoint, registry, options.quantization)

@@ -17,7 +17,9 @@ from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
 from qload.torch.loading.holding import MemoryReader
 from qload.torch.loading.load import Load, LoadOptions, choose_device
+from qload.torch.loading.orders import ReaderFactory
 from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.loading.readers import AUTO
 from qload.torch.loading.sharing import find_sharing
 
 
@@ -35,6 +37,7 @@ def load_weights(
     ignore: Sequence[str] = (),
     synchronize: Callable[[], None] | None = None,
     kernels: Sequence[str] | None = None,
+    reader: str | ReaderFactory = AUTO,
 ) -> LoadReport:
     """Load the checkpoint in the folder or file `path` into a module made of qload's layers and ordinary ones.
 
@@ -43,13 +46,21 @@ def load_weights(
     and heads tied to an embedding, are read once and stay one. `quantization` is the one that the layers were
     built with, where the checkpoint is plain and they are to be quantized: see `qload.choose_quantization`.
     `ignore` lists codes of waivable findings. `synchronize` is called after each copy, for devices that would else
-    put the copies off. `kernels` are as for `qload.load`.
+    put the copies off. `kernels` and `reader` are as for `qload.load`.
 
     Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
     the data shows, after reading.
     """
     options = LoadOptions(
-        choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize, kernels=kernels
+        choose_device(device),
+        registry,
+        progress,
+        allow_pickle,
+        ignore,
+        quantization,
+        synchronize,
+        kernels=kernels,
+        reader=reader,
     )
     loading = Load.begin(path, options)
     return _load_module(loading, module, prefix, quantize_activations)

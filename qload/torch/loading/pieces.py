@@ -187,19 +187,26 @@ def _stage_rows(
 
 
 def _put(copy: Copy, destination: Tensor, landed: Tensor) -> None:
-    """Put bytes that are on the destination's device in their places."""
+    """Put bytes that are on the host in their places."""
     stored = landed.view(torch_dtype(copy.entry.dtype)).view(destination.shape)
-    destination.copy_(_shift(stored, copy), non_blocking=True)
+    if stored.dtype != destination.dtype or not destination.is_contiguous() or copy.entry.shift:
+        stored = _shift(_send(stored, destination.device), copy)
+    destination.copy_(stored, non_blocking=destination.is_cuda)
 
 
 def _put_rows(
     copy: Copy, block: Block, run: Interval, destination: Tensor, places: list[int] | None, landed: Tensor
 ) -> None:
-    rows = landed.view(block.dtype).view(-1, *block.shape[1:])
+    rows = _send(landed, destination.device).view(block.dtype).view(-1, *block.shape[1:])
     if places is not None:
         rows = rows[torch.tensor(places, device=rows.device)]
     inner = (interval.slice for interval in block.region[1:])
-    destination.copy_(_shift(rows[(slice(None, None, run.step), *inner)], copy), non_blocking=True)
+    destination.copy_(_shift(rows[(slice(None, None, run.step), *inner)], copy))
+
+
+def _send(stored: Tensor, device: torch.device) -> Tensor:
+    """The bytes as they are, on the device, where they are then cut and cast; a slab waits until a GPU has them."""
+    return stored.to(device, non_blocking=device.type == "cuda")
 
 
 def _shift(stored: Tensor, copy: Copy) -> Tensor:

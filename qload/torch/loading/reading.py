@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from qload.torch.loading.tasks import Source, Task, make_tasks
 
 AHEAD_BYTES = 192 << 20
 """What may have been read, and not yet been yielded."""
-WINDOW_BYTES = 64 << 20
+WINDOW_BYTES = 32 << 20
 _WINDOW_ORDERS = 4096
 
 
@@ -24,8 +24,9 @@ class FileReader:
     """Reads from the files of a folder with `preadv`, straight into parameters where these have the stored bytes.
 
     Orders are taken a window at a time, and what lies together in a file is read together. `threads` is 2 to 8
-    by the number of cores; `ahead` the bytes that may have been read before what precedes them was yielded. Raises
-    QloadError, with the tensor and the file, where a file is shorter than its header said.
+    by the number of cores; `ahead` the bytes that may have been read before what precedes them was yielded;
+    `open_file` chooses how a file is read. Raises QloadError, with the tensor and the file, where a file is shorter
+    than its header said.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class FileReader:
         threads: int | None = None,
         ahead: int = AHEAD_BYTES,
         slab_bytes: int | None = None,
+        open_file: Callable[[Path], DataFile] = DataFile,
     ) -> None:
         self._folder = folder
+        self._open_file = open_file
         self._threads = choose_threads(device) if threads is None else threads
         self._ahead = ahead
         self._window = min(WINDOW_BYTES, max(1, ahead))
@@ -51,27 +54,33 @@ class FileReader:
         # The first window is small, so that there is something to read soon.
         limit = self._window // 8
         try:
-            while window := _take(waiting, limit):
-                self._staging.catch_up()
-                flight.start(make_tasks(self._cut(window)))
-                empty = [order for order in window if not order.destination.numel()]
-                # What has landed may be freed by whoever takes it, if nothing here holds it.
-                del window
-                yield from empty
-                yield from self._land(flight, self._ahead)
-                limit = self._window
-            yield from self._land(flight, 0)
+            while True:
+                # Before anything is yielded: the threads are to have work for as long as the caller is busy with it.
+                while flight.nbytes <= self._ahead and (window := _take(waiting, limit)):
+                    yield from self._start(flight, window)
+                    limit = self._window
+                if flight.is_empty:
+                    return
+                yield from self._land(flight)
         finally:
             flight.stop()
 
-    def _land(self, flight: "_Flight", ahead: int) -> Iterator[Order]:
-        """The orders of tasks that are done, of which no more than `ahead` bytes are to be left."""
-        while flight.nbytes > ahead or flight.has_landed:
-            landed, event, read = flight.land()
-            self.bytes_read += read
-            self._staging.await_event(event)
-            while landed:
-                yield landed.popleft()
+    def _start(self, flight: "_Flight", window: list[Order]) -> Iterator[Order]:
+        """Have a window's orders read, and yield those of nothing."""
+        self._staging.catch_up()
+        flight.start(make_tasks(self._cut(window)))
+        empty = [order for order in window if not order.destination.numel()]
+        # What has landed may be freed by whoever takes it, if nothing here holds it.
+        window.clear()
+        yield from empty
+
+    def _land(self, flight: "_Flight") -> Iterator[Order]:
+        """The orders that are done with the next task."""
+        landed, event, read = flight.land()
+        self.bytes_read += read
+        self._staging.await_event(event)
+        while landed:
+            yield landed.popleft()
 
     def close(self) -> None:
         for source in self._sources.values():
@@ -86,7 +95,7 @@ class FileReader:
 
     def _open(self, name: str) -> DataFile:
         if name not in self._sources:
-            self._sources[name] = DataFile(self._folder / name)
+            self._sources[name] = self._open_file(self._folder / name)
         return self._sources[name]
 
 
@@ -103,9 +112,8 @@ class _Flight:
         self.nbytes = 0
 
     @property
-    def has_landed(self) -> bool:
-        """Whether the next one is done."""
-        return bool(self._tasks) and self._tasks[0][1].done()
+    def is_empty(self) -> bool:
+        return not self._tasks
 
     def start(self, tasks: Iterable[Task]) -> None:
         for task in tasks:

@@ -61,17 +61,17 @@ class Staging:
 
     def _make(self) -> "Slab":
         # Named, for the caller may have set another default device.
-        buffer = torch.empty(self.size, dtype=torch.uint8, device="cpu", pin_memory=self._is_pinned)
-        return Slab(buffer, self.device, self.stream)
+        with torch.cuda.device(self.device) if self._is_pinned else nullcontext():
+            buffer = torch.empty(self.size, dtype=torch.uint8, device="cpu", pin_memory=self._is_pinned)
+        return Slab(buffer, self.stream)
 
 
 class Slab:
     """A buffer on the host, and the event after which what was queued out of it is done."""
 
-    def __init__(self, buffer: Tensor, device: torch.device, stream: Any) -> None:
+    def __init__(self, buffer: Tensor, stream: Any) -> None:
         self.buffer = buffer
         self.memory = buffer.numpy().data
-        self._device = device
         self._stream = stream
         self._event: torch.cuda.Event | None = None
 
@@ -83,10 +83,6 @@ class Slab:
             if self._stream is not None:
                 self._event = torch.cuda.Event()
                 self._event.record(self._stream)
-
-    def send(self, start: int, nbytes: int) -> Tensor:
-        """A part of the buffer, on the device."""
-        return self.buffer[start : start + nbytes].to(self._device, non_blocking=self._stream is not None)
 
     def wait(self) -> None:
         if self._event is not None:

@@ -61,10 +61,10 @@ class Task:
             read = self.source.read(
                 [Target(piece.strips, part, piece.step) for piece, part in zip(pieces, parts, strict=True)]
             )
-            with torch.no_grad(), slab.queueing():
+            with torch.inference_mode(), slab.queueing():
                 for piece, start, size in zip(pieces, places, sizes, strict=False):
                     if piece.finish is not None:
-                        piece.finish(slab.send(start, size))
+                        piece.finish(slab.buffer[start : start + size])
             self.event = slab.event
         return read
 

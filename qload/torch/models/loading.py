@@ -20,7 +20,9 @@ from qload.roles import read_heads
 from qload.torch.dtypes import dtype_code
 from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.modules import target_of
+from qload.torch.loading.orders import ReaderFactory
 from qload.torch.loading.progress import LoadReport, ProgressHook
+from qload.torch.loading.readers import AUTO
 from qload.torch.models.building import build_model, finish_model, kept_dtype
 from qload.torch.models.caching import quantize_caches
 from qload.torch.models.converting import Stage, make_stages
@@ -52,6 +54,7 @@ def load(
     ignore: Sequence[str] = (),
     synchronize: Callable[[], None] | None = None,
     kernels: Sequence[str] | None = None,
+    reader: str | ReaderFactory = AUTO,
 ) -> PreTrainedModel:
     """Load the checkpoint in the folder or file `path` as a transformers model.
 
@@ -63,7 +66,9 @@ def load(
     `ignore` lists the codes of waivable findings. `synchronize` is called after each copy, for devices that would else
     put the copies off. `kernels` names those that quantized layers may compute with, by default all that there are;
     with none of them, `kernels=()`, layers keep their tensors as they are stored, and turn the weight dense at every
-    call. `qload.report(model)` says what was loaded, and what computes.
+    call. `reader` says what reads the files: "auto", "buffered", "direct", "safetensors", or a function that makes a
+    `Reader` of a folder and a device. `qload.report(model)` says what was loaded,
+    and what computes.
 
     With a `mesh`, every rank along its `mesh_axis` (of several axes, by default "tp") calls this, reads and holds its
     share, and computes with the others what one process would; `expert_parallel` gives ranks whole experts of mixtures
@@ -79,7 +84,16 @@ def load(
     chosen = device if device is not None else "cpu" if mesh is None else device_of(mesh)
     with agreeing(group):
         options = LoadOptions(
-            choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, synchronize, group, kernels
+            choose_device(chosen),
+            registry,
+            progress,
+            allow_pickle,
+            ignore,
+            quantization,
+            synchronize,
+            group,
+            kernels,
+            reader,
         )
         planned = plan_load(Load.begin(path, options), dtype, quantize_activations, by_experts=expert_parallel)
     with agreeing(group):

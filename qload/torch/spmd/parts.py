@@ -45,6 +45,8 @@ def make_part(layer: Layer, number: int) -> Layer:
     """One of a layer's parts as a layer of its own, on as many ranks, without tensors."""
     made = Layer.__new__(Layer)
     nn.Module.__init__(made)
+    made.register_module("packed", None)
+    made.path = layer.path
     made.geometry = replace(layer.geometry.select(number), experts=layer.geometry.experts)
     made.name = f"{layer.name}.{made.geometry.parts[0].name or number}"
     made.sources = tuple(source.of_part(number, layer.geometry) for source in layer.sources if source.has(number))

@@ -1,0 +1,269 @@
+"""What every reader holds to: the same bytes of every format, orders that land, and threads that end."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from samples import DATA, DEMO, is_sound, samples
+from torch import Tensor
+
+import qload
+from qload import Registry
+from qload.checkpoint import Folder, read_header
+from qload.declare import ParameterSpec
+from qload.errors import QloadError, ShardError
+from qload.examination import open_checkpoint
+from qload.geometry import Geometry, Shard, Sharding, column, row
+from qload.layout import Interval
+from qload.outline import outline
+from qload.plan import Copy, Plan, Slot, make_plan
+from qload.resolution import resolve
+from qload.sharding import cut_layer
+from qload.torch.copying import copy_region
+from qload.torch.dtypes import torch_dtype
+from qload.torch.loading import direct, gathering
+from qload.torch.loading.caching import is_cold
+from qload.torch.loading.direct import DirectFile
+from qload.torch.loading.files import DataFile, Target
+from qload.torch.loading.orders import Order, Reader, reading
+from qload.torch.loading.reading import FileReader
+from qload.torch.loading.slices import SliceReader
+
+CPU = torch.device("cpu")
+READERS: dict[str, Callable[[Path], Reader]] = {
+    "files": lambda folder: FileReader(folder, CPU),
+    "one by one": lambda folder: FileReader(folder, CPU, threads=1, ahead=0, slab_bytes=4096),
+    "the caller's thread": lambda folder: FileReader(folder, CPU, threads=0, slab_bytes=1000),
+    "past the cache": lambda folder: FileReader(folder, CPU, open_file=DirectFile),
+}
+folders = [path for path in samples() if is_sound(path) and list(path.glob("*.safetensors"))]
+
+
+def plans(path: Path, registry: Registry) -> Iterator[Plan]:
+    """What ranks of several sizes read of a checkpoint's modules, each divided by its outputs and by its inputs."""
+    checkpoint = open_checkpoint(path, registry)
+    quantization = resolve(checkpoint, registry)
+    drawn = outline(checkpoint, quantization)
+    for sharding, size in [(column, 1), *((each, size) for each in (column, row) for size in (2, 4, 8))]:
+        targets = []
+        for target in drawn.targets:
+            specs = [spec for spec in quantization.declare(target.treatment, target.geometry) if spec.loaded]
+            shard = share(sharding, target.geometry, specs, size)
+            targets += [replace(target, shard=shard)] if shard is not None else []
+        yield make_plan(checkpoint, quantization, targets, is_expected=lambda name: True)
+
+
+def share(sharding: Sharding, geometry: Geometry, specs: Sequence[ParameterSpec], size: int) -> Shard | None:
+    try:
+        return cut_layer(geometry, sharding, specs, "", size - 1, size)
+    except ShardError:
+        return None
+
+
+def orders(plan: Plan) -> Iterator[Order]:
+    for layer in plan.layers:
+        for slot in layer.slots:
+            yield from orders_of(slot)
+
+
+def orders_of(slot: Slot) -> Iterator[Order]:
+    tensor = torch.zeros(slot.shape, dtype=torch_dtype(slot.dtype))
+    for copy in slot.copies:
+        yield Order(copy, tensor[tuple(interval.slice for interval in copy.destination)])
+
+
+def read_plainly(folder: Path, copy: Copy, destination: Tensor) -> None:
+    """What a copy is, from the whole tensor's bytes."""
+    entry = copy.entry
+    raw = np.fromfile(folder / entry.file, dtype=np.uint8, count=entry.nbytes, offset=entry.start)
+    stored = torch.from_numpy(raw).view(torch_dtype(entry.dtype))
+    if entry.interleaving is not None:
+        rows = stored.view(entry.shape)
+        stored = rows[[entry.interleaving.place(row) for row in range(len(rows))]]
+    if entry.shift:
+        stored = stored.to(torch.promote_types(stored.dtype, torch.float32)) + entry.shift
+    copy_region(stored.reshape(copy.view), copy.source, destination, turned=copy.turned)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("path", folders, ids=lambda path: path.name)
+def test_every_reader_reads_the_same_of_every_format(path: Path, registry: Registry) -> None:
+    for plan in plans(path, registry):
+        expected = []
+        for order in orders(plan):
+            read_plainly(path, order.copy, order.destination)
+            expected.append(as_bytes(order.destination))
+        for name, make in READERS.items():
+            given = list(orders(plan))
+            reader = make(path)
+            landed = list(reader.read(given))
+            reader.close()
+            assert sorted(map(id, landed)) == sorted(map(id, given)), name
+            for order, right in zip(given, expected, strict=True):
+                assert torch.equal(as_bytes(order.destination), right), (name, order.copy)
+
+
+@pytest.fixture
+def matrices(tmp_path: Path) -> Path:
+    """Two files, of which one has 16 matrices of 1 MiB, with rows of 4 KiB."""
+    for file, count in (("a", 16), ("b", 1)):
+        save_file(
+            {f"{file}{n:02}": torch.full((256, 1024), n, dtype=torch.int32) for n in range(count)}, tmp_path / file
+        )
+    return tmp_path
+
+
+def take(folder: Path, file: str, columns: Interval | None = None) -> list[Order]:
+    """Orders for all tensors of a file, or some columns of each."""
+    found = []
+    for entry in sorted(read_header(Folder(folder), file).tensors.values(), key=lambda entry: entry.start):
+        region = (Interval(0, 256), columns or Interval(0, 1024))
+        destination = torch.zeros(256, region[1].size, dtype=torch.int32)
+        found.append(Order(Copy(entry, entry.shape, region, region), destination))
+    return found
+
+
+def readers_at_work() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("qload-read")]
+
+
+@pytest.mark.parametrize("without", ["the call", "nothing"])
+def test_strips_are_read_and_nothing_between(matrices: Path, without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if without == "the call":
+        monkeypatch.setattr(gathering, "_READ", None)
+    reader, given = FileReader(matrices, CPU), take(matrices, "a", Interval(256, 640))
+    assert len(list(reader.read(given))) == 16
+    reader.close()
+    assert all(bool((order.destination == number).all()) for number, order in enumerate(given))
+    assert reader.bytes_read == sum(order.destination.nbytes for order in given)
+
+
+@pytest.mark.parametrize("columns", [None, Interval(256, 640), Interval(0, 8)])
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_ends_too_early_is_an_error(matrices: Path, name: str, columns: Interval | None) -> None:
+    given = take(matrices, "a", columns)
+    for cut in (4096, 4096 * 300 + 7, 4096 * 800):
+        os.truncate(matrices / "a", given[-1].copy.entry.stop - cut)
+        reader = READERS[name](matrices)
+        with pytest.raises(QloadError, match=r"a1\d in a: the file ends before the tensor does"):
+            list(reader.read(given))
+        reader.close()
+        assert not readers_at_work()
+
+
+def test_of_what_is_not_taken_only_so_much_is_read(matrices: Path) -> None:
+    given = []
+
+    def give() -> Iterator[Order]:
+        for order in take(matrices, "a"):
+            given.append(order)
+            yield order
+
+    reader = FileReader(matrices, CPU, ahead=2 << 20)
+    with reading(reader, give()) as landed:
+        for number, _ in enumerate(landed, 1):
+            # What is ahead, a window, and what is just being landed.
+            assert len(given) <= number + 5
+    reader.close()
+    assert len(given) == 16
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_whoever_stops_stops_the_threads(matrices: Path, error: type[BaseException]) -> None:
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    reader = FileReader(matrices, CPU, ahead=2 << 20)
+
+    def stop() -> None:
+        with reading(reader, take(matrices, "a")) as landed:
+            for _ in landed:
+                raise error
+
+    with pytest.raises(error):
+        stop()
+    reader.close()
+    assert not readers_at_work()
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+
+
+def test_a_fault_of_who_gives_orders_stops_the_threads(matrices: Path) -> None:
+    def give() -> Iterator[Order]:
+        yield from take(matrices, "a")[:9]
+        raise ValueError("enough")
+
+    reader = FileReader(matrices, CPU, ahead=1 << 20)
+    with pytest.raises(ValueError, match="enough"):
+        list(reader.read(give()))
+    reader.close()
+    assert not readers_at_work()
+
+
+def test_reading_goes_on_while_the_caller_works(matrices: Path) -> None:
+    """When the first order has landed, the second file is read without any further question."""
+    seen = threading.Event()
+
+    class Seen(DataFile):
+        def read(self, targets: "list[Target]") -> int:  # type: ignore[override]
+            if self.name == "b":
+                seen.set()
+            return super().read(targets)
+
+    reader = FileReader(matrices, CPU, open_file=Seen)
+    given = take(matrices, "a") + take(matrices, "b")
+    with reading(reader, given) as landed:
+        next(landed)
+        assert seen.wait(60)
+    reader.close()
+
+
+def test_a_file_system_that_refuses_is_read_through_the_cache(matrices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preadv = os.preadv
+
+    def refuse(file: int, buffers: list[memoryview], start: int, *flags: int) -> int:
+        if os.get_blocking(file) and len(buffers[0]) % direct.BLOCK_BYTES == 0 and start % direct.BLOCK_BYTES == 0:
+            raise OSError(errno.EINVAL, "no")
+        return preadv(file, buffers, start, *flags)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    given = take(matrices, "a")
+    reader = FileReader(matrices, CPU, open_file=DirectFile)
+    assert len(list(reader.read(given))) == 16
+    reader.close()
+    assert all(bool((order.destination == number).all()) for number, order in enumerate(given))
+
+
+def test_a_file_that_was_just_read_is_not_cold(matrices: Path) -> None:
+    (matrices / "a").read_bytes()
+    assert not is_cold(matrices / "a")
+
+
+@pytest.mark.parametrize("name", ["auto", "buffered", "direct", "safetensors"])
+@pytest.mark.parametrize("folder", [DEMO.name, "gptq-4bit-g32-sym-descact", "hf-gptoss-mxfp4"])
+def test_a_reader_can_be_asked_for(folder: str, name: str) -> None:
+    expected = qload.load(DATA / folder, reader=lambda path, device: FileReader(path, device, threads=1))
+    found = qload.load(DATA / folder, reader=name)
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(as_bytes(found.state_dict()[key]), as_bytes(tensor)), key
+
+
+def test_a_reader_that_nobody_knows() -> None:
+    with pytest.raises(QloadError, match=r"no reader has that name .*'fast'"):
+        qload.load(DEMO, reader="fast")
+
+
+def test_safetensors_says_what_it_cannot_read(tmp_path: Path, matrices: Path) -> None:
+    given = take(matrices, "a")
+    (tmp_path / "a").write_bytes(b"no such format")
+    reader = SliceReader(tmp_path, CPU)
+    with pytest.raises(QloadError, match="a: safetensors cannot read it"):
+        list(reader.read(given))
+    reader.close()
