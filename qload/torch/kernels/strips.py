@@ -50,6 +50,7 @@ class _Product(torch.autograd.Function):
         back, start = None, 0
         for strip in ctx.strips():
             part = gradient[:, start : start + len(strip)] @ strip
-            back = part if back is None else back + part
+            # Sums of many strips would be rounded each time.
+            back = part.float() if back is None else back + part
             start += len(strip)
-        return back, None, None
+        return None if back is None else back.to(gradient.dtype), None, None
