@@ -17,6 +17,9 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     stream = words.contiguous().view(torch.uint8)
     if bits == 8:
         return stream[..., :count]
+    if bits == 4:
+        pairs = stream.to(torch.int16)
+        return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)[..., :count]
     if 8 % bits == 0:
         places = [shift_right(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
         return torch.stack(places, -1).flatten(-2)[..., :count]
@@ -180,17 +183,15 @@ def scale_blocks(
     values [rows, columns], scale and zero [ceil(rows / block[0]), ceil(columns / block[1])]. With `divide`, divided
     by the scale. With `rows`, the values are those of these rows alone.
     """
-    if rows is not None:
-        places = rows // block[0]
-        zero = zero[places] if isinstance(zero, Tensor) else zero
-        return scale_groups(values, scale[places], zero, block[1], divide=divide)
-    zero = _spread_blocks(zero, block, values) if isinstance(zero, Tensor) else zero
-    return _scale(values, _spread_blocks(scale, block, values), zero, divide)
+    zero = _spread_rows(zero, block[0], len(values), rows) if isinstance(zero, Tensor) else zero
+    return scale_groups(values, _spread_rows(scale, block[0], len(values), rows), zero, block[1], divide=divide)
 
 
-def _spread_blocks(scale: Tensor, block: tuple[int, int], values: Tensor) -> Tensor:
-    rows, columns = values.shape
-    return _spread(scale.repeat_interleave(block[0], 0)[:rows], block[1], columns)
+def _spread_rows(scale: Tensor, block: int, count: int, rows: Tensor | None) -> Tensor:
+    """The scales of each row; where all share one row of them, that."""
+    if len(scale) == 1:
+        return scale
+    return scale.repeat_interleave(block, 0)[:count] if rows is None else scale[rows // block]
 
 
 def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
@@ -200,14 +201,21 @@ def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
 def _scale(
     values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = False, shift: Tensor | None = None
 ) -> Tensor:
-    """(values - zero) * or / scale + shift in its dtype. In place, for fresh memory costs more than arithmetic."""
-    dense = values.to(scale.dtype, copy=True)
+    """(values - zero) * or / scale + shift in its dtype; in place once they are, for fresh memory costs the most."""
+    dense = values.to(scale.dtype)
     if isinstance(zero, Tensor):
-        dense.sub_(zero.to(scale.dtype))
+        dense = _own(dense, values).sub_(zero.to(scale.dtype))
     elif zero:
-        dense.sub_(zero)
-    dense = dense.div_(scale) if divide else dense.mul_(scale)
+        dense = _own(dense, values).sub_(zero)
+    if dense is values:
+        dense = dense / scale if divide else dense * scale
+    else:
+        dense = dense.div_(scale) if divide else dense.mul_(scale)
     return dense if shift is None else dense.add_(shift.to(scale.dtype))
+
+
+def _own(dense: Tensor, values: Tensor) -> Tensor:
+    return dense.clone() if dense is values else dense
 
 
 def shift_right(x: Tensor, count: int) -> Tensor:

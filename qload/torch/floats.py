@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _DTYPES = {(4, 3): torch.float8_e4m3fn, (5, 2): torch.float8_e5m2}
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of E2M1 by their three bits; the fourth is the sign."""
@@ -18,6 +19,26 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 def decode_e2m1(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Codes of 0 to 15, uint8, as values of `dtype`; any float holds them exactly."""
     return decode_float(codes, 2, 1, dtype)
+
+
+def decode_e2m1_pairs(pairs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes [..., n] of two codes, the first one low, as values of `dtype`, of 16 or 32 bits, [..., 2 n]."""
+    codes = torch.arange(256, dtype=torch.uint8, device=pairs.device)
+    table = decode_e2m1(torch.stack((codes & 15, codes >> 4), -1), dtype)
+    return _look_up(table.view(_WORDS[2 * dtype.itemsize]).flatten(), pairs).view(dtype)
+
+
+def decode_bytes(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """8-bit floats as a wider `dtype`, which holds them; by a table where torch converts them one by one."""
+    if values.device.type != "cpu" or dtype.itemsize < 2:
+        return values.to(dtype)
+    table = torch.arange(256, dtype=torch.uint8).view(values.dtype).to(dtype)
+    return _look_up(table.view(_WORDS[dtype.itemsize]), values.view(torch.uint8)).view(dtype)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """table [256] at each byte. As words, for floats are no faster; contiguous, so that it can be viewed as others."""
+    return table.index_select(0, index.flatten().int()).view(index.shape)
 
 
 def round_e2m1(x: Tensor) -> Tensor:

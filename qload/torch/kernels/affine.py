@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,8 +13,6 @@ from qload.torch.kernels.weights import IntegerWeight, Weight
 
 HALF = 8
 """What the kernels subtract from values of four bits."""
-_SIGNED = 8
-"""What is added to values in two's complement, so that they begin at zero."""
 
 
 class Affine(Kernel):
@@ -67,14 +66,16 @@ class Affine(Kernel):
 
     @classmethod
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
+        given = _list_floats(weight)
         weight = _as_integers(weight)
         cls.fill_values(weight, into["values"])
         _fill_scales(weight, into["scales"])
-        for name, each in _list_scales(weight).items():
+        for name, each in (_list_scales(weight) | given).items():
             if name in into:
                 into[name].copy_(each)
 
     def settle(self, weight: Weight, case: Case) -> None:
+        self._is_signed = bool(_list_floats(weight))
         weight = _as_integers(weight)
         self.unit, self.group = self.find_unit(weight) or 1, weight.group
         self._zero = weight.zero.dtype if isinstance(weight.zero, Tensor) else weight.zero
@@ -84,7 +85,8 @@ class Affine(Kernel):
         scale = held["scale"] if "scale" in held else self._pick_first(held["scales"])[0]
         zero = held["zero"] if "zero" in held else self._restore_zero(held["scales"])
         values, shift = self.restore_values(held["values"]), held.get("shift")
-        return IntegerWeight(values, 4, self.columns, scale, zero, self.group, shift=shift, wide=self._wide)
+        weight = IntegerWeight(values, 4, self.columns, scale, zero, self.group, shift=shift, wide=self._wide)
+        return replace(weight, values=(weight.spread() - HALF).view(torch.int8)) if self._is_signed else weight
 
     def _restore_zero(self, scales: Tensor) -> Tensor | int:
         if isinstance(self._zero, int):
@@ -108,6 +110,14 @@ def _as_integers(weight: Weight) -> IntegerWeight:
 def _list_scales(weight: IntegerWeight) -> dict[str, Tensor]:
     named = {"scale": weight.scale, "zero": weight.zero, "shift": weight.shift}
     return {name: each for name, each in named.items() if isinstance(each, Tensor)}
+
+
+def _list_floats(weight: Weight) -> dict[str, Tensor]:
+    """The zero-points of values in two's complement, if they are floats: adding anything would round them."""
+    if not isinstance(weight, IntegerWeight) or weight.values.dtype != torch.int8:
+        return {}
+    zero = weight.zero
+    return {"zero": zero} if isinstance(zero, Tensor) and zero.is_floating_point() else {}
 
 
 def _can_be_derived(weight: IntegerWeight, case: Case) -> bool:

@@ -1,21 +1,28 @@
-"""The kernel that every device has: the weight dequantized anew for each call."""
+"""What every device can do: the weight dequantized anew for each call."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qload.torch.activations import Agree
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Blank, Case, Kernel
-from qload.torch.kernels.weights import Weight, list_tensors
+from qload.torch.kernels.strips import divide_rows
+from qload.torch.kernels.weights import IntegerWeight, Weight, list_tensors
+
+_HALF = 4
+"""Bits of a byte."""
 
 
 class Dequantized(Kernel):
     """Holds a weight as it is, for a device to which a layer was moved, and on which no kernel multiplies by it."""
 
     label = "dequantize"
+    knows = frozenset({"shift", "whole", "wide", "dtype", "over"})
+    is_fast = False
 
     @classmethod
     def serves(cls, weight: Weight, case: Case) -> bool:
@@ -40,3 +47,37 @@ class Dequantized(Kernel):
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         return self.multiply_dense(x, held, inputs, agree)
+
+
+class Strips(Dequantized):
+    """Dequantizes some rows at a time, so that the dense weight never leaves a CPU's cache, whatever its form is."""
+
+    label = "dequantize by strips"
+
+    @classmethod
+    def serves(cls, weight: Weight, case: Case) -> bool:
+        return case.device.type == "cpu"
+
+    @classmethod
+    def declare(cls, weight: Weight, case: Case) -> Mapping[str, Blank]:
+        return super().declare(_pair(weight), case)
+
+    @classmethod
+    def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
+        super().fill(_pair(weight), into)
+
+    def settle(self, weight: Weight, case: Case) -> None:
+        super().settle(_pair(weight), case)
+
+    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
+        weight = self.restore(held)
+        height = 1 if isinstance(weight, IntegerWeight) else min(weight.block[0], self.rows)
+        return (weight.cut(start, stop) for start, stop in divide_rows(self.rows, self.columns, height))
+
+
+def _pair(weight: Weight) -> Weight:
+    """With two values to a byte where they have room."""
+    is_small = isinstance(weight, IntegerWeight) and weight.bits <= _HALF and not weight.is_paired
+    if not is_small or weight.values.dtype != torch.uint8 or weight.columns % 2:
+        return weight
+    return replace(weight, values=weight.values[:, ::2] | weight.values[:, 1::2] << _HALF)

@@ -9,13 +9,14 @@ from qload.torch.activations import Agree
 from qload.torch.kernels.affine import Affine
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Blank, Case
+from qload.torch.kernels.strips import divide_rows
 from qload.torch.kernels.weights import IntegerWeight, Weight
 
 _UNIT = 16
 """Of rows."""
 _BLOCKS = {"AVX512": 64, "AVX2": 32}
 """The rows that the kernel takes at once, by the CPU's instructions."""
-_MOST_ROWS = {torch.bfloat16: 256, torch.float16: 2, torch.float32: 2}
+_MOST_ROWS = {torch.bfloat16: 128}
 """The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
 
 
@@ -39,6 +40,8 @@ class CpuInt4(Affine):
         capability = torch.backends.cpu.get_cpu_capability()
         if capability not in _BLOCKS:
             return f"it has no vectors of this CPU ({capability})"
+        if case.dtype not in _MOST_ROWS:
+            return f"it is slow in {str(case.dtype).removeprefix('torch.')}: dtype=bfloat16 is many times as fast"
         if weight.rows % _UNIT:
             return f"{weight.rows} output features are no multiple of {_UNIT}"
         if not _is_packed_as_known(_BLOCKS[capability]):
@@ -71,6 +74,11 @@ class CpuInt4(Affine):
         for block, into, apart in zip(packed.split(rows), values.split(rows), _list_kinds(packed, rows), strict=True):
             _unpack_pairs(block.view(self.columns, -1), into, apart)
         return values
+
+    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
+        for start, stop in divide_rows(self.rows, self.columns, _find_block()):
+            own = {name: each[start:stop] if len(each) == self.rows else each for name, each in held.items()}
+            yield self.restore(own | {"scales": held["scales"][:, start:stop]})
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         if len(x) > _MOST_ROWS.get(x.dtype, 0):

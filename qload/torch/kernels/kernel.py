@@ -1,16 +1,16 @@
 """What a kernel is: a module that holds one piece of a layer, packed as an operator wants it, and multiplies by it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qload.torch.activations import Agree, keep
 from qload.torch.kernels.inputs import Inputs
+from qload.torch.kernels.strips import multiply_strips
 from qload.torch.kernels.weights import Weight
 
 Make = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -55,6 +55,8 @@ class Kernel(nn.Module):
     """The operator's name, as reports have it, and as a load is asked for it."""
     precision: ClassVar[str] = ""
     """How its arithmetic differs from multiplying by the dequantized weight, in words."""
+    is_fast: ClassVar[bool] = True
+    """Whether it is ahead of dequantizing: of a layer that has one that is not, reports say why."""
     knows: ClassVar[frozenset[str]] = frozenset()
     """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
 
@@ -105,7 +107,15 @@ class Kernel(nn.Module):
 
     def multiply_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         """As `multiply`, by the dequantized weight: what gradients go through, and what large batches take."""
-        return F.linear(inputs.round(x, agree), self.restore(held).dequantize().to(x.dtype))
+
+        def decode() -> Iterator[Tensor]:
+            return (part.dequantize().to(x.dtype) for part in self.split(held))
+
+        return multiply_strips(inputs.round(x, agree), decode, self.rows)
+
+    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
+        """What `restore` gives, in strips of rows: on CPUs so few that they stay in its cache while they are used."""
+        yield self.restore(held)
 
     def unpack(self, expert: int | None = None) -> Weight:
         """The weight that was packed, with what is done to its inputs."""

@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from qload.calls import Origin, call
 from qload.errors import QloadError
 from qload.registry import Method, Registry
+from qload.torch.kernels.dense import Strips
 from qload.torch.kernels.float8 import BlockFloat8, Float8
 from qload.torch.kernels.int4_cpu import CpuInt4
 from qload.torch.kernels.int4_cuda import CudaInt4
+from qload.torch.kernels.int8_cpu import CpuInt8
+from qload.torch.kernels.int8_dynamic import Int8Dynamic
 from qload.torch.kernels.kernel import Case, Kernel, Kernels
 from qload.torch.kernels.upcast import Upcast
 from qload.torch.kernels.weights import Weight
 
-BUILT_IN: Kernels = (CpuInt4, CudaInt4, Float8, BlockFloat8, Upcast)
+BUILT_IN: Kernels = (CpuInt4, CudaInt4, Int8Dynamic, CpuInt8, Float8, BlockFloat8, Upcast, Strips)
 """In the order in which they are preferred."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The kernel for a weight; or None, and why."""
+    """The kernel for a weight; None, or one that is not fast, and why."""
 
     kernel: type[Kernel] | None
     reason: str = ""
@@ -28,14 +31,18 @@ class Choice:
 
 def choose_kernel(table: Iterable[type[Kernel]], weight: Weight, case: Case) -> Choice:
     """The first kernel of the table that can multiply by such a weight; else why those made for it cannot."""
-    reasons = []
+    reasons: list[str] = []
     for kernel in table:
         if kernel.serves(weight, case):
             reason = _refuse_further(kernel, weight) or kernel.refuse(weight, case)
             if reason is None:
-                return Choice(kernel)
+                return Choice(kernel, "" if kernel.is_fast else _explain(reasons, weight, case))
             reasons.append(f"{kernel.label}: {reason}")
-    return Choice(None, "; ".join(reasons) or f"no kernel multiplies by {weight.label} on {case.device.type}")
+    return Choice(None, _explain(reasons, weight, case))
+
+
+def _explain(reasons: Sequence[str], weight: Weight, case: Case) -> str:
+    return "; ".join(reasons) or f"no kernel multiplies by {weight.label} on {case.device.type}"
 
 
 def _refuse_further(kernel: type[Kernel], weight: Weight) -> str | None:

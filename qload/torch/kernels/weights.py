@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qload.torch.arithmetic import scale_blocks, scale_groups, unpack
-from qload.torch.floats import decode_e2m1
+from qload.torch.floats import decode_bytes, decode_e2m1_pairs
 from qload.torch.kernels.inputs import Inputs
 
 E2M1 = "e2m1"
@@ -136,11 +136,11 @@ class FloatWeight:
         present = {"dtype": is_wide, "over": self.over}
         return frozenset(name for name, is_there in present.items() if is_there)
 
-    def decode(self) -> Tensor:
-        """The values as they are stored, [out, columns]; of E2M1 as bfloat16, which holds them."""
-        if self.element != E2M1:
-            return self.values
-        return decode_e2m1(unpack(self.values, 4, self.columns), torch.bfloat16)
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """The values [out, columns] in a float dtype, of 16 bits or more, which holds them."""
+        if self.element == E2M1:
+            return decode_e2m1_pairs(self.values, dtype)
+        return decode_bytes(self.values, dtype)
 
     def find_scale(self) -> Tensor:
         """The scales in the dtype that is computed in."""
@@ -151,10 +151,17 @@ class FloatWeight:
 
     def dequantize(self) -> Tensor:
         """The weight [out, columns] in the scales' dtype, for inputs to which nothing is done."""
-        values, scale = self.decode(), self.find_scale()
+        scale = self.find_scale()
+        values = self.decode(scale.dtype)
         if self.block[0] == 1:
             return self.inputs.restore(scale_groups(values, scale, 0, self.block[1], divide=self.divides))
         return self.inputs.restore(scale_blocks(values, scale, self.block, divide=self.divides))
+
+    def cut(self, start: int, stop: int) -> Self:
+        """Some of its rows, from the beginning of a block."""
+        height = self.block[0]
+        scale = _cut(self.scale, start // height, -(-stop // height))
+        return replace(self, values=self.values[start:stop], scale=scale)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """With scales of 16 bits in `dtype`, so that it is computed in."""

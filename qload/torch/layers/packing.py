@@ -1,6 +1,6 @@
 """The kernels of one layer: chosen once it is loaded, and held in place of what was stored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,12 @@ EXPERTS = "qload_apply_experts"
 
 
 class Packed(nn.ModuleList):
-    """The kernels of a layer's pieces, in their order, and the table that they were chosen from."""
+    """The kernels of a layer's pieces, in their order, the table that they were chosen from, and why none is fast."""
 
-    def __init__(self, kernels: Sequence[Kernel], table: Kernels) -> None:
+    def __init__(self, kernels: Sequence[Kernel], table: Kernels, reasons: Iterable[str] = ()) -> None:
         super().__init__(kernels)
         self.table = table
+        self.reason = "; ".join(dict.fromkeys(filter(None, reasons)))
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -56,7 +57,7 @@ class Packed(nn.ModuleList):
     @property
     def path(self) -> Path:
         """The operators of the kernels."""
-        return Path(", ".join(dict.fromkeys(kernel.label for kernel in self.kernels)))
+        return Path(", ".join(dict.fromkeys(kernel.label for kernel in self.kernels)), self.reason)
 
     @property
     def device(self) -> torch.device:
@@ -69,14 +70,15 @@ class Packed(nn.ModuleList):
 
     def move(self, device: torch.device, dtype: torch.dtype) -> "Packed":
         """The same weights on another kind of device, with the kernels that serve there."""
-        return Packed([self._move(kernel, device, dtype) for kernel in self.kernels], self.table)
+        kernels, reasons = zip(*(self._move(kernel, device, dtype) for kernel in self.kernels), strict=True)
+        return Packed(kernels, self.table, reasons)
 
-    def _move(self, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Kernel:
+    def _move(self, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> tuple[Kernel, str]:
         case = Case(device, dtype, kernel.experts)
         numbers = [None] if kernel.experts is None else range(kernel.experts)
         weights = (kernel.unpack(number).to(device) for number in numbers)
-        chosen = choose_kernel(self.table, kernel.unpack(None if kernel.experts is None else 0), case).kernel
-        return (chosen or Dequantized)(weights, case)
+        choice = choose_kernel(self.table, kernel.unpack(None if kernel.experts is None else 0), case)
+        return (choice.kernel or Dequantized)(weights, case), choice.reason
 
 
 def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[Packed | None, Path]:
@@ -99,7 +101,7 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
         for number, choice in enumerate(choices)
         if choice.kernel is not None
     ]
-    packed = Packed(kernels, table)
+    packed = Packed(kernels, table, [choice.reason for choice in choices])
     return packed, packed.path
 
 
