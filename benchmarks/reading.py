@@ -158,12 +158,12 @@ def share_out(chunks: list[Chunk], threads: int, read: Callable[..., object]) ->
 
 
 def prepare_load(folder: Path, rank: int, size: int, reader: str) -> Callable[[], int]:
-    """The copies of one rank's load, with everything before them done."""
+    """The copies of one rank's load, without packing for kernels, and with everything before them done."""
     from qload.torch.loading.load import Load, LoadOptions
     from qload.torch.models.loading import plan_load
     from qload.torch.parallel import Group
 
-    options = LoadOptions(torch.device("cpu"), group=Group(rank, size), reader=reader)
+    options = LoadOptions(torch.device("cpu"), group=Group(rank, size), kernels=(), reader=reader)
     planned = plan_load(Load.begin(folder, options), None, True, by_experts=False)
 
     def run() -> int:

@@ -1,6 +1,17 @@
-"""Carries plans out: opens checkpoints, reads what copies name, and fills layers one after another."""
+"""Carries plans out: opens checkpoints, has readers fill what copies name, and finishes layers one after another."""
 
 from qload.torch.loading.modules import load_tensors, load_weights
+from qload.torch.loading.orders import Order, Reader, ReaderFactory
 from qload.torch.loading.progress import LoadReport, Progress
+from qload.torch.loading.reading import FileReader
 
-__all__ = ["LoadReport", "Progress", "load_tensors", "load_weights"]
+__all__ = [
+    "FileReader",
+    "LoadReport",
+    "Order",
+    "Progress",
+    "Reader",
+    "ReaderFactory",
+    "load_tensors",
+    "load_weights",
+]

@@ -1,21 +1,22 @@
 """Files that are not in the page cache, read past it: straight from the disk, by blocks, and copied from there."""
 
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from qload.torch.loading.caching import is_cold
 from qload.torch.loading.files import DataFile, TruncatedError
+from qload.torch.memory import Arena
 
 BLOCK_BYTES = 4096
 """What places and sizes of such reads are multiples of: the largest block of the disks that there are."""
 SCRATCH_BYTES = 4 << 20
-THREADS = 8
+THREADS = 6
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -44,13 +45,13 @@ class DirectFile(DataFile):
 
     def _fill_past_cache(self, file: int, buffers: Sequence[memoryview], start: int) -> int:
         wanted = sum(map(len, buffers))
-        memory, blocks = self._take_scratch()
+        blocks = self._take_scratch()
         parts = [np.frombuffer(buffer, dtype=np.uint8) for buffer in reversed(buffers)]
         place, stop = start // BLOCK_BYTES * BLOCK_BYTES, start + wanted
         done = first = place
         while done < stop:
             size = min(SCRATCH_BYTES, -(-(stop - place) // BLOCK_BYTES) * BLOCK_BYTES)
-            count = os.preadv(file, [memory[:size]], place)
+            count = os.preadv(file, [blocks[:size].data], place)
             done = place + count
             if not count or (done < stop and count % BLOCK_BYTES):
                 raise TruncatedError(start, wanted, max(0, done - start))
@@ -58,12 +59,12 @@ class DirectFile(DataFile):
             place = done
         return place - first
 
-    def _take_scratch(self) -> tuple[memoryview, Bytes]:
-        """This thread's own memory, which is aligned as pages are, in two guises."""
+    def _take_scratch(self) -> Bytes:
+        """This thread's own memory, which is aligned as pages are."""
         if not hasattr(self._scratch, "memory"):
-            memory = memoryview(mmap.mmap(-1, SCRATCH_BYTES))
-            self._scratch.memory = memory, np.frombuffer(memory, dtype=np.uint8)
-        found: tuple[memoryview, Bytes] = self._scratch.memory
+            arena = Arena(torch.device("cpu"), SCRATCH_BYTES)
+            self._scratch.memory = arena.take((SCRATCH_BYTES,), torch.uint8).numpy()
+        found: Bytes = self._scratch.memory
         return found
 
 

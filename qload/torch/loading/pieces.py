@@ -63,8 +63,8 @@ class Cutter:
         copy, destination = order.copy, order.destination
         if not destination.numel():
             return
-        if is_plain(copy) and _is_in_place(copy, destination):
-            yield from _cut_memory(order, Strips(copy.entry.start, copy.nbytes), as_bytes(destination))
+        if _is_whole(copy, destination) and _is_in_place(copy, destination):
+            yield from _cut_memory(order, Strips(copy.entry.start, copy.entry.nbytes), as_bytes(destination))
             return
         block = Block.of(copy)
         destination = shape_as(destination, block.region, copy.turned)
@@ -142,10 +142,9 @@ class Cutter:
             yield _stage_rows(order, block, run, destination, [place - run.start for place in places])
 
 
-def is_plain(copy: Copy) -> bool:
-    """Whether all bytes of the stored tensor are wanted, as they lie."""
-    entry = copy.entry
-    return copy.nbytes == entry.nbytes and not copy.turned and entry.interleaving is None
+def _is_whole(copy: Copy, destination: Tensor) -> bool:
+    """Whether a destination of the stored dtype wants all of the stored bytes, as they lie."""
+    return destination.nbytes == copy.entry.nbytes and not copy.turned and copy.entry.interleaving is None
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

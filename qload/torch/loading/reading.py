@@ -151,7 +151,7 @@ def _take(orders: Iterator[Order], limit: int) -> list[Order]:
     nbytes = 0
     for order in orders:
         window.append(order)
-        nbytes += order.copy.nbytes
+        nbytes += order.destination.nbytes
         if nbytes >= limit or len(window) >= _WINDOW_ORDERS:
             break
     return window

@@ -1,6 +1,5 @@
 """What one thread does at a time: pieces of one file, read in few calls, and put where they belong."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -84,21 +83,16 @@ class Task:
 def make_tasks(pieces: Iterable[tuple[Source, Piece]]) -> list[Task]:
     """Put pieces together that lie next to each other in a file, in as many tasks as threads can share."""
     tasks: list[Task] = []
-    left = Counter[int]()
-    ordered = sorted(pieces, key=lambda each: (each[0].name, each[1].strips.start))
-    for source, piece in ordered:
-        left[id(piece.order)] += 1
-        task = tasks[-1] if tasks else None
-        if task is None or task.source is not source or not _has_room(task, piece):
-            task = Task(source)
-            tasks.append(task)
+    last: dict[int, tuple[Task, Order]] = {}
+    for source, piece in sorted(pieces, key=lambda each: (each[0].name, each[1].strips.start)):
+        if not tasks or tasks[-1].source is not source or not _has_room(tasks[-1], piece):
+            tasks.append(Task(source))
+        task = tasks[-1]
         task.pieces.append(piece)
         task.nbytes += piece.strips.nbytes
-    for task in tasks:
-        for piece in task.pieces:
-            left[id(piece.order)] -= 1
-            if not left[id(piece.order)]:
-                task.landed.append(piece.order)
+        last[id(piece.order)] = task, piece.order
+    for task, order in last.values():
+        task.landed.append(order)
     return tasks
 
 
