@@ -38,7 +38,9 @@ def prepare_reading(files: Sequence[Path], rank: int = 0, size: int = 1, threads
     spans = list_spans(files, rank, size)
 
     def read() -> mmap.mmap:
-        image = mmap.mmap(-1, sum(stop - start for _, start, stop in spans))
+        # Private: what is shared has huge pages only where the machine is set so.
+        nbytes = sum(stop - start for _, start, stop in spans)
+        image = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         image.madvise(mmap.MADV_HUGEPAGE)
         descriptors = {path: os.open(path, os.O_RDONLY) for path in files}
         places = zip(spans, offsets(spans), strict=True)
