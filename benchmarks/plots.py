@@ -83,7 +83,7 @@ def draw_speeds(kept: Mapping[str, Any], cases: Sequence[str], path: Path) -> No
         copied = [value for name in names if not is_mapped(name) for value in bars[name]]
         draw_bars(axes, {name: bars[name] for name in names}, [choose_color(name) for name in names], [*copied, *limit])
         if limit:
-            axes.axvspan(min(limit), max(limit), color=LIMIT, alpha=0.15, linewidth=0)
+            axes.axvspan(min(limit), max(limit), color=LIMIT, alpha=0.15, linewidth=0, zorder=0)
             axes.axvline(statistics.median(limit), color=LIMIT, linewidth=1.5, linestyle="--")
         known = f"; dashed: the limit, {statistics.median(limit):.2g} GB/s" if limit else ""
         axes.set_title(f"{describe_case(Case(case))}{known}", x=0, fontsize=9)
