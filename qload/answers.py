@@ -15,6 +15,7 @@ from qload.layout import Axis, Layout
 Reader = Callable[[Any], Any]
 
 _CODE = re.compile(r"(?!QL)([A-Z]{2,8})\d{3}")
+_TARGET = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 class AnswerError(Exception):
@@ -129,6 +130,14 @@ def _check_rule(rule: Rule) -> Rule:
     return rule
 
 
+def _read_kernels(answer: object) -> tuple[str, ...]:
+    names: tuple[str, ...] = _read_all(answer, str)
+    for name in names:
+        if not _TARGET.fullmatch(name):
+            raise AnswerError(f"names the kernel {name!r}, not as package.module:Class")
+    return names
+
+
 def _read_checkpoint(answer: object) -> Checkpoint | None:
     return None if answer is None else _expect(answer, Checkpoint, "a Checkpoint or None")
 
@@ -141,6 +150,7 @@ READERS: Mapping[str, Reader] = {
     "qload_check": _read_findings,
     "qload_open_checkpoint": _read_checkpoint,
     "qload_rules": _read_rules,
+    "qload_kernels": _read_kernels,
 }
 """A reader gives the answer of the hook of that name, or raises AnswerError."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qload.declare import ParameterSpec
     from qload.findings import Finding
     from qload.geometry import Geometry
+    from qload.torch.kernels import Weight
 
 PROJECT = "qload"
 PREFIX = "qload_"
@@ -267,6 +268,16 @@ class RuntimeSpecs:
         raise NotImplementedError
 
     @hookspec
+    def qload_weight(self, layer: LayerPiece) -> Weight | str:
+        """The weight as integers or small floats with their scales, for a kernel; or in words why it has no such form.
+
+        Its `dequantize` is the answer of `qload_dequantize`, and its `inputs` say all that `qload_apply` does to x. A
+        kernel that is chosen for it packs it once, when the layer is loaded; the tensors that are stored are given
+        back then, and neither hook is called any more. Without the hook, or a kernel, `qload_apply` computes.
+        """
+        raise NotImplementedError
+
+    @hookspec
     def qload_embedding(self, layer: LayerPiece, ids: Tensor) -> Tensor:
         """Look rows up: ids [n] of this rank's rows into [n, in_features]. Needed by quantized embeddings."""
         raise NotImplementedError
@@ -312,6 +323,15 @@ class SharedSpecs:
         Codes are a prefix of the plugin's own, of 2 to 8 capital letters other than QL, and three digits. A method's
         rules are those of its `qload_check`. A rule of another plugin has a `find`, which is given every checkpoint
         whose config and headers could be read.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def qload_kernels(self) -> Iterable[str]:
+        """Name the kernels that the plugin adds, as `package.module:Class`: subclasses of `qload.torch.kernels.Kernel`.
+
+        They are asked before the built-in ones, in their order; those of a method only for checkpoints of the method.
+        The modules are imported when a checkpoint is loaded, and may import torch.
         """
         raise NotImplementedError
 

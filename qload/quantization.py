@@ -1,6 +1,6 @@
 """A checkpoint's method with its config, and what that method does to each module."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,11 +8,12 @@ from pydantic import BaseModel, ValidationError
 
 from qload.calls import call
 from qload.checkpoint import Modules, TensorEntry
-from qload.checkpoint.names import group_below
+from qload.checkpoint.names import list_children
 from qload.declare import ParameterSpec, complete
 from qload.findings import Finding
 from qload.geometry import Geometry, Kind
 from qload.hookspecs import ModuleInfo, Scheme
+from qload.numbers import Blurring, Numbers, find_numbers
 from qload.registry import UNQUANTIZED, Method, Registry
 
 
@@ -59,7 +60,10 @@ class Quantization:
     modules: Modules = field(default_factory=dict, repr=False)
     tensors: Mapping[str, TensorEntry] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
-    _below: Modules | None = field(default=None, repr=False)
+    _children: Mapping[str, Sequence[str]] | None = field(default=None, init=False, repr=False)
+    _numbers: Numbers | None = field(default=None, init=False, repr=False)
+    _blurring: Blurring = field(default_factory=Blurring, init=False, repr=False)
+    _treated: dict[Hashable, Treatment] = field(default_factory=dict, init=False, repr=False)
     _treatments: dict[Scheme | None, Treatment] = field(default_factory=dict, repr=False)
     _declared: dict[tuple[str, Scheme | None, Geometry], tuple[ParameterSpec, ...]] = field(
         default_factory=dict, repr=False
@@ -73,6 +77,37 @@ class Quantization:
         """
         if module.kind is Kind.KV_CACHE and not self.method.info.capabilities.kv_cache:
             return self._treatment(None)
+        likeness = self._liken(module)
+        if likeness is None:
+            return self._ask(module)
+        found = self._treated.get(likeness)
+        if found is None:
+            found = self._treated[likeness] = self._ask(module)
+        return found
+
+    @property
+    def numbers(self) -> Numbers:
+        """Where numbers in modules' names mean something to the method."""
+        if self._numbers is None:
+            by_place = self.method.info.is_by_place
+            self._numbers = find_numbers(self.section) if by_place else Numbers(everywhere=True)
+        return self._numbers
+
+    def _liken(self, module: ModuleInfo) -> Hashable | None:
+        """What modules share that are treated alike; None for one that is asked about by itself."""
+        if self.numbers.everywhere or self.descriptions or module.stored or module.described:
+            return None
+        blurred = tuple([self._blurring.blur(name) for name in module.names])
+        if self.numbers.places and any(map(self.numbers.matter_in, blurred)):
+            return None
+        key: list[Hashable] = [blurred, module.kind, module.classes]
+        # A loop of few words, for it runs for every expert.
+        for leaf, name in self._names(module.name, module.kind).items():
+            entry = self.tensors.get(name)
+            key += (leaf,) if entry is None else (leaf, entry.dtype, entry.shape)
+        return tuple(key)
+
+    def _ask(self, module: ModuleInfo) -> Treatment:
         module = self._complete(module)
         return self._treatment(self.method.declaration["qload_scheme_for"](self.config, module, where=module.name))
 
@@ -84,9 +119,11 @@ class Quantization:
         own = self.modules.get(module, {})
         if kind is not Kind.KV_CACHE:
             return own
-        if self._below is None:
-            self._below = group_below(self.modules, {name.rpartition(".")[0] for name in self.modules} - {""})
-        return {**self._below.get(module, {}), **own}
+        if self._children is None:
+            self._children = list_children(self.modules)
+        children = {child: self.modules[f"{module}.{child}"] for child in self._children.get(module, ())}
+        below = {f"{child}.{leaf}": name for child, stored in children.items() for leaf, name in stored.items()}
+        return {**below, **own}
 
     def _complete(self, module: ModuleInfo) -> ModuleInfo:
         """The module with what the checkpoint says of it, where it has not been said."""

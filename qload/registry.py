@@ -237,6 +237,15 @@ class Registry:
         methods = (method.declaration.get("qload_rules") for method in self.methods())
         return gather_rules([*filter(None, methods), *self._bind_plugins("qload_rules")])
 
+    def kernels(self, method: Method) -> tuple[tuple[Origin, str], ...]:
+        """The kernels that a method and all plugins add, as `package.module:Class`, and whose each is.
+
+        Broken plugins are passed over with a warning.
+        """
+        own = method.declaration.get("qload_kernels")
+        bound = [*([own] if own is not None else []), *self._bind_plugins("qload_kernels")]
+        return tuple((hook.origin, name) for hook in bound for name in ask(hook) or ())
+
     def _bind_plugins(self, hook: str) -> Iterator[BoundHook]:
         """A hook of each plugin of the group `qload.plugins` that has it."""
         self._load_plugins()

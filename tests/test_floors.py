@@ -38,6 +38,7 @@ FLOORS = (
     "entries",
     "registry",
     "configs",
+    "numbers",
     "quantization",
     "resolution",
     "schemas",

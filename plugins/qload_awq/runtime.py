@@ -5,6 +5,8 @@ from torch import Tensor
 
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import find_places, scale_groups, take, unpack
+from qload.torch.kernels import IntegerWeight, Weight
+from qload.torch.nibbles import pair_transposed, view_pairs
 from qload_awq import BITS, GEMM, GEMV, STRIDE
 
 # The value of a word that holds each of its eight columns.
@@ -20,6 +22,24 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     if layer.scheme.version == GEMV:
         return _scale_rows(layer, layer.qweight, layer.scales, layer.qzeros)
     return _scale_products(layer, _separate(layer.qweight).flatten(0, 1), layer.scales.T, layer.qzeros.T)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    columns, group = layer.in_features, _group(layer)
+    if columns % 8:
+        return f"{columns} input features are no multiple of 8"
+    groups = columns // group
+    if layer.scheme.version == GEMM:
+        places = find_places(torch.arange(layer.out_features, device=layer.qweight.device), _ORDER)
+        zeros = unpack(layer.qzeros, BITS, layer.out_features)[:, places].T
+        return IntegerWeight(pair_transposed(layer.qweight, _ORDER), BITS, columns, layer.scales.T, zeros, group)
+    if layer.scheme.version == GEMV:
+        zeros = unpack(layer.qzeros, BITS, groups)
+        return IntegerWeight(view_pairs(layer.qweight), BITS, columns, layer.scales[:, :groups], zeros, group)
+    scales, zeros = _divide_products(layer.scales.T, layer.qzeros.T, groups)
+    is_whole = bool(((zeros >= 0) & (zeros < 1 << BITS)).all())
+    values = _pair_separated(layer.qweight)
+    return IntegerWeight(values, BITS, columns, scales, zeros.to(torch.uint8) if is_whole else zeros, group)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
@@ -42,14 +62,17 @@ def _scale_rows(layer: LayerPiece, words: Tensor, scales: Tensor, zeros: Tensor)
 
 
 def _scale_products(layer: LayerPiece, values: Tensor, scales: Tensor, products: Tensor) -> Tensor:
-    """Of gemv_fast: the products are of zero-points and scales, negated, out of which the zero-points are had again.
+    """Of gemv_fast: the products are of zero-points and scales."""
+    return _scale(layer, values, *_divide_products(scales, products, layer.in_features // _group(layer)))
 
-    Added as they are, they would leave of a zero what they were rounded by.
+
+def _divide_products(scales: Tensor, products: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The scales and zero-points of the groups, out of their products, negated.
+
+    Added as they are, the products would leave of a zero what they were rounded by.
     """
-    groups = layer.in_features // _group(layer)
     scales = scales[:, :groups]
-    zeros = (-products[:, :groups] / scales).round().nan_to_num()
-    return _scale(layer, values, scales, zeros)
+    return scales, (-products[:, :groups] / scales).round().nan_to_num()
 
 
 def _separate(words: Tensor) -> Tensor:
@@ -61,6 +84,26 @@ def _separate(words: Tensor) -> Tensor:
     rows = strips.transpose(1, 2).reshape(count, 4, columns // 32, 4, 2, 4)
     paired = rows.transpose(-1, -2).reshape(count, 4, columns // 32, 4, 4, 2)
     return paired.transpose(-2, -3).reshape(count, 4, columns)
+
+
+def _pair_separated(words: Tensor) -> Tensor:
+    """As `_separate`, in pairs: of eight values that are four and four apart each two meet in a byte."""
+    count, columns = words.shape
+    paired = torch.empty(count, 4, columns // 2, dtype=torch.uint8, device=words.device)
+    step = max(1, (1 << 16) // columns)
+    for some, into in zip(words.split(step), paired.split(step), strict=True):
+        strips = some.contiguous().view(torch.int32).view(-1, columns // STRIDE, 4, STRIDE // 8)
+        shuffled = _shuffle(strips).view(torch.uint8).view(-1, columns // STRIDE, 4, 2, 4, 4)
+        into.view(-1, 4, columns // STRIDE, 2, 4, 4).copy_(shuffled.permute(0, 2, 1, 3, 5, 4))
+    return paired.flatten(0, 1)
+
+
+def _shuffle(words: Tensor) -> Tensor:
+    """Of a word's eight values those of the first half beside those of the second."""
+    for shift, mask in ((8, 0x0000FF00), (4, 0x00F000F0)):
+        moved = torch.bitwise_right_shift(words, shift).bitwise_xor_(words).bitwise_and_(mask)
+        words = words ^ moved ^ moved << shift
+    return words
 
 
 def _scale(layer: LayerPiece, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:

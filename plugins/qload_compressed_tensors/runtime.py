@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
-from qload.torch.activations import fake_quantize, fake_quantize_dynamic, keep
+from qload.torch.activations import fake_quantize, keep
 from qload.torch.arithmetic import pick, scale_blocks, scale_by_index, scale_groups, take, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
+from qload.torch.kernels import Weight
 from qload.torch.ordering import settle_group_index
 from qload_compressed_tensors import marlin, masks
 from qload_compressed_tensors.config import Strategy
@@ -18,6 +19,7 @@ from qload_compressed_tensors.formats import MARLIN_24, MXFP8, NVFP4, PACKED, SM
 from qload_compressed_tensors.quantizers import Quantizer
 from qload_compressed_tensors.quantizing import quantize
 from qload_compressed_tensors.schemes import CacheScheme, CompressedScheme, Scheme, SparseScheme
+from qload_compressed_tensors.weights import find_weight, make_rounding
 
 _KEYS, _VALUES = "k", "v"
 """What the scales of a cache are stored under."""
@@ -38,6 +40,11 @@ def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
     x = x if scheme.inputs is None else _quantize(layer, "input", scheme.inputs, x)
     y = F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
     return y if scheme.outputs is None else _quantize(layer, "output", scheme.outputs, y)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    has_zeros = isinstance(layer.scheme, CompressedScheme) and layer.scheme.format not in SMALL_FLOATS
+    return find_weight(layer, _zeros(layer, None) if has_zeros else 0)
 
 
 def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,24 +170,10 @@ def _quantize(layer: LayerPiece, name: str, quantizer: Quantizer, x: Tensor) -> 
         return fake_quantize(x, scale, zero, quantizer.bits, quantizer.is_float)
     # What is a token is said by the first two axes; keys and values have heads there.
     is_token = quantizer.strategy is Strategy.TOKEN and x.dim() > 3
-    rounded = fake_quantize_dynamic(
+    rounded = make_rounding(quantizer).fake(
         x.flatten(2) if is_token else x,
-        quantizer.bits,
-        quantizer.is_float,
-        symmetric=quantizer.symmetric,
-        group=quantizer.group,
-        by_tensor=quantizer.strategy is Strategy.TENSOR,
-        global_scale=getattr(layer, f"{name}_global_scale") if quantizer.has_global_scale else None,
-        scale_dtype=_scale_dtype(quantizer),
-        rounds_up=quantizer.scale_dtype == "uint8",
+        getattr(layer, f"{name}_global_scale") if quantizer.has_global_scale else None,
         # Each head of a cache has a scale of its own there, and is whole on its rank.
-        agree=keep if is_token and name in (_KEYS, _VALUES) else layer.agree,
+        keep if is_token and name in (_KEYS, _VALUES) else layer.agree,
     )
     return rounded.reshape(x.shape)
-
-
-def _scale_dtype(quantizer: Quantizer) -> torch.dtype | None:
-    if quantizer.scale_dtype is None or quantizer.has_powers:
-        return torch.float8_e8m0fnu if quantizer.has_powers else None
-    dtype: torch.dtype = getattr(torch, quantizer.scale_dtype)
-    return dtype

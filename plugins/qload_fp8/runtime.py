@@ -4,8 +4,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import pick, scale_blocks
+from qload.torch.kernels import FloatWeight, Inputs, Weight, name_element
+from qload.torch.kernels.roundings import DynamicRounding, StaticRounding
 from qload_fp8 import Fp8Scheme
 from qload_fp8.quantizing import quantize
 
@@ -14,14 +15,20 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     return _dequantize(layer, None)
 
 
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    scheme: Fp8Scheme = layer.scheme
+    values, divides, inputs = layer.weight_quantized, scheme.divides, _inputs(layer)
+    scale = layer.weight_scale.view(1, 1) if scheme.block is None else _scales(layer)
+    block = scheme.block or (layer.out_features, layer.in_features)
+    return FloatWeight(values, name_element(values), layer.in_features, scale, block, divides=divides, inputs=inputs)
+
+
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     return _dequantize(layer, ids)
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    if layer.quantize_activations:
-        x = _quantize_input(layer, x)
-    return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
+    return F.linear(_inputs(layer).round(x, layer.agree), qload_dequantize(layer).to(x.dtype), bias)
 
 
 def qload_quantize(weight: Tensor, scheme: Fp8Scheme) -> dict[str, Tensor]:
@@ -44,11 +51,10 @@ def _scales(layer: LayerPiece) -> Tensor:
     return stored.float() if stored.itemsize == 1 else stored
 
 
-def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
-    if layer.scheme.inputs == "static":
-        return fake_quantize(x, layer.input_scale, None, 8, is_float=True)
-    if layer.scheme.inputs == "dynamic":
-        block = layer.scheme.block
-        group = None if block is None else block[1]
-        return fake_quantize_dynamic(x, 8, is_float=True, group=group, agree=layer.agree)
-    return x
+def _inputs(layer: LayerPiece) -> Inputs:
+    scheme: Fp8Scheme = layer.scheme
+    if not layer.quantize_activations or scheme.inputs == "none":
+        return Inputs()
+    if scheme.inputs == "static":
+        return Inputs(rounding=StaticRounding(8, is_float=True), scale=layer.input_scale)
+    return Inputs(rounding=DynamicRounding(8, is_float=True, group=None if scheme.block is None else scheme.block[1]))

@@ -5,7 +5,9 @@ from torch import Tensor
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.arithmetic import scale_by_index, scale_groups, take, unpack
-from qload.torch.ordering import settle_group_index
+from qload.torch.kernels import Inputs, IntegerWeight, Weight
+from qload.torch.nibbles import reorder, view_pairs
+from qload.torch.ordering import settle_group_index, sort_columns
 from qload_gptq import GptqScheme
 
 # One in every packed value. Zero-points were lessened as whole words, so that adding it restores borrows too.
@@ -16,6 +18,31 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     values = unpack(layer.qweight.T, layer.scheme.bits, layer.in_features)
     zeros = _restore(unpack(_words(layer), layer.scheme.bits, layer.out_features), layer.scheme)
     return _scale(layer, values, layer.scales.T, zeros.T)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    scheme: GptqScheme = layer.scheme
+    group = scheme.group_size or layer.in_features
+    zeros = _restore(unpack(_words(layer), scheme.bits, layer.out_features), scheme).T
+    scales = layer.scales.T
+    if layer.g_idx is None:
+        return IntegerWeight(_values(layer, None), scheme.bits, layer.in_features, scales, zeros, group)
+    runs = sort_columns(layer.g_idx, group)
+    if isinstance(runs, str):
+        return runs
+    scales, zeros = scales[:, runs.groups], zeros[:, runs.groups]
+    values = _values(layer, runs.order)
+    return IntegerWeight(values, scheme.bits, layer.in_features, scales, zeros, group, Inputs(order=runs.order))
+
+
+def _values(layer: LayerPiece, order: Tensor | None) -> Tensor:
+    """The values with their columns in that order: in pairs of four bits, else one to a byte."""
+    bits, words, columns = layer.scheme.bits, layer.qweight, layer.in_features
+    if order is not None and (bits == 3 or columns * bits % 32):
+        return unpack(words.T, bits, columns).index_select(1, order)
+    words = words if order is None else reorder(words, bits, order)
+    is_whole = bits == 8 or (bits == 4 and columns % 2 == 0)
+    return view_pairs(words.T)[:, : columns * bits // 8] if is_whole else unpack(words.T, bits, columns)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

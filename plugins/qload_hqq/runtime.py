@@ -5,6 +5,8 @@ from torch import Tensor
 from qload.hookspecs import LayerPiece
 from qload.torch import Layer
 from qload.torch.arithmetic import find_rows, scale_groups, take_striped, unpack_striped
+from qload.torch.kernels import IntegerWeight, Weight
+from qload.torch.nibbles import pair_halves
 from qload_hqq import SETTINGS, WIDTHS, HqqScheme
 from qload_hqq.quantizing import quantize
 
@@ -19,6 +21,23 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     else:
         weight = scale_groups(values.view(-1, len(scale)), scale.unsqueeze(0), zero.unsqueeze(0), 1)
     return weight.view(layer.out_features, layer.in_features)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    columns, group = layer.in_features, layer.scheme.group_size or layer.in_features
+    if layer.scheme.axis == 0:
+        return "its rows share scales, column by column"
+    if columns % group:
+        return f"groups of {group} run over the ends of rows of {columns}"
+    scale, zero = (each.view(layer.out_features, -1) for each in _read_scales(layer))
+    return IntegerWeight(_read_values(layer), _read_places(layer)[0], columns, scale, zero, group)
+
+
+def _read_values(layer: LayerPiece) -> Tensor:
+    """The values: in pairs of four bits, else one to a byte."""
+    (bits, shifts), rows, columns = _read_places(layer), layer.out_features, layer.in_features
+    pairs = pair_halves(layer.W_q.flatten(), rows, columns, is_first_high=True) if bits == 4 else None
+    return unpack_striped(layer.W_q, bits, shifts, rows * columns).view(rows, columns) if pairs is None else pairs
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

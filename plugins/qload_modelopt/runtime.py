@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.activations import by_groups, fake_quantize, fake_quantize_dynamic
+from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.arithmetic import pick, scale_blocks, scale_groups, unpack
-from qload.torch.floats import Float, decode_e2m1, decode_e8m0
-from qload_modelopt.schemes import Form, Inputs, States
+from qload.torch.floats import decode_e2m1, decode_e8m0
+from qload.torch.kernels import Inputs, Weight
+from qload_modelopt.inputs import find_inputs
+from qload_modelopt.schemes import Form, States
+from qload_modelopt.weights import find_weight
 
-MX_GROUP = 32
 NVFP4_GROUP = 16
 
 
@@ -21,17 +23,22 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
     return _smooth(layer, _weight(layer))
 
 
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    return find_weight(layer, find_inputs(layer))
+
+
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
     return _weight(layer, ids)
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    if layer.scheme.inputs is Inputs.NONE or not layer.quantize_activations:
+    inputs: Inputs = find_inputs(layer)
+    if inputs.rounding is None:
         return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
     weight = _weight(layer)
     if layer.scheme.double:
         weight = fake_quantize(weight, layer.weight_scale_2, None, 8, is_float=True)
-    return F.linear(_quantize_input(layer, _smooth(layer, x)), weight.to(x.dtype), bias)
+    return F.linear(inputs.round(inputs.arrange(x), layer.agree), weight.to(x.dtype), bias)
 
 
 def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,10 +53,10 @@ def _quantize_states(states: States, x: Tensor, scale: Tensor) -> Tensor:
     return fake_quantize(x, scale, None, 8, is_float=states is States.FP8)
 
 
-def _smooth(layer: LayerPiece, x: Tensor) -> Tensor:
-    """x [..., in_features], inputs or weights, times the scale of the inputs, where the layer has one."""
+def _smooth(layer: LayerPiece, weight: Tensor) -> Tensor:
+    """A weight [out_features, in_features] times the scale of the inputs, where the layer has one."""
     scale = cast("Tensor | None", layer.pre_quant_scale) if layer.scheme.smooth else None
-    return x if scale is None else x * scale.to(x.dtype)
+    return weight if scale is None else weight * scale
 
 
 def _weight(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
@@ -96,43 +103,3 @@ def _scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:
             return stored
         case _:
             return stored[:, None]
-
-
-def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
-    inputs = layer.scheme.inputs
-    if inputs.may_have_scale:
-        scale = cast("Tensor | None", layer.input_scale)
-        return _quantize_without_scale(layer, x) if scale is None else _quantize_by_scale(layer, x, scale)
-    match inputs:
-        case Inputs.FP8_TOKEN:
-            return fake_quantize_dynamic(x, 8, is_float=True, agree=layer.agree)
-        case Inputs.FP8_GROUP:
-            return fake_quantize_dynamic(x, 8, is_float=True, group=layer.scheme.size)
-        case Inputs.MXFP4:
-            return _quantize_by_powers(x, Float(2, 1))
-        case _:
-            return _quantize_by_powers(x, Float(4, 3))
-
-
-def _quantize_by_scale(layer: LayerPiece, x: Tensor, scale: Tensor) -> Tensor:
-    if layer.scheme.inputs is Inputs.NVFP4:
-        return fake_quantize_dynamic(x, 4, is_float=True, group=layer.scheme.size, global_scale=1 / scale)
-    return fake_quantize(x, scale, None, 8, is_float=layer.scheme.inputs is not Inputs.INT8)
-
-
-def _quantize_without_scale(layer: LayerPiece, x: Tensor) -> Tensor:
-    """Uncalibrated inputs have the scale of their tensor; a head that is tied to a table without one has none."""
-    if layer.scheme.inputs is not Inputs.FP8_TENSOR:
-        return x
-    return fake_quantize_dynamic(x, 8, is_float=True, by_tensor=True, agree=layer.agree)
-
-
-def _quantize_by_powers(x: Tensor, number: Float) -> Tensor:
-    """x rounded with the least power of two for each group that holds it: ModelOpt's rule for mx scales."""
-
-    def quantize(values: Tensor) -> Tensor:
-        size = values.abs().amax(-1, keepdim=True) / number.greatest
-        scale = torch.exp2(size.log2().ceil().clamp(-127, 127))
-        return number.round(values / scale) * scale
-
-    return by_groups(x.float(), MX_GROUP, quantize).to(x.dtype)

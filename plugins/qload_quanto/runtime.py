@@ -1,11 +1,14 @@
 """Computes with quanto's tensors."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import find_rows, scale_groups, take_striped, unpack_striped
 from qload.torch.dtypes import torch_dtype
+from qload.torch.kernels import FloatWeight, IntegerWeight, Weight, name_element
+from qload.torch.nibbles import pair_halves
 from qload_quanto import BITS, DTYPES, QuantoScheme, choose_group
 from qload_quanto.quantizing import quantize, read_limits
 
@@ -16,9 +19,39 @@ def qload_dequantize(layer: LayerPiece) -> Tensor:
         return _round_weight(layer, layer.weight)
     if bits is None:
         return _scale(layer.weight_data, layer.weight_scale)
+    return _scale(_unpack(layer, bits), layer.weight_scale, layer.weight_shift)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    scheme: QuantoScheme = layer.scheme
+    if not scheme.frozen:
+        return "its weight is stored unquantized, and rounded whenever it is used"
+    if scheme.activations is not None and layer.quantize_activations:
+        return "its outputs are quantized"
+    if scheme.bits is not None:
+        return _find_packed(layer, scheme.bits)
+    values, scale, columns = layer.weight_data, layer.weight_scale, layer.in_features
+    if values.dtype == torch.int8:
+        return IntegerWeight(values, 8, columns, scale, 0, columns)
+    return FloatWeight(values, name_element(values), columns, scale, (1, columns))
+
+
+def _find_packed(layer: LayerPiece, bits: int) -> Weight | str:
+    """Shifts of floats are subtracted from what is scaled already, those of integers before."""
+    rows, columns, scale, shift = layer.out_features, layer.in_features, layer.weight_scale, layer.weight_shift
+    values = pair_halves(layer.weight_data.flatten(), rows, columns, is_first_high=False) if bits == 4 else None
+    values = _unpack(layer, bits) if values is None else values
+    group = columns // scale.shape[-1]
+    if not shift.is_floating_point():
+        return IntegerWeight(values, bits, columns, scale, shift, group)
+    if shift.dtype != scale.dtype:
+        return f"its shifts are {shift.dtype}, and its scales {scale.dtype}"
+    return IntegerWeight(values, bits, columns, scale, 0, group, shift=-shift)
+
+
+def _unpack(layer: LayerPiece, bits: int) -> Tensor:
     values = unpack_striped(layer.weight_data, bits, range(0, 8, bits), layer.out_features * layer.in_features)
-    rows = values.view(layer.out_features, layer.in_features)
-    return _scale(rows, layer.weight_scale, layer.weight_shift)
+    return values.view(layer.out_features, layer.in_features)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 Modules = Mapping[str, Mapping[str, str]]
 """The tensors that each module stores itself: the names that they are stored under, by their names below it."""
@@ -51,6 +51,16 @@ def group_below(modules: Modules, chosen: Collection[str]) -> Modules:
         if above in chosen:
             groups[above].update({f"{last}.{leaf}": name for leaf, name in stored.items()})
     return dict(groups)
+
+
+def list_children(modules: Iterable[str]) -> Mapping[str, Sequence[str]]:
+    """The modules right below each name, by their last words."""
+    children: dict[str, list[str]] = defaultdict(list)
+    for module in modules:
+        above, _, last = module.rpartition(".")
+        if above:
+            children[above].append(last)
+    return children
 
 
 def group_tensors(names: Iterable[str], deep: Collection[str]) -> Modules:

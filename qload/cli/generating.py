@@ -3,14 +3,14 @@
 import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qload
-from qload.cli.bars import ByteBar
+from qload.cli.progress import OwnBar, RanksBar
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def is_joined() -> bool:
 
 def generate_alone(request: Request) -> Outcome:
     """Load and generate in this process."""
-    return _generate(request, _Bar)
+    return _generate(request, OwnBar())
 
 
 def generate_on_ranks(request: Request, size: int, device: str) -> Outcome:
@@ -58,7 +58,7 @@ def generate_joined(request: Request, size: int | None, device: str | None) -> O
     mesh = parallel.start_mesh(tp=size, device=device)
     try:
         group = parallel.group_of(mesh)
-        outcome = _generate(_on(request, mesh), _Bar if group.rank == 0 else _Silence)
+        outcome = _generate(_on(request, mesh), _make_bar(group))
     finally:
         importlib.import_module("torch.distributed").destroy_process_group()
     return outcome if group.rank == 0 else None
@@ -69,7 +69,7 @@ def generate_on_rank(group: Any, request: Request) -> Outcome:
     meshes = importlib.import_module("torch.distributed.device_mesh")
     device = request.options["device"]
     mesh = meshes.init_device_mesh(device, (group.size,), mesh_dim_names=("tp",))
-    return _generate(_on(request, mesh), _Bar if group.rank == 0 else _Silence)
+    return _generate(_on(request, mesh), _make_bar(group))
 
 
 def _on(request: Request, mesh: Any) -> Request:
@@ -77,9 +77,15 @@ def _on(request: Request, mesh: Any) -> Request:
     return Request(request.path, request.ids, request.max_new_tokens, {**request.options, "device": None, "mesh": mesh})
 
 
-def _generate(request: Request, bar: Callable[[], AbstractContextManager[Any]]) -> Outcome:
+def _make_bar(group: Any) -> RanksBar:
+    parallel = importlib.import_module("qload.torch.parallel")
+    done, total = parallel.SharedCount("loaded"), parallel.SharedCount("to load")
+    return RanksBar(done, total, shows=group.rank == 0)
+
+
+def _generate(request: Request, bar: AbstractContextManager[Any]) -> Outcome:
     torch = importlib.import_module("torch")
-    with bar() as show:
+    with bar as show:
         model: Any = qload.load(request.path, progress=show, **request.options)
     ids = torch.tensor([request.ids], device=model.device)
     started = time.perf_counter()
@@ -99,21 +105,3 @@ def _gather_reports(model: Any, request: Request) -> "tuple[qload.LoadReport, ..
     distributed = importlib.import_module("torch.distributed")
     distributed.all_gather_object(reports, own, group=request.options["mesh"].get_group("tp"))
     return tuple(reports)
-
-
-class _Silence(nullcontext[None]):
-    """In place of a bar, on ranks whose progress is not shown."""
-
-
-class _Bar:
-    """A bar of bytes on the terminal, for as long as a checkpoint is being loaded."""
-
-    def __init__(self) -> None:
-        self._bar = ByteBar("loading")
-
-    def __enter__(self) -> "Callable[[qload.Progress], None]":
-        self._bar.__enter__()
-        return lambda progress: self._bar.show(progress.done, progress.total)
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)

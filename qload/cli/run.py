@@ -48,6 +48,12 @@ _TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
     default=None,
     help="Quantize a plain checkpoint while loading: int4, int8, ... [see qload methods]",
 )
+@click.option(
+    "--kernels",
+    default=None,
+    help="Compute with these alone, by their names with commas between; none: turn weights dense at every call."
+    "  [default: all]",
+)
 @click.option("--weights-only", is_flag=True, help="Do not quantize activations, where the scheme does.")
 @format_option
 def command(
@@ -59,6 +65,7 @@ def command(
     tp: int | None,
     expert_parallel: bool,
     quantization: str | None,
+    kernels: str | None,
     weights_only: bool,
     output: str,
 ) -> None:
@@ -72,8 +79,14 @@ def command(
         _check_ranks(path, tp, expert_parallel=expert_parallel)
     tokenizer = _read_tokenizer(open_checkpoint(path, Registry.discover()))
     ids = tokenizer(prompt, return_token_type_ids=False)["input_ids"]
-    options = {"device": device, "dtype": dtype, "quantization": quantization, "expert_parallel": expert_parallel}
-    request = Request(path, ids, max_new_tokens, {**options, "quantize_activations": not weights_only})
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
+        "expert_parallel": expert_parallel,
+    }
+    options |= {"quantize_activations": not weights_only, "kernels": _read_names(kernels)}
+    request = Request(path, ids, max_new_tokens, options)
     outcome = _generate(request, tp, device)
     if outcome is None:
         return
@@ -87,6 +100,11 @@ def command(
     _print_summary(outcome.reports, console)
     click.echo(prompt + text)
     console.print(f"{len(outcome.tokens)} tokens in {outcome.seconds:.2f} s", highlight=False)
+
+
+def _read_names(kernels: str | None) -> tuple[str, ...] | None:
+    """The kernels that are asked for; None for all of them."""
+    return None if kernels is None else tuple(each for each in kernels.split(",") if each not in ("", "none"))
 
 
 def _check_ranks(path: Path, size: int, *, expert_parallel: bool) -> None:
@@ -134,6 +152,10 @@ def _print_summary(reports: "tuple[qload.LoadReport, ...]", console: Console) ->
     table.add_row("checkpoint", escape(f"{first.path}, {first.method}"))
     for label, count in sorted(first.layers.items(), key=lambda item: -item[1]):
         table.add_row("", escape(f"{describe_count(count, 'layer')} {label}"))
+    for path, count in sorted(first.paths.items(), key=lambda item: -item[1]):
+        table.add_row("computes", escape(f"{describe_count(count, 'layer')} by {path}"))
+    for reason, count in sorted(first.reasons.items(), key=lambda item: -item[1]):
+        table.add_row("no kernel", escape(f"{describe_count(count, 'layer')}: {reason}"))
     for report in reports:
         name = "memory" if len(reports) == 1 else f"rank {report.rank}"
         table.add_row(name, _describe_memory(report))

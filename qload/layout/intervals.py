@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import prod
 
 
 class Dim(StrEnum):
@@ -38,7 +37,11 @@ Region = tuple[Interval, ...]
 
 def volume(region: Region) -> int:
     """The number of entries in `region`."""
-    return prod(interval.size for interval in region)
+    count = 1
+    # A loop, for it runs for every copy of a plan.
+    for interval in region:
+        count *= interval.size
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from qload.checkpoint import Checkpoint, Modules, TensorEntry
 from qload.checkpoint.names import group_below
 from qload.geometry import Kind
 from qload.hookspecs import ModuleInfo
-from qload.outline.numbers import Blurring, Numbers, find_numbers
+from qload.numbers import Blurring, Numbers
 from qload.patterns import generalise
 from qload.quantization import Quantization, Treatment
 
@@ -65,9 +65,8 @@ class _Listing:
     below: Modules = field(init=False)
 
     def __post_init__(self) -> None:
-        info = self.quantization.method.info
-        self.numbers = find_numbers(self.quantization.section) if info.is_by_place else Numbers(everywhere=True)
-        self.below = self.attentions() if info.capabilities.kv_cache else {}
+        self.numbers = self.quantization.numbers
+        self.below = self.attentions() if self.quantization.method.info.capabilities.kv_cache else {}
 
     def attentions(self) -> Modules:
         """What each attention stores below the modules right below it, as some tools store scales of its caches."""

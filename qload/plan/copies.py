@@ -3,17 +3,21 @@
 from math import prod
 from typing import NamedTuple
 
+import msgspec
+
 from qload.checkpoint import TensorEntry
 from qload.declare import Facts, ParameterKind
 from qload.dtypes import storage_bytes
 from qload.layout import Region, volume
 
 
-class Copy(NamedTuple):
+class Copy(msgspec.Struct, frozen=True, gc=False):
     """From the region `source` of a stored tensor, viewed with the shape `view`, to a region of a parameter.
 
     The regions have the same sizes, but for axes of one entry that only the destination has. Those of a `turned`
     copy have their last two axes in different orders.
+
+    A struct, as a checkpoint's entries are, and for the same reason.
     """
 
     entry: TensorEntry

@@ -13,7 +13,7 @@ from qload.declare import ParameterKind, ParameterSpec, View
 from qload.dtypes import BITS
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
-from qload.layout import Cut, Dim, Extents, Interval, Place, Region, volume
+from qload.layout import Cut, Dim, Extents, Interval, Layout, Place, Region, expert, volume
 from qload.plan.targets import Source
 
 Each = TypeVar("Each")
@@ -67,6 +67,11 @@ class Reading:
         moves = tuple(Move(_shorten(move.source, size), _shorten(move.destination, size)) for move in self.moves)
         return replace(self, shape=(*self.shape[:-1], size), moves=moves)
 
+    def shift(self, axis: int, count: int) -> "Reading":
+        """The same of a tensor that goes so many entries farther along an axis of the parameter."""
+        moves = tuple(Move(move.source, _shift_region(move.destination, axis, count)) for move in self.moves)
+        return replace(self, moves=moves)
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -79,6 +84,11 @@ class Fit:
     def shape(self) -> tuple[int, ...]:
         """The shape that the declaration gives it."""
         return self.readings[0].shape
+
+    @property
+    def is_by_bytes(self) -> bool:
+        """Whether the tensor may be stored in other dtypes than the one that it is read in."""
+        return self.stored.view is View.BYTES
 
     @property
     def expected(self) -> str:
@@ -96,9 +106,24 @@ class Fit:
                 return reading.shorten(prod(shape)) if self.stored.view is View.BEGINNING else reading
         return None
 
+    def shift(self, axis: int, count: int) -> "Fit":
+        """The same of a tensor that goes so many entries farther along an axis of the parameter."""
+        return replace(self, readings=tuple(reading.shift(axis, count) for reading in self.readings))
+
+
+def find_expert_axis(layout: Layout) -> int | None:
+    """The axis along which each expert has one entry; None where experts differ in more than their place on one."""
+    axes = [number for number, axis in enumerate(layout.axes) if axis.dim is Dim.EXPERT]
+    return axes[0] if len(axes) == 1 and layout.axes[axes[0]] == expert() else None
+
 
 def _shorten(region: Region, size: int) -> Region:
     return (*region[:-1], Interval(0, size))
+
+
+def _shift_region(region: Region, axis: int, count: int) -> Region:
+    start, stop = region[axis].start + count, region[axis].stop + count
+    return (*region[:axis], Interval(start, stop, region[axis].step), *region[axis + 1 :])
 
 
 def view_bytes(entry: TensorEntry, stored: ParameterSpec) -> TensorEntry:

@@ -1,15 +1,15 @@
 """What layers have in common that are alike: worked out once, however many there are."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from qload.checkpoint import TensorEntry
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Shard
 from qload.layout import Cut
-from qload.plan.fits import Fit, count_measured, make_fit
+from qload.plan.fits import Fit, Reading, count_measured, find_expert_axis, make_fit
 from qload.plan.targets import Position, Source, Target
 from qload.quantization import Quantization, Treatment
 
@@ -38,16 +38,41 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Filling:
+    """How the sources of a layer fill one of its parameters: the fit of each.
+
+    As they are declared, all tensors have one of the `dtypes`, and `shapes` in the order of the sources.
+    """
+
+    blank: Blank
+    fits: tuple[Fit, ...]
+    dtypes: frozenset[str]
+    shapes: Sequence[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, blank: Blank, fits: tuple[Fit, ...]) -> "Filling":
+        allowed = [frozenset(fit.stored.dtypes[:1] if fit.is_by_bytes else fit.stored.dtypes) for fit in fits]
+        dtypes = frozenset[str]().union(*allowed).intersection(*allowed)
+        return cls(blank, fits, dtypes, [fit.shape for fit in fits])
+
+    def read_all(self, entries: Sequence[TensorEntry]) -> list[tuple[TensorEntry, Reading]] | None:
+        """How to read what each source stores, where all of it is as declared; None elsewhere, without the reason."""
+        if [entry.shape for entry in entries] != self.shapes or not {entry.dtype for entry in entries} <= self.dtypes:
+            return None
+        return [(entry, fit.readings[0]) for entry, fit in zip(entries, self.fits, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
 class Arrangement:
     """How the sources of a layer make it up: by their numbers, those that it `uses`, and the `strays`.
 
-    `fits` has for each of the layer's parameters the fit of each source that is used.
+    `fillings` has one for each of the layer's parameters, by the sources that are used.
     """
 
     used: tuple[int, ...]
     strays: tuple[int, ...]
     gaps: tuple[Gap, ...]
-    fits: tuple[tuple[Fit, ...], ...]
+    fillings: tuple[Filling, ...]
 
 
 Lengths = tuple[tuple[str, tuple[int, ...]], ...]
@@ -94,13 +119,29 @@ class Form:
     def _arrange(self, sources: Sequence[Source]) -> Arrangement:
         used = tuple(number for number, source in enumerate(sources) if source.belongs_to(self.geometry))
         chosen = [sources[number] for number in used]
-        fits = [self._fit(number, sources[number]) for number in used]
+        fits = list(self._fit_all(used, chosen))
         return Arrangement(
             used,
             tuple(number for number in range(len(sources)) if number not in used),
             _find_gaps(chosen, self.geometry, self.shard),
-            tuple(tuple(fit[number] for fit in fits) for number in range(len(self.blanks))),
+            tuple(Filling.of(blank, tuple(fit[number] for fit in fits)) for number, blank in enumerate(self.blanks)),
         )
+
+    def _fit_all(self, numbers: Sequence[int], sources: Sequence[Source]) -> Iterator[Sequence[Fit]]:
+        """The fits of each source: experts that are stored alike lie alike, each in a place of its own."""
+        first: dict[Hashable, tuple[int, Sequence[Fit]]] = {}
+        axes = [find_expert_axis(blank.spec.layout) for blank in self.blanks]
+        for number, source in zip(numbers, sources, strict=True):
+            if source.expert is None:
+                yield self._fit(number, source)
+                continue
+            lengths = tuple(stored[number] for _, stored in self.lengths)
+            key = (replace(source, prefix="", expert=None), source.expert in _range(self.shard.experts), lengths)
+            if None in axes or key not in first:
+                first[key] = (source.expert, self._fit(number, source))
+            expert, fits = first[key]
+            count = source.expert - expert
+            yield [fit.shift(axis or 0, count) if count else fit for axis, fit in zip(axes, fits, strict=True)]
 
     def _fit(self, number: int, source: Source) -> list[Fit]:
         stored = self.quantization.declare(self.treatment, source.geometry(self.geometry))

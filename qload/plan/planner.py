@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 
 from qload.checkpoint import Checkpoint, Modules, TensorEntry
 from qload.checkpoint.names import join_name
-from qload.declare import ParameterSpec
 from qload.errors import QloadError
 from qload.findings import Finding, report
 from qload.layout import Interval, volume
 from qload.plan import accounts
 from qload.plan.copies import Copy, Slot
-from qload.plan.fits import Fit, Reading, view_bytes
-from qload.plan.forms import Arrangement, Blank, Form, Forms
+from qload.plan.fits import Reading, view_bytes
+from qload.plan.forms import Arrangement, Blank, Filling, Form, Forms
 from qload.plan.targets import PlainTarget, Source, Target
 from qload.quantization import Quantization
 
@@ -65,6 +64,12 @@ class _Ledger:
     lost: frozenset[str]
     used: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
+
+    def list_names(self, sources: Sequence[Source], leaf: str) -> list[str]:
+        """What the sources store their tensors of that name under, as far as they do."""
+        modules, nothing = self.modules, dict[str, str]()
+        found = [modules.get(source.prefix, nothing).get(leaf) for source in sources]
+        return [name for name in found if name is not None]
 
     def take(self, name: str) -> TensorEntry | None:
         self.used.add(name)
@@ -128,12 +133,12 @@ def _plan_layer(target: Target, form: Form, ledger: _Ledger) -> LayerPlan:
     arrangement = form.arrange(target.sources)
     sources = [target.sources[number] for number in arrangement.used]
     slots = []
-    for blank, fits in zip(form.blanks, arrangement.fits, strict=True):
-        found = _find_tensors(blank.spec, target, sources, fits, ledger)
-        if found and blank.spec.loaded:
+    for filling in arrangement.fillings:
+        found = _find_tensors(filling, target, sources, ledger)
+        if found and filling.blank.spec.loaded:
             # What is missing has a finding; what is there must fill the rest.
             complete = len(found) == len(sources) and not arrangement.gaps
-            slot = _fill_slot(blank, target, found, complete, ledger)
+            slot = _fill_slot(filling.blank, target, found, complete, ledger)
             slots += [slot] if slot is not None else []
     if arrangement.strays or arrangement.gaps:
         _account_sources(target, arrangement, ledger)
@@ -141,13 +146,22 @@ def _plan_layer(target: Target, form: Form, ledger: _Ledger) -> LayerPlan:
     return LayerPlan(target.name, tuple(slots), target)
 
 
-def _find_tensors(
-    spec: ParameterSpec, target: Target, sources: Sequence[Source], fits: Sequence[Fit], ledger: _Ledger
-) -> list[_Found]:
+def _find_tensors(filling: Filling, target: Target, sources: Sequence[Source], ledger: _Ledger) -> list[_Found]:
     """What the sources store for one parameter, as far as it is as declared."""
+    names = ledger.list_names(sources, filling.blank.spec.stored_as)
+    found = filling.read_all([ledger.tensors[name] for name in names]) if len(names) == len(sources) else None
+    if found is None:
+        return _find_some(filling, target, sources, ledger)
+    ledger.used.update(names)
+    return found
+
+
+def _find_some(filling: Filling, target: Target, sources: Sequence[Source], ledger: _Ledger) -> list[_Found]:
+    """As `_find_tensors`, of which the one knows that something is amiss, and this one what."""
     found: list[_Found] = []
     missing: list[str] = []
-    for source, fit in zip(sources, fits, strict=True):
+    spec = filling.blank.spec
+    for source, fit in zip(sources, filling.fits, strict=True):
         name = join_name(source.prefix, spec.stored_as, ledger.modules)
         entry = ledger.take(name)
         if entry is None:
@@ -178,7 +192,11 @@ def _fill_slot(blank: Blank, target: Target, found: Sequence[_Found], complete: 
             return None
         if complete:
             raise _broken_law(blank, target, written)
-    copies = [Copy(entry, reading.shape, *move, reading.turned) for entry, reading in found for move in reading.moves]
+    copies = [
+        Copy(entry, reading.shape, source, destination, reading.turned)
+        for entry, reading in found
+        for source, destination in reading.moves
+    ]
     dtype = target.geometry.dtype if spec.cast else dtypes.pop()
     return Slot(spec.name, spec.kind, dtype, blank.shape, blank.fill, tuple(copies), spec.bounds, spec.facts)
 

@@ -1,6 +1,7 @@
 """Activations rounded to what a quantized kernel would see: quantized, and turned back at once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_f
     scale and zero broadcast against x. It is divided in the wider dtype of the two, also where the scale is a
     scalar, to which torch would not widen.
     """
+    return (count_steps(x, scale, zero, bits, is_float) * scale).to(x.dtype)
+
+
+def count_steps(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_float: bool) -> Tensor:
+    """How many times `scale` it is that `fake_quantize` makes of x: the codes less the zero-point, in scale's dtype."""
     low, high = value_range(bits, is_float)
     dtype = torch.promote_types(x.dtype, scale.dtype)
     scaled = x.to(dtype) / scale.to(dtype)
@@ -36,9 +42,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, is_f
         scaled = scaled + zero.to(dtype)
     clamped = scaled.clamp(low, high)
     rounded = (_FLOATS[bits].round(clamped) if is_float else clamped.round()).to(scale.dtype)
-    if zero is not None:
-        rounded = rounded - zero.to(scale.dtype)
-    return (rounded * scale).to(x.dtype)
+    return rounded if zero is None else rounded - zero.to(scale.dtype)
 
 
 def keep(greatest: Tensor) -> Tensor:
@@ -66,24 +70,45 @@ def fake_quantize_dynamic(
     of E8M0 are powers of two, as `choose_power` has them. Where x is a rank's share of its features, `agree` is the
     layer's own, for scales of tokens and tensors; groups must lie inside the share.
     """
+    way = Way(bits, is_float, symmetric, group, by_tensor, scale_dtype, rounds_up)
+    return way.fake(x, global_scale, agree)
 
-    is_shared = by_tensor or group is None
 
-    def quantize(values: Tensor) -> Tensor:
-        low = values.amin() if by_tensor else values.amin(-1, keepdim=True)
-        high = values.amax() if by_tensor else values.amax(-1, keepdim=True)
-        if is_shared:
-            low, high = agree_on_range(low, high, symmetric, agree)
-        scale, zero = choose_scale(low.clamp_max(0), high.clamp_min(0), bits, is_float, symmetric)
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How x is rounded with scales of its own; see `fake_quantize_dynamic`."""
+
+    bits: int
+    is_float: bool
+    symmetric: bool = True
+    group: int | None = None
+    by_tensor: bool = False
+    scale_dtype: torch.dtype | None = None
+    rounds_up: bool = False
+
+    def fake(self, x: Tensor, global_scale: Tensor | None, agree: Agree) -> Tensor:
+        """x rounded, in its dtype."""
+        steps, scale = self.count(split_groups(x, self.group), global_scale, agree)
+        return join_groups((steps * scale).to(x.dtype), self.group, x.shape[-1])
+
+    def count(self, x: Tensor, global_scale: Tensor | None, agree: Agree) -> tuple[Tensor, Tensor]:
+        """The scales, and how many times these x is, in their dtype. x [..., groups, group] where there are groups."""
+        low, high = self._find_range(x, agree)
+        scale, zero = choose_scale(low, high, self.bits, self.is_float, self.symmetric)
         if global_scale is not None:
             scale = round_scale(scale.to(global_scale.dtype) * global_scale) / global_scale
-        elif scale_dtype is torch.float8_e8m0fnu:
-            scale = choose_power(torch.maximum(-low, high), bits, rounds_up=rounds_up)
-        elif scale_dtype is not None:
-            scale = round_scale(scale, scale_dtype)
-        return fake_quantize(values, scale, zero, bits, is_float)
+        elif self.scale_dtype is torch.float8_e8m0fnu:
+            scale = choose_power(torch.maximum(-low, high), self.bits, rounds_up=self.rounds_up)
+        elif self.scale_dtype is not None:
+            scale = round_scale(scale, self.scale_dtype)
+        return count_steps(x, scale, zero, self.bits, self.is_float), scale
 
-    return quantize(x) if group is None else by_groups(x, group, quantize)
+    def _find_range(self, x: Tensor, agree: Agree) -> tuple[Tensor, Tensor]:
+        low = x.amin() if self.by_tensor else x.amin(-1, keepdim=True)
+        high = x.amax() if self.by_tensor else x.amax(-1, keepdim=True)
+        if self.by_tensor or self.group is None:
+            low, high = agree_on_range(low, high, self.symmetric, agree)
+        return low.clamp_max(0), high.clamp_min(0)
 
 
 def agree_on_range(low: Tensor, high: Tensor, symmetric: bool, agree: Agree) -> tuple[Tensor, Tensor]:
@@ -97,14 +122,26 @@ def agree_on_range(low: Tensor, high: Tensor, symmetric: bool, agree: Agree) -> 
 
 def by_groups(x: Tensor, group: int, function: Callable[[Tensor], Tensor]) -> Tensor:
     """What `function` makes of x [..., features] in groups of features, [..., groups, group]; zeros fill the last."""
-    columns = x.shape[-1]
-    grouped = F.pad(x, (0, -columns % group)).unflatten(-1, (-1, group))
-    return function(grouped).flatten(-2)[..., :columns]
+    return join_groups(function(split_groups(x, group)), group, x.shape[-1])
+
+
+def split_groups(x: Tensor, group: int | None) -> Tensor:
+    """x [..., features] in groups of features, [..., groups, group], of which zeros fill the last; or as it is."""
+    if group is None:
+        return x
+    whole = F.pad(x, (0, -x.shape[-1] % group))
+    grouped: Tensor = whole.unflatten(-1, (whole.shape[-1] // group, group))
+    return grouped
+
+
+def join_groups(grouped: Tensor, group: int | None, features: int) -> Tensor:
+    """The inverse of `split_groups`, which leaves out what it filled up."""
+    return grouped if group is None else grouped.flatten(-2)[..., :features]
 
 
 def round_scale(scale: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
     """Scales rounded to `dtype`, in their own; zero becomes its epsilon."""
-    greatest = torch.finfo(dtype).max
+    greatest = min(torch.finfo(dtype).max, torch.finfo(scale.dtype).max)
     rounded = scale.clamp(-greatest, greatest).to(dtype).to(scale.dtype)
     return torch.where(rounded == 0, torch.finfo(dtype).eps, rounded)
 

@@ -20,7 +20,22 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         places = [shift_right(stream, shift) & _mask(bits) for shift in range(0, 8, bits)]
         return torch.stack(places, -1).flatten(-2)[..., :count]
-    return take(words, bits, torch.arange(count, device=words.device))
+    return _unpack_runs(stream, bits, count)
+
+
+def _unpack_runs(stream: Tensor, bits: int, count: int) -> Tensor:
+    """Values that straddle bytes, of which every eight lie in as many bytes as they have bits."""
+    runs = -(-count // 8)
+    whole = F.pad(stream, (0, max(0, runs * bits - stream.shape[-1])))[..., : runs * bits]
+    placed = whole.unflatten(-1, (runs, bits))
+    values = torch.empty(*stream.shape[:-1], runs, 8, dtype=torch.uint8, device=stream.device)
+    for place in range(8):
+        first, shift = divmod(place * bits, 8)
+        found = shift_right(placed[..., first], shift)
+        if shift + bits > 8:
+            found = found | torch.bitwise_left_shift(placed[..., first + 1], 8 - shift).to(torch.uint8)
+        values[..., place] = found & _mask(bits)
+    return values.flatten(-2)[..., :count]
 
 
 def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -102,19 +117,29 @@ def take_striped(words: Tensor, bits: int, shifts: Sequence[int], index: Tensor)
     return (torch.bitwise_right_shift(flat[index % len(flat)], places) & _mask(bits)).to(torch.uint8)
 
 
-def scale_groups(values: Tensor, scale: Tensor, zero: Tensor | int, group: int, *, divide: bool = False) -> Tensor:
-    """(values - zero) * scale, computed in the scale's dtype, with a scale for every `group` columns.
+def scale_groups(
+    values: Tensor,
+    scale: Tensor,
+    zero: Tensor | int,
+    group: int,
+    *,
+    divide: bool = False,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """(values - zero) * scale + shift, computed in the scale's dtype, with a scale for every `group` columns.
 
-    values [rows, columns], scale and zero [rows, groups]; the last group may be short. With `divide`, divided by
-    the scale.
+    values [rows, columns]; scale, zero and shift [rows, groups]; the last group may be short. With `divide`, divided
+    by the scale.
     """
     columns = values.shape[-1]
     if columns % group:
         zero = _spread(zero, group, columns) if isinstance(zero, Tensor) else zero
-        return _scale(values, _spread(scale, group, columns), zero, divide)
+        shift = None if shift is None else _spread(shift, group, columns)
+        return _scale(values, _spread(scale, group, columns), zero, divide, shift)
     grouped: Tensor = values.unflatten(-1, (columns // group, group))
     zero = zero.unsqueeze(-1) if isinstance(zero, Tensor) else zero
-    return _scale(grouped, scale.unsqueeze(-1), zero, divide).flatten(-2)
+    shift = None if shift is None else shift.unsqueeze(-1)
+    return _scale(grouped, scale.unsqueeze(-1), zero, divide, shift).flatten(-2)
 
 
 def scale_by_index(values: Tensor, scale: Tensor, zero: Tensor | int, index: Tensor) -> Tensor:
@@ -155,14 +180,17 @@ def _spread(scale: Tensor, group: int, columns: int) -> Tensor:
     return scale.repeat_interleave(group, -1)[..., :columns]
 
 
-def _scale(values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = False) -> Tensor:
-    """(values - zero) * or / scale in its dtype. In place, for memory that is fresh costs more than arithmetic."""
+def _scale(
+    values: Tensor, scale: Tensor, zero: Tensor | int, divide: bool = False, shift: Tensor | None = None
+) -> Tensor:
+    """(values - zero) * or / scale + shift in its dtype. In place, for fresh memory costs more than arithmetic."""
     dense = values.to(scale.dtype, copy=True)
     if isinstance(zero, Tensor):
         dense.sub_(zero.to(scale.dtype))
     elif zero:
         dense.sub_(zero)
-    return dense.div_(scale) if divide else dense.mul_(scale)
+    dense = dense.div_(scale) if divide else dense.mul_(scale)
+    return dense if shift is None else dense.add_(shift.to(scale.dtype))
 
 
 def shift_right(x: Tensor, count: int) -> Tensor:

@@ -30,7 +30,7 @@ def encode_e2m1(x: Tensor) -> Tensor:
     rounded = round_e2m1(x)
     size = rounded.abs()
     codes = torch.where(size < 2, size * 2, torch.where(size < 4, size + 2, size / 2 + 4)).to(torch.uint8)
-    return codes + 8 * torch.signbit(rounded)
+    return codes | torch.signbit(rounded).to(torch.uint8) << 3
 
 
 def decode_float(codes: Tensor, exponent: int, mantissa: int, dtype: torch.dtype, *, signed: bool = True) -> Tensor:

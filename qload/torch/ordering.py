@@ -1,5 +1,7 @@
 """Columns that are assigned to groups by an index, as activation order leaves them."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,24 @@ def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) ->
         )
     else:
         layer.set_tensor(name, settled)
+
+
+class Runs(NamedTuple):
+    """Columns sorted by their groups: the order of the columns, None where they are in it, and each run's group."""
+
+    order: Tensor | None
+    groups: Tensor
+
+
+def sort_columns(index: Tensor, group: int) -> Runs | str:
+    """Columns [columns], each with its group in `index`, in runs of `group` of one group; or why they have none."""
+    order = index.argsort(stable=True)
+    ordered = index[order].long()
+    places = torch.arange(len(index), device=index.device)
+    first = places // group * group
+    if not torch.equal(ordered, ordered[first]):
+        return f"of its columns, which are ordered by activations, other than {group} have one scale"
+    return Runs(None if torch.equal(order, places) else order, ordered[::group])
 
 
 def _make_index(layer: Layer, name: str, group: int) -> Tensor:

@@ -171,7 +171,7 @@ def test_what_headers_show_stops_the_load_before_it_takes_memory(
     broken_by, codes, words = IN_HEADERS[case]
     folder = broken(DEMO.name)
     broken_by(folder)
-    monkeypatch.setattr(filling, "make_filled", forbid)
+    monkeypatch.setattr(filling, "Arena", forbid)
     with pytest.raises(CheckpointError) as caught:
         qload.load(folder)
     assert {finding.code for finding in caught.value.findings} == codes

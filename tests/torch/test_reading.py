@@ -16,8 +16,9 @@ from qload.checkpoint import Folder, Interleaving, read_header
 from qload.errors import QloadError
 from qload.layout import Interval, Region
 from qload.plan import Copy
-from qload.torch.loading.reading import FileReader, MemoryReader, Reader
-from qload.torch.loading.staging import Staging
+from qload.torch.loading.holding import MemoryReader
+from qload.torch.loading.orders import Order, Reader
+from qload.torch.loading.reading import FileReader
 
 CPU = torch.device("cpu")
 TENSORS = {
@@ -28,7 +29,9 @@ TENSORS = {
     "small": torch.randn(8, 16).to(torch.float8_e4m3fn),
     "empty": torch.zeros(0, 4),
     "wide": torch.arange(12 * 96, dtype=torch.int32).reshape(12, 96),
-    "tall": torch.arange(5 * 24 * 16, dtype=torch.int16).reshape(5, 24, 16),
+    "tall": torch.arange(5 * 24 * 160).to(torch.int16).reshape(5, 24, 160),
+    "broad": torch.arange(7 * 1500, dtype=torch.int32).reshape(7, 1500),
+    "deep": torch.arange(3 * 4 * 40 * 16, dtype=torch.float32).reshape(3, 4, 40, 16),
 }
 
 
@@ -42,12 +45,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def readers(folder: Path) -> Iterator[Reader]:
     yield MemoryReader(TENSORS)
     for nbytes in (1 << 20, 1000, 300, 16):
-        yield FileReader(folder, Staging(CPU, nbytes))
+        yield FileReader(folder, CPU, slab_bytes=nbytes)
 
 
 def copy_of(folder: Path, name: str, region: Region) -> Copy:
     entry = read_header(Folder(folder), "f").tensors[name]
     return Copy(entry, entry.shape, region, region)
+
+
+def read(reader: Reader, copy: Copy, destination: Tensor) -> int:
+    """Fill one destination; the bytes that were read for it."""
+    before, order = reader.bytes_read, Order(copy, destination)
+    assert [landed is order for landed in reader.read([order])] == [True]
+    return reader.bytes_read - before
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -62,7 +72,7 @@ def test_any_region_is_the_slice(folder: Path, data: st.DataObject) -> None:
     expected = TENSORS[name][tuple(interval.slice for interval in region)]
     for reader in readers(folder):
         destination = torch.zeros(expected.shape, dtype=expected.dtype)
-        reader.read(copy_of(folder, name, region), destination)
+        read(reader, copy_of(folder, name, region), destination)
         reader.close()
         assert torch.equal(as_bytes(destination), as_bytes(expected))
 
@@ -78,14 +88,14 @@ def draw_interval(data: st.DataObject, size: int) -> Interval:
 @given(st.data())
 def test_strips_are_the_slice_wherever_they_go(folder: Path, data: st.DataObject) -> None:
     """Of rows that are long enough: in place, into another dtype, and into columns of something wider."""
-    name = data.draw(st.sampled_from(["wide", "tall"]))
+    name = data.draw(st.sampled_from(["wide", "tall", "broad", "deep"]))
     region = tuple(draw_interval(data, size) for size in TENSORS[name].shape)
     expected = TENSORS[name][tuple(interval.slice for interval in region)]
     dtype = data.draw(st.sampled_from([expected.dtype, torch.float64]))
     for reader in readers(folder):
         for wider in (0, 3):
             destination = torch.zeros((*expected.shape[:-1], expected.shape[-1] + wider), dtype=dtype)
-            reader.read(copy_of(folder, name, region), destination[..., wider:])
+            read(reader, copy_of(folder, name, region), destination[..., wider:])
             assert torch.equal(destination[..., wider:], expected.to(dtype))
             assert not destination[..., :wider].any()
         reader.close()
@@ -93,16 +103,17 @@ def test_strips_are_the_slice_wherever_they_go(folder: Path, data: st.DataObject
 
 def test_of_long_rows_only_what_is_wanted_is_read(folder: Path) -> None:
     """From a stack a share of each expert's rows, and of a matrix long runs of columns."""
-    reader = FileReader(folder, Staging(CPU, 1000))
+    reader = FileReader(folder, CPU, slab_bytes=1000)
     for name, region in (
-        ("wide", (Interval(2, 12, 2), Interval(64, 96))),
-        ("tall", (Interval(1, 5), Interval(8, 16), Interval(0, 16))),
+        ("broad", (Interval(2, 7, 2), Interval(64, 800))),
+        ("tall", (Interval(1, 5), Interval(8, 16), Interval(0, 160))),
+        ("deep", (Interval(0, 3), Interval(1, 3), Interval(8, 40), Interval(0, 16))),
     ):
         expected = TENSORS[name][tuple(interval.slice for interval in region)]
         for dtype in (expected.dtype, torch.float64):
             for wider in (0, 3):
                 destination = torch.zeros((*expected.shape[:-1], expected.shape[-1] + wider), dtype=dtype)
-                assert reader.read(copy_of(folder, name, region), destination[..., wider:]) == expected.nbytes
+                assert read(reader, copy_of(folder, name, region), destination[..., wider:]) == expected.nbytes
                 assert torch.equal(destination[..., wider:], expected.to(dtype))
     reader.close()
 
@@ -111,7 +122,7 @@ def test_casts_and_strided_destinations(folder: Path) -> None:
     region = (Interval(0, 48), Interval(8, 24))
     for reader in readers(folder):
         wide = torch.full((48, 64), -1.0)
-        reader.read(copy_of(folder, "matrix", region), wide[:, 10:26])
+        read(reader, copy_of(folder, "matrix", region), wide[:, 10:26])
         reader.close()
         assert torch.equal(wide[:, 10:26], TENSORS["matrix"][:, 8:24].float())
         assert (wide[:, :10] == -1).all()
@@ -123,7 +134,7 @@ def test_a_view_of_the_same_bytes(folder: Path) -> None:
     region = (Interval(0, 100), Interval(2, 5))
     for reader in readers(folder):
         destination = torch.zeros(100, 3, dtype=torch.int64)
-        reader.read(Copy(entry, (100, 10), region, region), destination)
+        read(reader, Copy(entry, (100, 10), region, region), destination)
         reader.close()
         assert torch.equal(destination, TENSORS["vector"].view(100, 10)[:, 2:5])
 
@@ -133,27 +144,19 @@ def test_an_expert_of_a_stack(folder: Path) -> None:
     region = (Interval(0, 48), Interval(0, 40))
     for reader in readers(folder):
         stack = torch.zeros(3, 48, 40, dtype=torch.int32)
-        reader.read(Copy(entry, entry.shape, region, region), stack[1:2])
+        read(reader, Copy(entry, entry.shape, region, region), stack[1:2])
         reader.close()
         assert torch.equal(stack[1], TENSORS["matrix"])
         assert not stack[0].any()
 
 
 def test_contiguous_bytes_are_read_once_and_strips_by_rows(folder: Path) -> None:
-    reader = FileReader(folder, Staging(CPU, 1 << 20))
+    reader = FileReader(folder, CPU, slab_bytes=1 << 20)
     rows = copy_of(folder, "matrix", (Interval(8, 16), Interval(0, 40)))
     strip = copy_of(folder, "matrix", (Interval(0, 48), Interval(0, 8)))
-    assert reader.read(rows, torch.empty(8, 40, dtype=torch.int32)) == 8 * 40 * 4
-    assert reader.read(strip, torch.empty(48, 8, dtype=torch.int32)) == 48 * 40 * 4
+    assert read(reader, rows, torch.empty(8, 40, dtype=torch.int32)) == 8 * 40 * 4
+    assert read(reader, strip, torch.empty(48, 8, dtype=torch.int32)) == 48 * 40 * 4
     reader.close()
-
-
-def test_the_buffer_has_a_fixed_size(folder: Path) -> None:
-    staging = Staging(CPU, 64)
-    reader = FileReader(folder, staging)
-    reader.read(copy_of(folder, "matrix", (Interval(0, 48), Interval(0, 8))), torch.empty(48, 8))
-    reader.close()
-    assert [len(slab.buffer) for slab in staging._slabs] == [32, 32]
 
 
 def test_a_system_that_reads_less_than_it_is_asked_to_is_asked_again(
@@ -164,7 +167,7 @@ def test_a_system_that_reads_less_than_it_is_asked_to_is_asked_again(
     monkeypatch.setattr(os, "preadv", lambda file, buffers, start: preadv(file, [buffers[0][:7]], start))
     for reader in readers(folder):
         destination = torch.zeros(8, 40, dtype=torch.int32)
-        reader.read(copy_of(folder, "matrix", (Interval(8, 16), Interval(0, 40))), destination)
+        read(reader, copy_of(folder, "matrix", (Interval(8, 16), Interval(0, 40))), destination)
         reader.close()
         assert torch.equal(destination, TENSORS["matrix"][8:16])
 
@@ -174,9 +177,9 @@ def test_a_file_that_shrinks_is_an_error_with_the_tensor(folder: Path, tmp_path:
     (tmp_path / "f").write_bytes(whole[: len(whole) // 2])
     last = max(read_header(Folder(folder), "f").tensors.values(), key=lambda entry: entry.stop)
     region = tuple(Interval(0, size) for size in last.shape)
-    reader = FileReader(tmp_path, Staging(CPU))
+    reader = FileReader(tmp_path, CPU)
     with pytest.raises(QloadError, match=f"{last.name} in f: the file ends before"):
-        reader.read(Copy(last, last.shape, region, region), torch.empty(last.shape))
+        read(reader, Copy(last, last.shape, region, region), torch.empty(last.shape))
     reader.close()
 
 
@@ -192,11 +195,11 @@ def test_any_region_of_interleaved_rows_is_the_slice(folder: Path, data: st.Data
     ordered = stored.unflatten(0, (-1, order.size // order.runs, order.runs)).transpose(1, 2).flatten(0, 2)
     expected = ordered[tuple(interval.slice for interval in region)]
     copy = copy_of(folder, name, region)
-    copy = copy._replace(entry=structs.replace(copy.entry, interleaving=order))
+    copy = structs.replace(copy, entry=structs.replace(copy.entry, interleaving=order))
     for nbytes in (1 << 20, 300, 16):
-        reader = FileReader(folder, Staging(CPU, nbytes))
+        reader = FileReader(folder, CPU, slab_bytes=nbytes)
         found = torch.empty(expected.shape, dtype=expected.dtype)
-        reader.read(copy, found)
+        read(reader, copy, found)
         reader.close()
         assert torch.equal(as_bytes(found), as_bytes(expected))
 
@@ -209,7 +212,7 @@ def test_a_shift_is_added_before_the_cast(folder: Path) -> None:
     whole = (Interval(0, 2),)
     for dtype in (torch.float32, torch.bfloat16):
         found = torch.empty(2, dtype=dtype)
-        reader = FileReader(folder, Staging(CPU))
-        assert reader.read(Copy(entry, (2,), whole, whole), found) == 8
+        reader = FileReader(folder, CPU)
+        assert read(reader, Copy(entry, (2,), whole, whole), found) == 8
         reader.close()
         assert torch.equal(found, (stored - 1).to(dtype))

@@ -11,8 +11,8 @@ from samples import samples
 
 from qload import Registry
 from qload.examination import open_checkpoint
+from qload.numbers import Blurring, find_numbers
 from qload.outline import outline
-from qload.outline.numbers import Blurring, find_numbers
 from qload.patterns import Dialect, Patterns
 from qload.resolution import resolve
 

@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 
 from qload_gguf.runtime import codebooks, microscaling, plain, superblocks, ternary
+from qload_gguf.runtime.pieces import Lay, Parts, lay_out
 from qload_gguf.types import BY_NAME
 
-DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
-    **plain.DECODERS,
-    **superblocks.DECODERS,
-    **ternary.DECODERS,
-    **microscaling.DECODERS,
-    **codebooks.DECODERS,
-}
-"""For each type, what turns blocks [n, bytes] into values [n, elements]."""
+FOUR_BITS: dict[str, Callable[[Tensor, Lay], Parts]] = {**plain.FOUR_BITS, **superblocks.FOUR_BITS}
+OTHERS: dict[str, Callable[[Tensor], Parts]] = {**plain.OTHERS, **superblocks.OTHERS, **ternary.OTHERS}
+"""For each type of integers, what takes blocks [n, bytes] apart."""
+DECODERS: dict[str, Callable[[Tensor], Tensor]] = {**microscaling.DECODERS, **codebooks.DECODERS}
+"""For each other type, what turns blocks [n, bytes] into values [n, elements]."""
 
 
 def decode(rows: Tensor, name: str) -> Tensor:
@@ -24,4 +22,14 @@ def decode(rows: Tensor, name: str) -> Tensor:
     count = rows.shape[-1] // block.nbytes
     if not rows.numel():
         return rows.new_empty((rows.shape[0], count * block.elements), dtype=torch.float32)
-    return DECODERS[name](rows.reshape(-1, block.nbytes)).reshape(rows.shape[0], count * block.elements)
+    blocks = rows.reshape(-1, block.nbytes)
+    parts = split(blocks, name, lay_out)
+    dense = DECODERS[name](blocks) if parts is None else parts.decode()
+    return dense.reshape(rows.shape[0], count * block.elements)
+
+
+def split(blocks: Tensor, name: str, lay: Lay) -> Parts | None:
+    """Blocks [n, bytes] of that type as integers and their scales; None where they are none."""
+    if name in FOUR_BITS:
+        return FOUR_BITS[name](blocks, lay)
+    return OTHERS[name](blocks) if name in OTHERS else None

@@ -1,7 +1,35 @@
 """The parts that blocks are made of."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from qload.torch.arithmetic import scale_groups
+
+
+class Parts(NamedTuple):
+    """Blocks as (values - zero) * scale + shift: values of `bits` bits [n, elements], scale and shift [n, groups].
+
+    Scale and shift are float32. Values are uint8 or int8; those of four bits lie as they were asked for.
+    """
+
+    values: Tensor
+    bits: int
+    scale: Tensor
+    zero: int = 0
+    shift: Tensor | None = None
+
+    def decode(self) -> Tensor:
+        """What they stand for, float32 [n, elements]."""
+        return scale_groups(
+            self.values, self.scale, self.zero, self.values.shape[1] // self.scale.shape[1], shift=self.shift
+        )
+
+
+Lay = Callable[[Tensor, int], Tensor]
+"""Puts values of four bits, of which so many bytes hold as many low ones and then as many high ones, in their order."""
 
 
 def cut(blocks: Tensor, *sizes: int) -> tuple[Tensor, ...]:
@@ -24,6 +52,18 @@ def planes(part: Tensor, bits: int, width: int | None = None) -> Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=part.device)
     grouped = part.reshape(part.shape[0], -1, 1, width) >> shifts[:, None]
     return (grouped & ((1 << bits) - 1)).flatten(1)
+
+
+def lay_out(part: Tensor, width: int) -> Tensor:
+    """Values of four bits in planes of so many bytes, one to a byte."""
+    return planes(part, 4, width)
+
+
+def lay_in_pairs(part: Tensor, width: int) -> Tensor:
+    """Values of four bits in planes of so many bytes, two to a byte, the first one low: uint8, of part's shape."""
+    grouped = part.reshape(part.shape[0], -1, width)
+    even, odd = grouped[..., ::2], grouped[..., 1::2]
+    return torch.stack((even & 15 | odd << 4, even >> 4 | odd & 0xF0), 2).flatten(1)
 
 
 def bits(part: Tensor) -> Tensor:

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qload_gguf.runtime.pieces import cut, half, planes
+from qload_gguf.runtime.pieces import Parts, cut, half, planes
 
 
-def decode_tq1_0(blocks: Tensor) -> Tensor:
+def split_tq1_0(blocks: Tensor) -> Parts:
     first, second, last, d = cut(blocks, 32, 16, 4, 2)
     digits = [_digits(first, 5), _digits(second, 5), _digits(last, 4)]
-    return half(d) * (torch.cat(digits, -1).to(torch.int8) - 1)
+    return Parts(torch.cat(digits, -1).to(torch.uint8), 2, half(d), 1)
 
 
-def decode_tq2_0(blocks: Tensor) -> Tensor:
+def split_tq2_0(blocks: Tensor) -> Parts:
     low, d = cut(blocks, 64, 2)
-    return half(d) * (planes(low, 2, 32).to(torch.int8) - 1)
+    return Parts(planes(low, 2, 32), 2, half(d), 1)
 
 
 def _digits(part: Tensor, count: int) -> Tensor:
@@ -26,4 +26,4 @@ def _digits(part: Tensor, count: int) -> Tensor:
     return ((shifted.to(torch.int16) * 3) >> 8).flatten(1)
 
 
-DECODERS: dict[str, Callable[[Tensor], Tensor]] = {"TQ1_0": decode_tq1_0, "TQ2_0": decode_tq2_0}
+OTHERS: dict[str, Callable[[Tensor], Parts]] = {"TQ1_0": split_tq1_0, "TQ2_0": split_tq2_0}

@@ -1,27 +1,23 @@
 """Computes with Quark's tensors."""
 
-from typing import cast
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import extend_sign, find_places, pick, scale_blocks, scale_groups, take, unpack
-from qload.torch.floats import decode_e8m0, decode_float
-from qload_quark import is_transposed
-from qload_quark.numbers import Number
-from qload_quark.runtime.activations import quantize_activations
-from qload_quark.schemes import E8M0, EXPONENT, CacheScheme, Extent, Quantizer
-
-_REORDERED = (0, 4, 1, 5, 2, 6, 3, 7)
-"""The value of a word that holds each of its eight entries, with the pack_method `reorder`."""
-_HIGH_FIRST = (3, 2, 1, 0)
-"""The same for the four of a byte of uint2. Source: Quark's `_pack`."""
+from qload.torch.arithmetic import pick, scale_blocks, scale_groups
+from qload.torch.kernels import Inputs, Weight
+from qload_quark.runtime.activations import find_rounding, quantize_activations
+from qload_quark.runtime.reading import read_scales, read_values, read_zeros
+from qload_quark.runtime.weights import find_weight
+from qload_quark.schemes import CacheScheme, Extent, Quantizer
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
     return _dequantize(layer, None)
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    return find_weight(layer, _inputs(layer))
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
@@ -29,12 +25,9 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    scheme = layer.scheme
-    if not layer.quantize_activations:
-        return F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
-    x = x if scheme.inputs is None else quantize_activations(layer, "input", scheme.inputs, x)
-    y = F.linear(x, qload_dequantize(layer).to(x.dtype), bias)
-    return y if scheme.outputs is None else quantize_activations(layer, "output", scheme.outputs, y)
+    outputs: Quantizer | None = layer.scheme.outputs if layer.quantize_activations else None
+    y = F.linear(_inputs(layer).round(x, layer.agree), qload_dequantize(layer).to(x.dtype), bias)
+    return y if outputs is None else quantize_activations(layer, "output", outputs, y)
 
 
 def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,16 +37,26 @@ def qload_cache(layer: LayerPiece, keys: Tensor, values: Tensor) -> tuple[Tensor
     return keys, values if scheme.values is None else quantize_activations(layer, "v", scheme.values, values)
 
 
+def _inputs(layer: LayerPiece) -> Inputs:
+    inputs: Quantizer | None = layer.scheme.inputs
+    if inputs is None or not layer.quantize_activations:
+        return Inputs()
+    rounding, scale = find_rounding(layer, "input", inputs)
+    return Inputs(rounding=rounding, scale=scale)
+
+
 def _dequantize(layer: LayerPiece, ids: Tensor | None) -> Tensor:
     """The rows `ids` of the weight, or all of them."""
     weights: Quantizer | None = layer.scheme.weights
     if weights is None:
         return pick(layer.weight, ids)
-    values, scale, zeros = _values(layer, weights, ids), _scales(layer, weights, ids), _zeros(layer, weights, ids)
+    values, scale = read_values(layer, weights, ids), read_scales(layer, weights, ids)
+    zeros = read_zeros(layer, weights, ids)
     if weights.has_float_zero and isinstance(zeros, Tensor):
         # Differences from a zero-point that is no integer would be rounded in a narrow dtype.
-        return _scale(weights, values, scale.float(), zeros.float(), ids).to(scale.dtype)
-    dense = _scale(weights, values, scale, zeros, ids)
+        dense = _scale(weights, values, scale.float(), zeros.float(), ids).to(scale.dtype)
+    else:
+        dense = _scale(weights, values, scale, zeros, ids)
     return dense * layer.weight_scale.float() if layer.scheme.progressive else dense
 
 
@@ -65,94 +68,3 @@ def _scale(weights: Quantizer, values: Tensor, scale: Tensor, zeros: Tensor | in
             return scale_blocks(values, scale, weights.block or (1, 1), rows=ids)
         case _:
             return (values.to(scale.dtype) - zeros) * scale
-
-
-def _values(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor:
-    """The stored values [rows, columns], as numbers."""
-    number, stored, reorder = weights.number, layer.weight_quantized, layer.scheme.reorder
-    if is_transposed(weights):
-        return _read(stored, number, reorder, layer.out_features, ids).T
-    return _read(pick(stored, ids), number, reorder, layer.in_features, None)
-
-
-def _zeros(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor | int:
-    """Zero-points that broadcast against the values, or are [rows, groups]; 0 where none are stored."""
-    stored = None if weights.number.is_float else _named(layer, "weight_zero_point")
-    if stored is None:
-        return 0
-    if weights.extent is Extent.TENSOR:
-        # The only one of 4 bits has a word of its own, and Quark itself may leave its high bits unset.
-        return stored if weights.number.unit == (1, 1) else _decode((stored & 0xF).to(torch.uint8), weights.number)
-    number, reorder = weights.number, layer.scheme.reorder
-    if weights.extent is Extent.CHANNEL:
-        count = layer.in_features if weights.by_columns else layer.out_features
-        whole = stored if weights.has_float_zero else _read(stored, number, reorder, count, None)
-        return whole if weights.by_columns else pick(whole, ids)[:, None]
-    if weights.has_float_zero:
-        return pick(stored.T, ids)
-    if is_transposed(weights):
-        return _read(stored, number, reorder, layer.out_features, ids).T
-    groups = -(-layer.in_features // (weights.group or 1))
-    return _read(pick(stored, ids), number, reorder, groups, None)
-
-
-def _scales(layer: LayerPiece, weights: Quantizer, ids: Tensor | None) -> Tensor:
-    """Scales that broadcast against the values; [rows, groups]; or those of blocks, of all rows."""
-    stored = _named(layer, "weight_scale")
-    if weights.extent in (Extent.TENSOR, Extent.BLOCK):
-        return _widen(layer, stored)
-    if weights.extent is Extent.CHANNEL:
-        return _widen(layer, stored if weights.by_columns else pick(stored, ids)[:, None])
-    if weights.number.is_float:
-        return _decode_scales(layer, weights, pick(stored, ids))
-    return _widen(layer, pick(stored.T, ids))
-
-
-def _decode_scales(layer: LayerPiece, weights: Quantizer, stored: Tensor) -> Tensor:
-    """The scales of small floats: powers of two and E5M3, which bfloat16 holds; or fp8 times the scale of scales."""
-    if layer.scheme.scales_scaled:
-        return stored.float() * layer.weight_scale_2.float()
-    if weights.scales == E8M0:
-        return decode_e8m0(stored, torch.bfloat16)
-    if weights.scales == EXPONENT:
-        return torch.exp2(stored.view(torch.int8).float()).to(torch.bfloat16)
-    # Source of E5M3, which has no sign: Quark's `float8_e5m3/reference.py`.
-    return decode_float(stored, 5, 3, torch.bfloat16, signed=False) if weights.scales == "e5m3" else stored
-
-
-def _widen(layer: LayerPiece, scale: Tensor) -> Tensor:
-    """Two scales after one another would be rounded between them in a narrow dtype."""
-    return scale.float() if layer.scheme.progressive else scale
-
-
-def _named(layer: LayerPiece, name: str) -> Tensor:
-    """A tensor of the last stage, which has a number of its own where there are two."""
-    return cast("Tensor", getattr(layer, f"{name}_2" if layer.scheme.progressive else name))
-
-
-def _read(words: Tensor, number: Number, reorder: bool, count: int, index: Tensor | None) -> Tensor:
-    """The first `count` values along the last axis, or those at `index`, as numbers."""
-    if number.unit == (1, 1):
-        return words if index is None else words[..., index]
-    if number.split:
-        return _decode(_join(words)[..., :count], number)
-    order = _REORDERED if reorder and number.stored == "I32" else _HIGH_FIRST if number.bits == 2 else None
-    if order is not None:
-        index = find_places(torch.arange(count, device=words.device) if index is None else index, order)
-    if index is None:
-        return _decode(unpack(words, number.bits, count), number)
-    return _decode(take(words, number.bits, index), number)
-
-
-def _join(stored: Tensor) -> Tensor:
-    """Codes of 6 bits, of which the first byte of three holds the high two of four, and the others the low four."""
-    high, *low = stored.unflatten(-1, (-1, 3)).unbind(-1)
-    highs = [torch.bitwise_right_shift(high, shift) & 3 for shift in (6, 4, 2, 0)]
-    lows = [torch.bitwise_right_shift(byte, shift) & 0xF for byte in low for shift in (4, 0)]
-    return torch.stack([16 * first | second for first, second in zip(highs, lows, strict=True)], -1).flatten(-2)
-
-
-def _decode(codes: Tensor, number: Number) -> Tensor:
-    if number.is_float:
-        return decode_float(codes, number.exponent, number.mantissa, torch.bfloat16)
-    return extend_sign(codes, number.bits) if number.signed else codes

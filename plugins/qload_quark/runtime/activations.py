@@ -4,14 +4,17 @@ Source: Quark's observers (`calculate_int_quant_params`, `get_scale`, `even_roun
 A dynamic scale for each channel of the inputs is one for each token, as vLLM reads it.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
-from qload.torch.activations import by_groups, fake_quantize, fake_quantize_dynamic
+from qload.torch.activations import Agree, join_groups, split_groups
 from qload.torch.floats import Float
+from qload.torch.kernels import Rounding
+from qload.torch.kernels.roundings import DynamicRounding, StaticRounding, encode
 from qload_quark.numbers import Number
 from qload_quark.schemes import Extent, Quantizer
 
@@ -19,49 +22,80 @@ _KNOWN_FLOATS = ("fp8_e4m3", "fp4")
 """Those that the shared arithmetic rounds to."""
 
 
+@dataclass(frozen=True, slots=True)
+class QuarkRounding:
+    """To floats with powers of two for scales, or to those that the shared arithmetic does not know."""
+
+    inputs: Quantizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As `qload.torch.kernels.roundings.choose_dtype` has it."""
+        return {"fp4": torch.uint8, "fp8_e5m2": torch.float8_e5m2}.get(self.inputs.dtype, torch.float8_e4m3fn)
+
+    @property
+    def group(self) -> int | None:
+        return self.inputs.group
+
+    @property
+    def is_static(self) -> bool:
+        return not self.inputs.dynamic
+
+    def __call__(self, x: Tensor, scale: Tensor | None, agree: Agree) -> tuple[Tensor, Tensor]:
+        steps, found = self._count(split_groups(x.float(), self.group), scale, agree)
+        codes = encode(join_groups(steps, self.group, x.shape[-1]), self.dtype)
+        return codes, found if self.group is None else found.squeeze(-1)
+
+    def fake(self, x: Tensor, scale: Tensor | None, agree: Agree) -> Tensor:
+        steps, found = self._count(split_groups(x.float(), self.group), scale, agree)
+        return join_groups((steps * found).to(x.dtype), self.group, x.shape[-1])
+
+    def _count(self, values: Tensor, stored: Tensor | None, agree: Agree) -> tuple[Tensor, Tensor]:
+        """How many times its scale each value is, and the scales, float32."""
+        scale = self._choose_scale(values.abs(), agree) if stored is None else stored.float()
+        return _float(self.inputs.number).round(values / scale), scale
+
+    def _choose_scale(self, sizes: Tensor, agree: Agree) -> Tensor:
+        """Powers of two for groups; or what takes the greatest of a group, token or tensor to the greatest float."""
+        number = self.inputs.number
+        size = sizes.amax() if self.inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
+        if self.inputs.scales is not None:
+            return choose_power(size, number, self.inputs.mode)
+        size = size if self.group is not None else agree(size)
+        scale = size / _float(number).greatest
+        return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+
+
 def quantize_activations(layer: LayerPiece, name: str, inputs: Quantizer, x: Tensor) -> Tensor:
     """x rounded as the scheme of the inputs says, or whatever the name of their scale says it is, in its own dtype."""
-    if not inputs.dynamic:
-        return _quantize_static(layer, name, inputs, x)
-    if inputs.scales is not None:
-        return _quantize_microscaled(inputs, x)
-    if inputs.number.is_float and inputs.dtype not in _KNOWN_FLOATS:
-        return _quantize_float(layer, inputs, x)
-    is_scaled = name == "input" and layer.scheme.inputs_scaled
-    global_scale = 1 / layer.input_scale_2.float() if is_scaled else None
-    return fake_quantize_dynamic(
-        x,
-        inputs.number.bits,
-        inputs.number.is_float,
-        symmetric=inputs.symmetric,
-        group=inputs.group,
-        by_tensor=inputs.extent is Extent.TENSOR,
-        global_scale=global_scale,
-        agree=layer.agree,
-    )
+    rounding, scale = find_rounding(layer, name, inputs)
+    return rounding.fake(x, scale, layer.agree)
 
 
-def _quantize_static(layer: LayerPiece, name: str, inputs: Quantizer, x: Tensor) -> Tensor:
-    number, scale = inputs.number, cast("Tensor", getattr(layer, f"{name}_scale"))
+def find_rounding(layer: LayerPiece, name: str, inputs: Quantizer) -> tuple[Rounding, Tensor | None]:
+    """How they are rounded, and the scale that is stored for that."""
+    number = inputs.number
+    if inputs.dynamic:
+        is_scaled = name == "input" and layer.scheme.inputs_scaled
+        return _round_dynamic(inputs), 1 / layer.input_scale_2.float() if is_scaled else None
+    scale = cast("Tensor", getattr(layer, f"{name}_scale"))
     if number.is_float:
-        if inputs.dtype in _KNOWN_FLOATS:
-            return fake_quantize(x, scale, None, number.bits, is_float=True)
-        return (_float(number).round(x.float() / scale.float()) * scale.float()).to(x.dtype)
+        known = inputs.dtype in _KNOWN_FLOATS
+        return StaticRounding(number.bits, is_float=True) if known else QuarkRounding(inputs), scale
     zero = cast("Tensor | None", getattr(layer, f"{name}_zero_point"))
-    if zero is not None:
-        # Unsigned values are signed ones half their range higher.
-        zero = zero.to(scale.dtype) - (0 if number.signed else 1 << (number.bits - 1))
-    return fake_quantize(x, scale, zero, number.bits, is_float=False)
+    if zero is None:
+        return StaticRounding(number.bits, is_float=False), scale
+    # Unsigned values are signed ones half their range higher.
+    zero = zero.to(scale.dtype) - (0 if number.signed else 1 << (number.bits - 1))
+    return StaticRounding(number.bits, is_float=False, has_zero=True), torch.stack((scale, zero))
 
 
-def _quantize_microscaled(inputs: Quantizer, x: Tensor) -> Tensor:
-    """With powers of two for scales, one for each group of columns."""
-
-    def quantize(values: Tensor) -> Tensor:
-        scale = choose_power(values.abs().amax(-1, keepdim=True), inputs.number, inputs.mode)
-        return _float(inputs.number).round(values / scale) * scale
-
-    return by_groups(x.float(), inputs.group or 1, quantize).to(x.dtype)
+def _round_dynamic(inputs: Quantizer) -> Rounding:
+    number = inputs.number
+    if inputs.scales is not None or (number.is_float and inputs.dtype not in _KNOWN_FLOATS):
+        return QuarkRounding(inputs)
+    by_tensor = inputs.extent is Extent.TENSOR
+    return DynamicRounding(number.bits, number.is_float, inputs.symmetric, inputs.group, by_tensor)
 
 
 def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:
@@ -75,21 +109,6 @@ def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:
         logarithm = greatest.clamp_min(torch.finfo(torch.float32).tiny).log2()
         exponent = logarithm.floor() if mode == "floor" else logarithm.ceil()
     return torch.exp2((exponent - _float(number).greatest_power).clamp(-127, 127))
-
-
-def _quantize_float(layer: LayerPiece, inputs: Quantizer, x: Tensor) -> Tensor:
-    """With a scale for each group, token or tensor that takes the greatest value to the greatest float."""
-    number = _float(inputs.number)
-
-    def quantize(values: Tensor) -> Tensor:
-        sizes = values.abs()
-        size = sizes.amax() if inputs.extent is Extent.TENSOR else sizes.amax(-1, keepdim=True)
-        size = size if inputs.group is not None else layer.agree(size)
-        scale = size / number.greatest
-        scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
-        return number.round(values / scale) * scale
-
-    return by_groups(x.float(), inputs.group or x.shape[-1], quantize).to(x.dtype)
 
 
 def _float(number: Number) -> Float:

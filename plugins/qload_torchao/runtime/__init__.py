@@ -9,17 +9,31 @@ from torch.nn import functional as F
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import extend_sign, pick, scale_groups, unpack
 from qload.torch.floats import decode_e2m1, decode_e8m0, decode_float
+from qload.torch.kernels import FloatWeight, Inputs, IntegerWeight, Weight, name_element
 from qload_torchao.declarations import TILE_GROUPS, TILE_ROWS
 from qload_torchao.quantizing import quantize
-from qload_torchao.runtime.activations import fake_quantize_int8, round_float8, round_int8, round_mx, round_nvfp4
+from qload_torchao.runtime.activations import TorchaoRounding
 from qload_torchao.schemes import FP4, FP6_BITS, Storage, TorchaoScheme
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def qload_dequantize(layer: LayerPiece) -> Tensor:
-    weight, smoothing = _weigh(layer), _smoothing(layer)
-    return weight if smoothing is None else weight * smoothing
+    return Inputs(_smoothing(layer)).restore(_weigh(layer))
+
+
+def qload_weight(layer: LayerPiece) -> Weight | str:
+    inputs = _inputs(layer)
+    match layer.scheme.storage:
+        case Storage.INT8 | Storage.INTX:
+            return _find_integers(layer, inputs)
+        case Storage.INT4:
+            return _find_packed(layer, inputs)
+        case Storage.FLOAT8:
+            return _find_floats(layer, layer.weight_scale, inputs)
+    if layer.scheme.element in FP6_BITS:
+        return "its values are floats of 6 bits"
+    return _find_floats(layer, _order_scale(layer, None), inputs)
 
 
 def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
@@ -27,11 +41,8 @@ def qload_embedding(layer: LayerPiece, ids: Tensor) -> Tensor:
 
 
 def qload_apply(layer: LayerPiece, x: Tensor, bias: Tensor | None) -> Tensor:
-    smoothing = _smoothing(layer)
-    if smoothing is not None:
-        x = (x * smoothing).to(x.dtype)
-    if layer.scheme.inputs is not None and layer.quantize_activations:
-        x = _quantize_input(layer, x)
+    inputs = _inputs(layer)
+    x = inputs.round(inputs.arrange(x), layer.agree)
     return F.linear(x, _weigh(layer).to(x.dtype), bias)
 
 
@@ -56,10 +67,53 @@ def _weigh(layer: LayerPiece, ids: Tensor | None = None) -> Tensor:
     return _scale(layer, _small_floats(layer, ids), _small_scale(layer, ids))
 
 
+def _find_integers(layer: LayerPiece, inputs: Inputs) -> Weight:
+    values, zero = layer.weight_quantized, cast("Tensor | None", getattr(layer, "weight_zero_point", None))
+    scale = _extend(layer, layer.weight_scale, None).to(_find_dtype(layer))
+    zeros = 0 if zero is None else _extend(layer, zero, None)
+    return IntegerWeight(values, _count_bits(layer), layer.in_features, scale, zeros, _columns(layer), inputs)
+
+
+def _count_bits(layer: LayerPiece) -> int:
+    """Of values that are stored as bytes: as few as the scheme says, if none of them is beyond that."""
+    if layer.scheme.storage is Storage.INT8:
+        return 8
+    bits = int(layer.scheme.element.removeprefix("int"))
+    half = 1 << (bits - 1)
+    low, high = layer.weight_quantized.aminmax()
+    return bits if -half <= int(low) and int(high) < half else 8
+
+
+def _find_packed(layer: LayerPiece, inputs: Inputs) -> Weight:
+    """Values in two's complement as such of 0 to 15, which are 8 more."""
+    values = layer.weight_quantized.view(torch.uint8) ^ 0x88
+    scale, shift = layer.weight_scale.T, layer.weight_zero_point.T
+    return IntegerWeight(values, 4, layer.in_features, scale, 8, _columns(layer), inputs, shift, wide=True)
+
+
+def _find_floats(layer: LayerPiece, scale: Tensor, inputs: Inputs) -> Weight:
+    height, values = layer.scheme.block[0], layer.weight_quantized
+    block = (layer.out_features if height is None else height, _columns(layer))
+    is_wide = layer.scheme.storage is Storage.NVFP4
+    return FloatWeight(
+        values,
+        name_element(values),
+        layer.in_features,
+        scale.reshape(1, -1) if height is None else scale,
+        block,
+        cast("Tensor | None", getattr(layer, "weight_global_scale", None)),
+        inputs=inputs,
+        dtype=torch.float32 if is_wide else torch.bfloat16,
+    )
+
+
+def _find_dtype(layer: LayerPiece) -> torch.dtype:
+    """The producer multiplies values of the weight's own dtype by scales of another in the wider of the two."""
+    return torch.promote_types(_DTYPES[layer.scheme.dtype], layer.weight_scale.dtype)
+
+
 def _scale_integers(layer: LayerPiece, ids: Tensor | None) -> Tensor:
-    # The producer multiplies values of the weight's own dtype by scales of another in the wider of the two.
-    dtype = torch.promote_types(_DTYPES[layer.scheme.dtype], layer.weight_scale.dtype)
-    scale = _extend(layer, layer.weight_scale, ids).to(dtype)
+    scale = _extend(layer, layer.weight_scale, ids).to(_find_dtype(layer))
     zero = cast("Tensor | None", getattr(layer, "weight_zero_point", None))
     return _scale(layer, _rows(layer, ids), scale, 0 if zero is None else _extend(layer, zero, ids))
 
@@ -111,16 +165,20 @@ def _small_floats(layer: LayerPiece, ids: Tensor | None) -> Tensor:
 
 
 def _small_scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:
-    stored = layer.weight_scale
-    if layer.scheme.swizzled:
-        rows = torch.arange(layer.out_features, device=stored.device) if ids is None else ids
-        stored = unswizzle(stored, rows, -(-layer.in_features // _columns(layer)))
-    elif ids is not None:
-        stored = stored[ids]
+    stored = _order_scale(layer, ids)
     if layer.scheme.storage is Storage.MX:
         return decode_e8m0(stored, torch.bfloat16)
     whole = cast("Tensor | None", getattr(layer, "weight_global_scale", None))
     return stored.float() if whole is None else whole * stored.float()
+
+
+def _order_scale(layer: LayerPiece, ids: Tensor | None) -> Tensor:
+    """The scales of small floats as they are stored [rows, groups], those of some rows or of all."""
+    stored = layer.weight_scale
+    if layer.scheme.swizzled:
+        rows = torch.arange(layer.out_features, device=stored.device) if ids is None else ids
+        return unswizzle(stored, rows, -(-layer.in_features // _columns(layer)))
+    return pick(stored, ids)
 
 
 def unswizzle(scale: Tensor, rows: Tensor, groups: int) -> Tensor:
@@ -136,21 +194,18 @@ def unswizzle(scale: Tensor, rows: Tensor, groups: int) -> Tensor:
     return chosen[:, :groups].contiguous().view(scale.dtype)
 
 
-def _quantize_input(layer: LayerPiece, x: Tensor) -> Tensor:
+def _inputs(layer: LayerPiece) -> Inputs:
     scheme: TorchaoScheme = layer.scheme
-    inputs = scheme.inputs
-    if inputs is None:
-        return x
-    match scheme.storage:
-        case Storage.INT8 if inputs.static:
-            zero = cast("Tensor | None", getattr(layer, "input_zero_point", None))
-            return fake_quantize_int8(x, inputs, layer.input_scale, zero)
-        case Storage.INT8:
-            return round_int8(x, inputs, torch.float32, torch.finfo(torch.float32).eps, layer.agree)
-        case Storage.INTX:
-            return round_int8(x, inputs, x.dtype, torch.finfo(x.dtype).smallest_normal, layer.agree)
-        case Storage.MX:
-            return round_mx(x, inputs)
-        case Storage.NVFP4:
-            return round_nvfp4(x, inputs, layer.input_global_scale if inputs.static else None, layer.agree)
-    return round_float8(x, inputs, layer.agree)
+    if scheme.inputs is None or not layer.quantize_activations:
+        return Inputs(_smoothing(layer))
+    return Inputs(_smoothing(layer), rounding=TorchaoRounding(scheme.inputs, scheme.storage), scale=_input_scale(layer))
+
+
+def _input_scale(layer: LayerPiece) -> Tensor | None:
+    """What is stored of it; of int8 with the zero-point, [2]."""
+    if not layer.scheme.inputs.static:
+        return None
+    if layer.scheme.storage is not Storage.INT8:
+        return layer.input_global_scale
+    scale, zero = layer.input_scale, cast("Tensor | None", getattr(layer, "input_zero_point", None))
+    return torch.stack((scale, torch.zeros_like(scale) if zero is None else zero.to(scale.dtype)))

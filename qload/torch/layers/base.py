@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qload.declare import ParameterKind, ParameterSpec
-from qload.geometry import Geometry, Shard, Sharding
+from qload.geometry import Geometry, Kind, Shard, Sharding
 from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.hooks import bind
+from qload.torch.kernels import Case, Kernels, Make
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
 from qload.torch.layers.holding import Holder
+from qload.torch.layers.packing import DEQUANTIZES, PLAIN, Packed, Path, pack_pieces
 from qload.torch.parallel import Group, maximize
 from qload.torch.pieces import Piece, Selection, select_pieces
 from qload.torch.sites import Site
@@ -33,6 +35,7 @@ class Layer(Holder):
     """
 
     apart: tuple[str, ...] = ()
+    packed: Packed | None
     _selections: tuple[Selection, ...]
     _peers: Group | None = None
 
@@ -49,6 +52,8 @@ class Layer(Holder):
         self.geometry = geometry
         self.sources = tuple(sources)
         self.treatment = treatment
+        self.register_module("packed", None)
+        self.path = PLAIN if treatment.scheme is None else Path(DEQUANTIZES, "its kernel was not chosen")
         self.hooks = bind(treatment.method.runtime)
         self.check_hooks()
         self.quantize_activations = True
@@ -60,6 +65,11 @@ class Layer(Holder):
 
     def check_hooks(self) -> None:
         """Raises CapabilityError where the layer's method lacks a hook that the layer cannot do without."""
+
+    @property
+    def computes(self) -> bool:
+        """Whether it multiplies by its weight: tables are looked up, and caches rounded."""
+        return self.geometry.kind not in (Kind.EMBEDDING, Kind.KV_CACHE)
 
     @property
     def scheme(self) -> Any:
@@ -91,12 +101,30 @@ class Layer(Holder):
 
         What an earlier load derived goes, and the optional tensors that the checkpoint does not have.
         """
+        self.packed = None
         self.reset()
         for name in self.declared.keys() - present:
             self.set_tensor(name, None)
 
     def complete(self, name: str, tensor: Tensor) -> None:
         """Add to a tensor that a load has filled what the layer keeps of what is there."""
+
+    def pack(self, table: Kernels, make: Make | None = None) -> None:
+        """Choose a kernel of the table for what has been loaded, and let it hold the weight in place of what is stored.
+
+        `make` makes memory for packed tensors. Where no kernel serves, `path` says why, and all stays as it is.
+        Raises PluginError where the method's hook for kernels is broken.
+        """
+        is_empty = not (self.local.out_features and self.local.in_features)
+        if not self.computes or self.treatment.scheme is None or is_empty:
+            return
+        device = next(self.parameters()).device
+        case = Case(device, self.dtype, self.local.experts, make)
+        self.packed, self.path = pack_pieces(self.hooks, self, table, case)
+        if self.packed is not None:
+            self.reset()
+            for name in self.declared.keys() - {"bias"}:
+                self.set_tensor(name, None)
 
     @cached_property
     def places(self) -> dict[str, Place]:
@@ -124,6 +152,8 @@ class Layer(Holder):
         self.settle_tensors()
 
     def settle_tensors(self) -> None:
+        if self.packed is not None:
+            return
         if self.apart:
             self._selections = tuple(each for part in self.parts_apart() for each in part._selections)
             return
@@ -169,13 +199,19 @@ class Layer(Holder):
         bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
         if bias is not None and expert is not None:
             bias = bias[expert]
-        pieces, last = self.pieces(expert), x.dim() - 1
-        biases = self._split_bias(bias, pieces)
-        outputs = [self.hooks.apply(piece, x, part) for piece, part in zip(pieces, biases, strict=True)]
+        last, biases = x.dim() - 1, self._split_bias(bias)
+        if self.packed is not None:
+            outputs = self.packed(x, expert, biases, self.agree)
+        else:
+            pieces = zip(self.pieces(expert), biases, strict=True)
+            outputs = [self.hooks.apply(piece, x, part) for piece, part in pieces]
         return self._join(outputs, last)
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
-        weight = self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
+        if self.packed is not None:
+            weight = self._join(self.packed.dequantize(expert, dtype), 0)
+        else:
+            weight = self._join([self.hooks.dequantize(piece) for piece in self.pieces(expert, dtype)], 0)
         return weight if dtype is None else weight.to(dtype)
 
     def _join(self, parts: list[Tensor], dim: int) -> Tensor:
@@ -188,14 +224,15 @@ class Layer(Holder):
         lacking = [part.size - size for part, size in zip(self.local.parts, sizes, strict=True)]
         return torch.cat([_pad(part, dim, count) for part, count in zip(parts, lacking, strict=True)], dim)
 
-    def _split_bias(self, bias: Tensor | None, pieces: Sequence[Piece]) -> list[Tensor | None]:
+    def _split_bias(self, bias: Tensor | None) -> list[Tensor | None]:
         """Each piece's own share of the bias."""
+        sizes = [selection.out_features for selection in self._selections]
         if bias is None:
-            return [None] * len(pieces)
+            return [None] * len(sizes)
         if self.geometry.interleaved:
-            return [bias[number :: len(pieces)] for number in range(len(pieces))]
+            return [bias[number :: len(sizes)] for number in range(len(sizes))]
         starts = accumulate((part.size for part in self.local.parts), initial=0)
-        return [bias[start : start + piece.out_features] for start, piece in zip(starts, pieces, strict=False)]
+        return [bias[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
     def _piece(self, selection: Selection, expert: int | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
@@ -214,6 +251,16 @@ class Layer(Holder):
             self.agree,
             tensors,
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
+        """On another kind of device other kernels compute, for which the weights are packed anew."""
+        if self.packed is not None:
+            device = fn(torch.empty(0, device=self.packed.device)).device
+            if device.type not in (self.packed.device.type, "meta"):
+                self.packed = self.packed.move(device, self.dtype)
+                self.path = self.packed.path
+        super()._apply(fn, recurse)
+        return self
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         """Make the weight dense for code that reaches past a layer's forward for `weight`, as some models do."""

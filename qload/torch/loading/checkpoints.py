@@ -16,8 +16,9 @@ from qload.examination import check_local, open_checkpoint
 from qload.findings import report
 from qload.registry import Registry
 from qload.torch.feeding import describe
-from qload.torch.loading.reading import FileReader, MemoryReader, Reader
-from qload.torch.loading.staging import Staging
+from qload.torch.loading.holding import MemoryReader
+from qload.torch.loading.orders import Reader
+from qload.torch.loading.reading import FileReader
 
 
 def open_for_loading(
@@ -31,7 +32,7 @@ def open_for_loading(
     check_local(path)
     checkpoint = open_checkpoint(path, registry)
     if not checkpoint.pickled:
-        return checkpoint, FileReader(checkpoint.folder, Staging(device))
+        return checkpoint, FileReader(checkpoint.folder, device)
     if not allow_pickle:
         finding = report(
             "QL001",

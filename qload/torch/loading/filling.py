@@ -1,37 +1,145 @@
-"""Carries a plan out: makes each layer's parameters, copies into them, and runs its post-load hook."""
+"""Carries a plan out: takes memory for each layer, has it filled, and finishes the layers one after another."""
 
+import functools
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from qload.errors import CheckpointError
 from qload.findings import Finding
+from qload.layout import volume
 from qload.plan import LayerPlan, Plan, Slot
-from qload.torch.dtypes import make_filled
+from qload.torch.dtypes import make_filled, torch_dtype
+from qload.torch.kernels import Kernels
 from qload.torch.layers import Layer
+from qload.torch.loading.orders import Order, Reader, reading
 from qload.torch.loading.progress import Progress, ProgressHook
-from qload.torch.loading.reading import Reader
+from qload.torch.memory import Arena
 from qload.torch.values import check_values, watch_values
 
 
 @dataclass(slots=True)
-class _Tally:
-    total: int
-    hook: ProgressHook | None
-    synchronize: Callable[[], None] | None = None
-    read: int = 0
-    done: int = 0
+class _Work:
+    """A layer that is being filled: its module, its tensors, and how many copies have not landed."""
 
-    def add(self, read: int, done: int, layer: str) -> None:
-        """Count a copy that has been made."""
-        if self.synchronize is not None:
-            self.synchronize()
-        self.read += read
-        self.done += done
-        if self.hook is not None:
-            self.hook(Progress(self.done, self.total, layer))
+    plan: LayerPlan
+    module: nn.Module
+    tensors: list[Tensor] = field(default_factory=list)
+    left: int = 0
+
+    @property
+    def layer(self) -> Layer | None:
+        """The module, if all of it is loaded: a tied head's own bias is a plain tensor, the rest is its table's."""
+        return self.module if isinstance(self.module, Layer) and self.plan.target is not None else None
+
+
+class Filling:
+    """One fill of the modules that `find` gives for the names of a plan's layers.
+
+    Memory is taken for a layer when its orders are, and put into its module once all of them have landed. Layers are
+    finished in the order of their bytes in the files, which is the same on all ranks. `seconds` is the time that
+    finishing took: checking values, the post-load hooks, and packing for `kernels`. `synchronize` is called after each
+    copy.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        find: Callable[[str], nn.Module],
+        arena: Arena,
+        progress: ProgressHook | None = None,
+        synchronize: Callable[[], None] | None = None,
+        kernels: Kernels = (),
+    ) -> None:
+        self._layers = sorted(plan.layers, key=_place)
+        self._find = find
+        self._arena = arena
+        self._progress = progress
+        self._synchronize = synchronize
+        self._kernels = kernels
+        self._begun: dict[int, _Work] = {}
+        self._next = 0
+        self._done = 0
+        self._total = plan.bytes_read
+        self._started = time.perf_counter()
+        self.seconds = 0.0
+        self.findings: list[Finding] = []
+
+    def run(self, reader: Reader) -> None:
+        """Fill every layer, and finish it as soon as it is filled and all before it are."""
+        with reading(reader, self._order()) as landed:
+            for order in landed:
+                self._count(order)
+                # A post-load hook frees what it replaces, if nothing here holds it.
+                del order
+                self._finish_filled()
+        self._finish_filled()
+
+    def _order(self) -> Iterator[Order]:
+        for number, plan in enumerate(self._layers):
+            work = self._begun[number] = _Work(plan, self._find(plan.name))
+            orders = self._begin(work, number)
+            work.left = len(orders)
+            del work
+            orders.reverse()
+            while orders:
+                yield orders.pop()
+
+    def _begin(self, work: _Work, number: int) -> list[Order]:
+        """Take memory for a layer; its orders by their places in the files."""
+        if work.layer is not None:
+            work.layer.prepare({slot.name for slot in work.plan.slots})
+        orders: list[Order] = []
+        for slot in work.plan.slots:
+            tensor = self._make(slot)
+            work.tensors.append(tensor)
+            for copy in slot.copies:
+                region = tensor[tuple(interval.slice for interval in copy.destination)]
+                orders.append(Order(copy, region, number))
+        orders.sort(key=lambda order: (order.copy.entry.file, order.copy.entry.start))
+        return orders
+
+    def _make(self, slot: Slot) -> Tensor:
+        """Memory for a slot: what no copy fills is zero, or cannot pass for data."""
+        is_filled = sum([volume(copy.destination) for copy in slot.copies]) == prod(slot.shape)
+        if is_filled or slot.fill == 0:
+            return self._arena.take(slot.shape, torch_dtype(slot.dtype), zeros=not is_filled)
+        return make_filled(slot.shape, slot.dtype, slot.fill, self._arena.device)
+
+    def _count(self, order: Order) -> None:
+        if self._synchronize is not None:
+            self._synchronize()
+        work = self._begun[order.tag]
+        work.left -= 1
+        self._done += order.copy.nbytes
+        if self._progress is not None:
+            elapsed = time.perf_counter() - self._started
+            self._progress(Progress(self._done, self._total, work.plan.name, elapsed))
+
+    def _finish_filled(self) -> None:
+        while self._next in self._begun and not self._begun[self._next].left:
+            started = time.perf_counter()
+            work = self._begun.pop(self._next)
+            findings = _place_tensors(work)
+            if work.layer is not None and not findings:
+                findings = self._process(work.layer)
+            self.findings += findings
+            self._next += 1
+            self.seconds += time.perf_counter() - started
+
+    def _process(self, layer: Layer) -> list[Finding]:
+        """Run a layer's post-load hook, and give it its kernel; what the hook finds wrong with the checkpoint."""
+        try:
+            layer.hooks.process(layer)
+        except CheckpointError as error:
+            return [fault for fault in error.findings if isinstance(fault, Finding)]
+        layer.pack(self._kernels, functools.partial(self._arena.take, zeros=False))
+        return []
 
 
 def fill(
@@ -43,51 +151,36 @@ def fill(
     path: str,
     progress: ProgressHook | None = None,
     synchronize: Callable[[], None] | None = None,
-) -> int:
-    """Load every layer of the plan, one after another; returns the bytes read.
+    kernels: Kernels = (),
+) -> float:
+    """Load every layer of the plan; returns the seconds for which values were checked and post-load hooks ran.
 
-    `find` gives the module of a layer's name. `synchronize` is called after each copy. Raises CheckpointError with
-    every scale that is not a number and every index out of range, once all are read.
+    The reader is closed, whatever comes. Raises CheckpointError with every scale that is not a number and every
+    index out of range, once all are read.
     """
-    tally = _Tally(plan.bytes_read, progress, synchronize)
-    findings: list[Finding] = []
-    try:
-        for layer in plan.layers:
-            findings += _fill_layer(layer, find(layer.name), reader, device, tally)
-    finally:
-        reader.close()
-    if findings:
-        raise CheckpointError(path, findings)
-    return tally.read
+    filling = Filling(plan, find, Arena(device), progress, synchronize, kernels)
+    with closing(reader):
+        filling.run(reader)
+    if filling.findings:
+        raise CheckpointError(path, filling.findings)
+    return filling.seconds
 
 
-def _fill_layer(
-    layer: LayerPlan, module: nn.Module, reader: Reader, device: torch.device, tally: _Tally
-) -> list[Finding]:
+def _place(layer: LayerPlan) -> tuple[str, int]:
+    """Where a layer's first byte is."""
+    return min(((copy.entry.file, copy.entry.start) for slot in layer.slots for copy in slot.copies), default=("", 0))
+
+
+def _place_tensors(work: _Work) -> list[Finding]:
+    """Put a layer's tensors in their places; what is wrong with their values."""
     findings: list[Finding] = []
-    # A tied head's own bias is a plain tensor: the rest of the head is its table's.
-    whole = module if isinstance(module, Layer) and layer.target is not None else None
-    if whole is not None:
-        whole.prepare({slot.name for slot in layer.slots})
-    for slot in layer.slots:
-        tensor = make_filled(slot.shape, slot.dtype, slot.fill, device)
-        for copy in slot.copies:
-            region = tensor[tuple(interval.slice for interval in copy.destination)]
-            tally.add(reader.read(copy, region), copy.nbytes, layer.name)
-        if whole is not None:
-            whole.complete(slot.name, tensor)
-        _put(module, slot.name, tensor)
+    for slot in work.plan.slots:
+        tensor = work.tensors.pop(0)
+        if work.layer is not None:
+            work.layer.complete(slot.name, tensor)
+        _put(work.module, slot.name, tensor)
         findings += _check_values(slot, tensor)
-    return findings if whole is None or findings else _finish(whole)
-
-
-def _finish(layer: Layer) -> list[Finding]:
-    """Run a layer's post-load hook; what it finds wrong with the checkpoint."""
-    try:
-        layer.hooks.process(layer)
-    except CheckpointError as error:
-        return [fault for fault in error.findings if isinstance(fault, Finding)]
-    return []
+    return findings
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -19,11 +19,13 @@ from qload.quantization import Quantization
 from qload.registry import UNQUANTIZED, Registry
 from qload.resolution import resolve
 from qload.torch.dtypes import dtype_code
+from qload.torch.kernels import Kernels, find_kernels
+from qload.torch.layers import Layer
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
+from qload.torch.loading.orders import Reader
 from qload.torch.loading.progress import LoadReport, ProgressHook
 from qload.torch.loading.quantizing import QuantizingReader, Recipe, plan_recipes
-from qload.torch.loading.reading import Reader
 from qload.torch.parallel import Group
 
 
@@ -32,7 +34,8 @@ class LoadOptions:
     """What a load is asked to do: where to, with which methods, whom to tell, and what to let pass.
 
     `quantization` is what a plain checkpoint is to be quantized with. `synchronize` is called after each copy, for
-    devices that would else put the copies off. `group` has the ranks that load together.
+    devices that would else put the copies off. `group` has the ranks that load together. `kernels` are the names of
+    those that layers may compute with: None for all, none for the dequantized weight.
     """
 
     device: torch.device
@@ -43,6 +46,7 @@ class LoadOptions:
     quantization: Asked | Quantization | None = None
     synchronize: Callable[[], None] | None = None
     group: Group = Group()  # noqa: RUF009
+    kernels: Sequence[str] | None = None
 
 
 @dataclass(slots=True)
@@ -53,6 +57,7 @@ class Load:
     reader: Reader
     quantization: Quantization
     options: LoadOptions
+    kernels: Kernels = ()
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_read: int = 0
     _since: float = field(default_factory=time.perf_counter)
@@ -64,9 +69,11 @@ class Load:
         registry = options.registry if options.registry is not None else Registry.discover()
         checkpoint, reader = open_for_loading(path, registry, options.device, allow_pickle=options.allow_pickle)
         _raise_errors(checkpoint, options.ignore)
+        read = time.perf_counter()
         quantization = _choose_quantization(checkpoint, registry, options.quantization)
-        load = cls(checkpoint, reader, quantization, options, _since=started)
-        load.mark("headers")
+        kernels = find_kernels(registry, quantization.method, options.kernels)
+        load = cls(checkpoint, reader, quantization, options, kernels, {"headers": read - started}, _since=read)
+        load.mark("method")
         return load
 
     def mark(self, phase: str) -> None:
@@ -100,7 +107,7 @@ class Load:
     def copy(self, plan: Plan, find: Callable[[str], nn.Module]) -> None:
         """Fill the modules that `find` gives for the names of the plan's layers."""
         options = self.options
-        self.bytes_read = fill(
+        processing = fill(
             plan,
             find,
             self.reader,
@@ -108,12 +115,17 @@ class Load:
             path=str(self.checkpoint.path),
             progress=options.progress,
             synchronize=options.synchronize,
+            kernels=self.kernels,
         )
+        self.bytes_read = self.reader.bytes_read
         self.mark("copy")
+        self.seconds["copy"] -= processing
+        self.seconds["process"] = processing
 
     def report(self, module: nn.Module, plan: Plan, dtype: torch.dtype) -> LoadReport:
         """What has been done, and what the module holds now."""
         targets = [layer.target for layer in plan.layers if layer.target is not None]
+        paths = [child.path for child in module.modules() if isinstance(child, Layer) and child.computes]
         return LoadReport(
             path=str(self.checkpoint.path),
             method=self.quantization.method.name,
@@ -128,6 +140,8 @@ class Load:
             bytes_dense=sum(_dense_bytes(layer.target, layer.nbytes, dtype) for layer in plan.layers),
             seconds=self.seconds,
             layers=dict(Counter(target.treatment.label for target in targets)),
+            paths=dict(Counter(path.name for path in paths)),
+            reasons=dict(Counter(path.reason for path in paths if path.reason)),
             findings=plan.findings,
         )
 

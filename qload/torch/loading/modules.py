@@ -12,11 +12,12 @@ from qload.presets import Asked
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
+from qload.torch.kernels import find_kernels
 from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
+from qload.torch.loading.holding import MemoryReader
 from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.progress import LoadReport, ProgressHook
-from qload.torch.loading.reading import MemoryReader
 from qload.torch.loading.sharing import find_sharing
 
 
@@ -33,6 +34,7 @@ def load_weights(
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
     synchronize: Callable[[], None] | None = None,
+    kernels: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load the checkpoint in the folder or file `path` into a module made of qload's layers and ordinary ones.
 
@@ -41,12 +43,14 @@ def load_weights(
     and heads tied to an embedding, are read once and stay one. `quantization` is the one that the layers were
     built with, where the checkpoint is plain and they are to be quantized: see `qload.choose_quantization`.
     `ignore` lists codes of waivable findings. `synchronize` is called after each copy, for devices that would else
-    put the copies off.
+    put the copies off. `kernels` are as for `qload.load`.
 
     Raises CheckpointError with all findings before memory is taken for the weights, or, for faults that only
     the data shows, after reading.
     """
-    options = LoadOptions(choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize)
+    options = LoadOptions(
+        choose_device(device), registry, progress, allow_pickle, ignore, quantization, synchronize, kernels=kernels
+    )
     loading = Load.begin(path, options)
     return _load_module(loading, module, prefix, quantize_activations)
 
@@ -60,11 +64,13 @@ def load_tensors(
     quantize_activations: bool = True,
     prefix: str = "",
     synchronize: Callable[[], None] | None = None,
+    kernels: Sequence[str] | None = None,
 ) -> LoadReport:
     """As `load_weights`, from whole tensors in memory under the names that a checkpoint would give them."""
     checkpoint = Checkpoint(Path("memory"), {}, list_entries(tensors))
     options = LoadOptions(choose_device(device), synchronize=synchronize)
-    loading = Load(checkpoint, MemoryReader(tensors), quantization, options)
+    table = find_kernels(Registry(), quantization.method, kernels)
+    loading = Load(checkpoint, MemoryReader(tensors), quantization, options, table)
     return _load_module(loading, module, prefix, quantize_activations)
 
 

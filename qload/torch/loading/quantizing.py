@@ -7,6 +7,7 @@ for, whole, so that every rank cuts its share from the same numbers, and forgott
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from qload.layout import Interval
 from qload.plan import Copy, Source, Target
 from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import dtype_code, torch_dtype
-from qload.torch.loading.reading import MemoryReader, Reader
+from qload.torch.loading.holding import copy_stored
+from qload.torch.loading.orders import Order, Reader, reading
 
 HOOK = "qload_quantize"
 
@@ -158,8 +160,17 @@ class _Shapes:
             yield TensorEntry(f"{prefix}.{name}", code, tuple(tensor.shape), recipe.entry.file, 0, size)
 
 
+class _Making(NamedTuple):
+    """The tag of an order for a weight that something is to be made of."""
+
+    recipe: Recipe
+
+
 class QuantizingReader:
-    """Reads through another reader, and makes what is to be quantized of what that reads, on `device`."""
+    """Reads through another reader, and makes what is to be quantized of what that reads, on `device`.
+
+    What is made is copied at once into what was ordered of it, and kept only for what the plan still lacks of it.
+    """
 
     def __init__(
         self, reader: Reader, recipes: Mapping[str, Recipe], copies: Iterable[Copy], device: torch.device
@@ -167,33 +178,71 @@ class QuantizingReader:
         self._reader = reader
         self._recipes = recipes
         self._device = device
-        self._waiting = Counter(copy.entry.name for copy in copies)
+        self._copies_left = Counter(copy.entry.name for copy in copies)
         self._made: dict[str, Tensor] = {}
-        self._memory = MemoryReader(self._made)
+        self._waiting: dict[str, list[Order]] = {}
+        self._ready: list[Order] = []
 
-    def read(self, copy: Copy, destination: Tensor) -> int:
-        name = copy.entry.name
-        recipe = self._recipes.get(name)
-        if recipe is None:
-            return self._reader.read(copy, destination)
-        nbytes = self._make(recipe) if name not in self._made else 0
-        self._memory.read(copy, destination)
-        self._waiting[name] -= 1
-        if not self._waiting[name]:
-            del self._made[name]
-        return nbytes
+    @property
+    def bytes_read(self) -> int:
+        return self._reader.bytes_read
+
+    def read(self, orders: Iterable[Order]) -> Iterator[Order]:
+        with reading(self._reader, self._forward(orders)) as landed:
+            for order in landed:
+                if isinstance(order.tag, _Making):
+                    self._make(order.tag.recipe, order.destination)
+                else:
+                    yield order
+                # The weight is to be freed before the next one is read.
+                del order
+                yield from self._take_ready()
+        yield from self._take_ready()
 
     def close(self) -> None:
         self._made.clear()
+        self._waiting.clear()
+        self._ready.clear()
         self._reader.close()
 
-    def _make(self, recipe: Recipe) -> int:
-        dtype = torch_dtype(recipe.geometry.dtype)
-        weight = torch.empty(recipe.entry.shape, dtype=dtype, device=self._device)
-        region = tuple(Interval(0, size) for size in recipe.entry.shape)
-        nbytes = self._reader.read(Copy(recipe.entry, recipe.entry.shape, region, region), weight)
+    def _forward(self, orders: Iterable[Order]) -> Iterator[Order]:
+        """The orders that the other reader is to fill: a weight in place of the first that is made of it."""
+        for order in orders:
+            name = order.copy.entry.name
+            recipe = self._recipes.get(name)
+            if recipe is None:
+                yield order
+            elif name in self._made:
+                self._copy(order)
+            elif recipe.entry.name in self._waiting:
+                self._waiting[recipe.entry.name].append(order)
+            else:
+                self._waiting[recipe.entry.name] = [order]
+                yield self._order_weight(recipe)
+
+    def _order_weight(self, recipe: Recipe) -> Order:
+        shape = recipe.entry.shape
+        weight = torch.empty(shape, dtype=torch_dtype(recipe.geometry.dtype), device=self._device)
+        region = tuple(Interval(0, size) for size in shape)
+        return Order(Copy(recipe.entry, shape, region, region), weight, _Making(recipe))
+
+    def _make(self, recipe: Recipe, weight: Tensor) -> None:
         prefix = recipe.entry.name.removesuffix("weight")
         with torch.no_grad():
             made = {f"{prefix}{leaf}": tensor for leaf, tensor in recipe.make(weight).items()}
-        self._made |= {leaf: tensor for leaf, tensor in made.items() if self._waiting[leaf]}
-        return nbytes
+        self._made |= {name: tensor for name, tensor in made.items() if self._copies_left[name]}
+        del made
+        for order in self._waiting.pop(recipe.entry.name):
+            self._copy(order)
+
+    def _copy(self, order: Order) -> None:
+        name = order.copy.entry.name
+        copy_stored(self._made[name], order.copy, order.destination)
+        self._copies_left[name] -= 1
+        if not self._copies_left[name]:
+            del self._made[name]
+        self._ready.append(order)
+
+    def _take_ready(self) -> Iterator[Order]:
+        while self._ready:
+            yield self._ready.pop(0)

@@ -1,61 +1,98 @@
-"""A host buffer of fixed size through which blocks pass on their way into parameters."""
+"""Host buffers of fixed size through which bytes pass on their way into parameters."""
 
+import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-STAGING_BYTES = 32 << 20
+HOST_SLAB_BYTES = 1 << 20
+"""On the host a slab is what a core's cache holds, for what is read into it is copied at once."""
+DEVICE_SLAB_BYTES = 16 << 20
+DEVICE_SLABS = 6
 
 
 class Staging:
-    """Two slabs, lent in turn, so that one is filled while the other is copied to the device.
+    """Slabs of `size` bytes, each lent to one thread at a time.
 
-    They are pinned where the device is a GPU, so that its copies need not be waited for; `size` is the bytes
-    of one slab.
+    They are pinned where the device is a GPU: its copies out of them are queued on a stream of its own, and a slab is
+    lent again once those are done. `size` is the bytes of one; they are made when they are first needed.
     """
 
-    def __init__(self, device: torch.device, nbytes: int = STAGING_BYTES) -> None:
-        self.size = nbytes // 2
+    def __init__(self, device: torch.device, size: int | None = None, count: int | None = None) -> None:
+        is_host = device.type == "cpu"
         self.device = device
-        self.is_pinned = device.type == "cuda"
-        self._slabs: list[_Slab] = []
-        self._turn = 0
+        self.size = size or (HOST_SLAB_BYTES if is_host else DEVICE_SLAB_BYTES)
+        self._is_pinned = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if self._is_pinned else None
+        self._free: queue.LifoQueue[Slab | None] | queue.Queue[Slab | None]
+        # The host's newest slab is in the cache; a GPU's oldest is the first that is done.
+        self._free = queue.LifoQueue() if is_host else queue.Queue()
+        for _ in range(count or DEVICE_SLABS):
+            self._free.put(None)
 
     @contextmanager
-    def borrow(self, nbytes: int) -> Iterator[Tensor]:
-        """A slab's first `nbytes`; it is lent again once what was queued on the device inside the block is done."""
-        slab = self._next()
-        slab.wait()
-        yield slab.buffer[:nbytes]
-        slab.queue()
+    def borrow(self) -> Iterator["Slab"]:
+        """A slab; waits until one is free."""
+        slab = self._free.get()
+        try:
+            slab = slab or self._make()
+            slab.wait()
+            yield slab
+        finally:
+            self._free.put(slab)
+
+    def catch_up(self) -> None:
+        """Have the stream wait for what is queued on the caller's, whose memory the copies are to fill."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def await_event(self, event: "torch.cuda.Event | None") -> None:
+        """Have what is queued on the caller's stream from now on wait for an event."""
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
 
     def finish(self) -> None:
         """Wait for every copy out of the slabs."""
-        for slab in self._slabs:
-            slab.wait()
+        if self.stream is not None:
+            self.stream.synchronize()
 
-    def _next(self) -> "_Slab":
-        turn = self._turn
-        self._turn = (turn + 1) % 2
-        if turn == len(self._slabs):
-            self._slabs.append(_Slab(self.size, self.device, self.is_pinned))
-        return self._slabs[turn]
-
-
-class _Slab:
-    def __init__(self, nbytes: int, device: torch.device, pinned: bool) -> None:
+    def _make(self) -> "Slab":
         # Named, for the caller may have set another default device.
-        self.buffer = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-        self._device = device
-        self._event = torch.cuda.Event() if pinned else None
+        buffer = torch.empty(self.size, dtype=torch.uint8, device="cpu", pin_memory=self._is_pinned)
+        return Slab(buffer, self.device, self.stream)
 
-    def queue(self) -> None:
-        """Remember what has been queued on the device's current stream, which need not be the current device's."""
-        if self._event is not None:
-            self._event.record(torch.cuda.current_stream(self._device))
+
+class Slab:
+    """A buffer on the host, and the event after which what was queued out of it is done."""
+
+    def __init__(self, buffer: Tensor, device: torch.device, stream: Any) -> None:
+        self.buffer = buffer
+        self.memory = buffer.numpy().data
+        self._device = device
+        self._stream = stream
+        self._event: torch.cuda.Event | None = None
+
+    @contextmanager
+    def queueing(self) -> Iterator[None]:
+        """Inside, copies are queued on the stream of its own."""
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            yield
+            if self._stream is not None:
+                self._event = torch.cuda.Event()
+                self._event.record(self._stream)
+
+    def send(self, start: int, nbytes: int) -> Tensor:
+        """A part of the buffer, on the device."""
+        return self.buffer[start : start + nbytes].to(self._device, non_blocking=self._stream is not None)
 
     def wait(self) -> None:
         if self._event is not None:
             self._event.synchronize()
+
+    @property
+    def event(self) -> "torch.cuda.Event | None":
+        """After it, what was queued last is done."""
+        return self._event

@@ -7,8 +7,8 @@ from qload.errors import CheckpointError, ModelError
 from qload.findings import Finding, report
 from qload.quantization import Quantization
 from qload.registry import Registry
+from qload.torch.loading.holding import MemoryReader
 from qload.torch.loading.load import Load, LoadOptions
-from qload.torch.loading.reading import MemoryReader
 from qload.torch.models.loading import plan_load
 
 

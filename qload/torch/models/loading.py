@@ -51,6 +51,7 @@ def load(
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
     synchronize: Callable[[], None] | None = None,
+    kernels: Sequence[str] | None = None,
 ) -> PreTrainedModel:
     """Load the checkpoint in the folder or file `path` as a transformers model.
 
@@ -60,7 +61,9 @@ def load(
     only. With `quantization`, a plain checkpoint is quantized while it is loaded, layer by layer: a preset's name
     ("int4", ...; `qload methods` lists them), or what its `quantization_config` would say.
     `ignore` lists the codes of waivable findings. `synchronize` is called after each copy, for devices that would else
-    put the copies off. `qload.report(model)` says what was loaded.
+    put the copies off. `kernels` names those that quantized layers may compute with, by default all that there are;
+    with none of them, `kernels=()`, layers keep their tensors as they are stored, and turn the weight dense at every
+    call. `qload.report(model)` says what was loaded, and what computes.
 
     With a `mesh`, every rank along its `mesh_axis` (of several axes, by default "tp") calls this, reads and holds its
     share, and computes with the others what one process would; `expert_parallel` gives ranks whole experts of mixtures
@@ -76,7 +79,7 @@ def load(
     chosen = device if device is not None else "cpu" if mesh is None else device_of(mesh)
     with agreeing(group):
         options = LoadOptions(
-            choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, synchronize, group
+            choose_device(chosen), registry, progress, allow_pickle, ignore, quantization, synchronize, group, kernels
         )
         planned = plan_load(Load.begin(path, options), dtype, quantize_activations, by_experts=expert_parallel)
     with agreeing(group):
@@ -113,8 +116,10 @@ def plan_load(
 ) -> Planned:
     """Build the model, and plan what is read into it. Raises as `load` does before it reads."""
     model = build_model(loading.checkpoint, dtype)
+    loading.mark("model")
     names = settle_names(model, match_names(model, loading.checkpoint))
     ties = find_ties(model, names)
+    loading.mark("names")
     made = make_replacements(
         model,
         names,
@@ -132,7 +137,7 @@ def plan_load(
         join_neighbours(model, made.layers)
     replaced = (*made.modules, *made.refused)
     stages = make_stages(model, names.converted, loading.checkpoint, replaced)
-    loading.mark("model")
+    loading.mark("layers")
     plan = loading.plan(
         [target_of(name, layer) for name, layer in made.layers.items()],
         [

@@ -16,8 +16,11 @@ from transformers.core_model_loading import WeightConverter, WeightTransform
 
 from qload.checkpoint import Checkpoint
 from qload.dtypes import FLOATS
+from qload.numbers import Blurring
+from qload.patterns import NUMBER
 from qload.plan import Source
 from qload.torch.models.converting import Conversion
+from qload.torch.models.likeness import Match, Shapes, Template, tell_numbers
 
 _STACK = "MergeModulelist"
 _FUSE = "Concatenate"
@@ -66,19 +69,20 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Names:
     renamer = _Renamer(model)
     sources: dict[str, list[Source]] = defaultdict(list)
     tensors: dict[str, str] = {}
+    parts: dict[str, tuple[str, ...]] = {}
     unsupported = []
     for module, stored in checkpoint.modules.items():
-        renamed = {new: name for name in stored.values() if (new := renamer.rename(name)) is not None}
-        tensors |= renamed
-        places = renamer.place(module)
-        for path, source in places:
+        match = renamer.match(module, tuple(stored.values()))
+        tensors |= match.tensors
+        parts |= match.parts
+        for path, source in match.places:
             sources[path].append(source)
-        if not places and not all(name in renamer.shapes for name in renamed):
+        if not match.supported:
             unsupported.append(module)
     ordered = {path: tuple(sorted(found, key=_order)) for path, found in sources.items()}
     converted = {target: each for each in renamer.conversions.values() for target in each.targets}
     plain, shapes = _plain_modules(checkpoint), _stack_shapes(ordered, checkpoint)
-    return Names(ordered, tensors, renamer.parts, tuple(unsupported), plain, converted, shapes)
+    return Names(ordered, tensors, parts, tuple(unsupported), plain, converted, shapes)
 
 
 def _stack_shapes(
@@ -118,9 +122,34 @@ class _Renamer:
         self._renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
         self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
         self._base = model.base_model_prefix
-        self.shapes = _shapes(model)
-        self.parts: dict[str, tuple[str, ...]] = {}
+        self._blurring = Blurring()
+        self._templates: dict[tuple[str, ...], Template | None] = {}
+        self._tells_numbers = tell_numbers(transforms)
+        self.shapes = Shapes(_shapes(model))
         self.conversions: dict[str, Conversion] = {}
+        self._parts: dict[str, tuple[str, ...]] = {}
+
+    def match(self, module: str, stored: tuple[str, ...]) -> Match:
+        """What a module fills, and its tensors with it; modules that are named alike are looked at once."""
+        if self._tells_numbers:
+            return self._match(module, stored)
+        start = len(module)
+        key, numbers = (self._blurring.blur(module), *[name[start:] for name in stored]), NUMBER.findall(module)
+        template = self._templates.get(key)
+        found = None if template is None else template.fill(module, stored, numbers, self.shapes.known)
+        if found is None:
+            self.shapes.asked.clear()
+            found = self._match(module, stored)
+            # What is to be converted is noted name by name.
+            if len(found.tensors) == len(stored):
+                self._templates[key] = Template.of(found, numbers, self.shapes)
+        return found
+
+    def _match(self, module: str, stored: tuple[str, ...]) -> Match:
+        tensors = {new: name for name in stored if (new := self.rename(name)) is not None}
+        places = self.place(module)
+        parts = {path: self._parts[path] for path, _ in places if path in self._parts}
+        return Match(places, tensors, parts, bool(places) or all(name in self.shapes for name in tensors))
 
     def rename(self, stored: str) -> str | None:
         """A tensor's name in the model; None for one that is to be converted, and noted as such."""
@@ -176,7 +205,7 @@ class _Renamer:
     def _find_stack(self, path: str) -> str | None:
         """The stack of that name in the model."""
         name = self._prefix(path)
-        is_stack = len(self.shapes.get(name, ())) == 3 and name.rpartition(".")[2] in (*_UP, _DOWN)
+        is_stack = len(self.shapes.find(name) or ()) == 3 and name.rpartition(".")[2] in (*_UP, _DOWN)
         return name if is_stack else None
 
     def _stack(
@@ -186,14 +215,14 @@ class _Renamer:
         number = re.search(pattern.replace("*.", r"(\d+)\."), name)
         if number is None:
             return []
-        self.parts[stack] = tuple(_part(each) for each in converter.source_patterns)
+        self._parts[stack] = tuple(_part(each) for each in converter.source_patterns)
         return [(stack, Source(module, converter.source_patterns.index(pattern), expert=int(number[1])))]
 
     def _split(self, converter: WeightConverter, renamed: str, module: str) -> list[tuple[str, Source]]:
         """A module whose rows are those of several modules of the model."""
         first, *others = converter.target_patterns
         names = [self._prefix(renamed.replace(first, target)) for target in (first, *others)]
-        rows = [self.shapes.get(name, (0,))[0] for name in names]
+        rows = [(self.shapes.find(name) or (0,))[0] for name in names]
         return [
             (
                 name.removesuffix(".weight"),

@@ -43,6 +43,14 @@ def _check_layer(name: str, layer: Layer, device_type: str) -> None:
             expected="a layer of one rank",
             found=f"rank {layer.group.rank} of {layer.group.size}",
         )
+    if layer.packed is not None:
+        raise ModelError(
+            "the layer is packed for a kernel, and cannot be divided",
+            where=name,
+            expected="the tensors that the checkpoint stores",
+            found=layer.path.name,
+            remedy="load it with kernels=()",
+        )
     for tensor in own(layer):
         if tensor.is_meta:
             raise ModelError("the layer has not been loaded", where=name, remedy="load the model first")

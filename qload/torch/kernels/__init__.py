@@ -1,0 +1,24 @@
+"""Kernels that multiply by quantized weights, and the table from which each layer gets one."""
+
+from qload.torch.kernels.inputs import Inputs, Rounding
+from qload.torch.kernels.kernel import Blank, Case, Kernel, Kernels, Make
+from qload.torch.kernels.table import Choice, choose_kernel, find_kernels
+from qload.torch.kernels.weights import E2M1, FloatWeight, IntegerWeight, Weight, name_element
+
+__all__ = [
+    "E2M1",
+    "Blank",
+    "Case",
+    "Choice",
+    "FloatWeight",
+    "Inputs",
+    "IntegerWeight",
+    "Kernel",
+    "Kernels",
+    "Make",
+    "Rounding",
+    "Weight",
+    "choose_kernel",
+    "find_kernels",
+    "name_element",
+]

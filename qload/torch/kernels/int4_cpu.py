@@ -1,0 +1,120 @@
+"""torch's CPU kernel for weights of four bits."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from qload.torch.activations import Agree
+from qload.torch.kernels.affine import Affine
+from qload.torch.kernels.inputs import Inputs
+from qload.torch.kernels.kernel import Blank, Case
+from qload.torch.kernels.weights import IntegerWeight, Weight
+
+_UNIT = 16
+"""Of rows."""
+_BLOCKS = {"AVX512": 64, "AVX2": 32}
+"""The rows that the kernel takes at once, by the CPU's instructions."""
+_MOST_ROWS = {torch.bfloat16: 256, torch.float16: 2, torch.float32: 2}
+"""The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
+
+
+class CpuInt4(Affine):
+    """Multiplies by four-bit integers in groups of 32 to 256 columns, which it unpacks in registers.
+
+    Blocks of rows are stored as [columns, rows / 2], two values to a byte: in a whole block row j, low, with row
+    j + rows / 2; in the last one, where it is smaller, neighbours. Source: ATen's int4mm_kernel.cpp.
+    """
+
+    label = "int4pack_mm_for_cpu"
+    precision = "scales and offsets are rounded to x's dtype, sums are of float32"
+    groups = (256, 128, 64, 32)
+
+    @classmethod
+    def serves(cls, weight: Weight, case: Case) -> bool:
+        return isinstance(weight, IntegerWeight) and weight.bits == 4 and case.device.type == "cpu"
+
+    @classmethod
+    def refuse(cls, weight: Weight, case: Case) -> str | None:
+        capability = torch.backends.cpu.get_cpu_capability()
+        if capability not in _BLOCKS:
+            return f"it has no vectors of this CPU ({capability})"
+        if weight.rows % _UNIT:
+            return f"{weight.rows} output features are no multiple of {_UNIT}"
+        if not _is_packed_as_known(_BLOCKS[capability]):
+            return f"torch {torch.__version__} packs otherwise than is known here"
+        return super().refuse(weight, case)
+
+    @classmethod
+    def declare_values(cls, weight: IntegerWeight) -> Blank:
+        return Blank((weight.rows, weight.columns // 2), torch.uint8)
+
+    @classmethod
+    def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
+        for packed, values, apart in zip(
+            _list_blocks(into), _list_blocks(weight.values), _list_kinds(into), strict=True
+        ):
+            block = packed.view(weight.columns, -1)
+            if weight.is_paired:
+                _pack_pairs(values, block, apart)
+            else:
+                low, high = _halve(values, apart)
+                block.copy_((low | high << 4).t())
+
+    def restore_values(self, packed: Tensor) -> Tensor:
+        values = torch.empty_like(packed)
+        for block, into, apart in zip(_list_blocks(packed), _list_blocks(values), _list_kinds(packed), strict=True):
+            _unpack_pairs(block.view(self.columns, -1), into, apart)
+        return values
+
+    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        if len(x) > _MOST_ROWS.get(x.dtype, 0):
+            return self.multiply_dense(x, held, inputs, agree)
+        scales = held["scales"].to(x.dtype)
+        rounded = inputs.round(x, agree)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, held["values"], self.unit, scales)
+        return y
+
+
+def _find_block() -> int:
+    return _BLOCKS[torch.backends.cpu.get_cpu_capability()]
+
+
+def _list_blocks(rows: Tensor) -> Iterator[Tensor]:
+    return iter(rows.split(_find_block()))
+
+
+def _list_kinds(rows: Tensor) -> list[bool]:
+    """Of each block whether it is whole, so that the rows that share a byte lie apart."""
+    block = _find_block()
+    return [start + block <= len(rows) for start in range(0, len(rows), block)]
+
+
+def _halve(rows: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
+    """The rows whose values are low, and those whose are high."""
+    half = len(rows) // 2
+    return (rows[:half], rows[half:]) if apart else (rows[::2], rows[1::2])
+
+
+def _pack_pairs(pairs: Tensor, block: Tensor, apart: bool) -> None:
+    """Pairs of columns [rows, columns / 2] into pairs of rows [columns, rows / 2]."""
+    low, high = _halve(pairs, apart)
+    columns = torch.stack((low & 15 | high << 4, low >> 4 | high & 0xF0))
+    block.view(-1, 2, block.shape[1]).copy_(columns.permute(2, 0, 1))
+
+
+def _unpack_pairs(block: Tensor, pairs: Tensor, apart: bool) -> None:
+    """The inverse of `_pack_pairs`."""
+    even, odd = block.view(-1, 2, block.shape[1]).unbind(1)
+    low, high = _halve(pairs, apart)
+    low.copy_((even & 15 | odd << 4).t())
+    high.copy_((even >> 4 | odd & 0xF0).t())
+
+
+def _is_packed_as_known(block: int) -> bool:
+    """Whether torch's own function packs a block, and a piece of one, as is done here."""
+    values = torch.arange(4 * (block + _UNIT), dtype=torch.int32).view(-1, 4) * 5 % 16
+    blank = torch.empty(block + _UNIT, 2, dtype=torch.uint8)
+    scale = torch.ones(len(blank), 1)
+    CpuInt4.fill_values(IntegerWeight(values.to(torch.uint8), 4, 4, scale, 0, 4), blank)
+    return torch.equal(blank, torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1))

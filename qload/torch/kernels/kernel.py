@@ -1,0 +1,170 @@
+"""What a kernel is: a module that holds one piece of a layer, packed as an operator wants it, and multiplies by it."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qload.torch.activations import Agree, keep
+from qload.torch.kernels.inputs import Inputs
+from qload.torch.kernels.weights import Weight
+
+Make = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Makes an empty tensor where the layer is."""
+_FACTOR, _ORDER, _SCALE = "input_factor", "input_order", "input_scale"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Where a layer computes, and in what; of `experts` it has a stack. `make` gives packed weights their memory."""
+
+    device: torch.device
+    dtype: torch.dtype
+    experts: int | None = None
+    make: Make | None = None
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Empty memory for a packed tensor, with an axis of experts in front where there are any."""
+        whole = shape if self.experts is None else (self.experts, *shape)
+        if self.make is not None:
+            return self.make(whole, dtype)
+        return torch.empty(whole, dtype=dtype, device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """A packed tensor that is to be filled."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Kernel(nn.Module):
+    """One piece of a layer, or that piece of each of its experts, packed for an operator.
+
+    A kernel is chosen by `serves` and `refuse`, which look at shapes and dtypes alone. `declare` says what it packs a
+    weight into, `fill` does it, and `restore` undoes it: a kernel loses nothing of a weight. `multiply` computes.
+    Its tensors are no parameters: nothing trains them, and casting a model leaves them as they are.
+    """
+
+    label: ClassVar[str]
+    """The operator's name, as reports have it, and as a load is asked for it."""
+    precision: ClassVar[str] = ""
+    """How its arithmetic differs from multiplying by the dequantized weight, in words."""
+    knows: ClassVar[frozenset[str]] = frozenset()
+    """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
+
+    @classmethod
+    @abstractmethod
+    def serves(cls, weight: Weight, case: Case) -> bool:
+        """Whether it is made for weights of that kind, on that device."""
+
+    @classmethod
+    def refuse(cls, weight: Weight, case: Case) -> str | None:
+        """Why it cannot multiply by a weight of the kind that it serves; None if it can."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def declare(cls, weight: Weight, case: Case) -> Mapping[str, Blank]:
+        """The tensors that a weight is packed into, by name."""
+
+    @classmethod
+    @abstractmethod
+    def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
+        """Pack a weight into memory of the declared shapes."""
+
+    @abstractmethod
+    def restore(self, held: Mapping[str, Tensor]) -> Weight:
+        """The weight that was packed, as exactly as it was given, without its inputs."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        """x [tokens, columns], arranged but not rounded, into [tokens, rows], in its dtype."""
+
+    def __init__(self, weights: Iterable[Weight], case: Case) -> None:
+        """Pack a weight, or one for each expert; each is dropped before the next is asked for."""
+        super().__init__()
+        for number, weight in enumerate(weights):
+            if not number:
+                self._begin(weight, case)
+            self.fill(weight, self._pick(None if case.experts is None else number))
+            self._put_inputs(weight.inputs, None if case.experts is None else number)
+
+    def forward(self, x: Tensor, expert: int | Tensor | None = None, *, agree: Agree = keep) -> Tensor:
+        """x [..., in_features] into [..., out_features], by one expert where it is a stack of them."""
+        inputs, held = self.inputs(expert), self._pick(expert)
+        flat = inputs.arrange(x.reshape(-1, x.shape[-1]))
+        is_trained = torch.is_grad_enabled() and x.requires_grad
+        y = (self.multiply_dense if is_trained else self.multiply)(flat, held, inputs, agree)
+        return y.reshape(*x.shape[:-1], self.rows)
+
+    def multiply_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        """As `multiply`, by the dequantized weight: what gradients go through, and what large batches take."""
+        return F.linear(inputs.round(x, agree), self.restore(held).dequantize().to(x.dtype))
+
+    def unpack(self, expert: int | None = None) -> Weight:
+        """The weight that was packed, with what is done to its inputs."""
+        return replace(self.restore(self._pick(expert)), inputs=self.inputs(expert))
+
+    def inputs(self, expert: int | Tensor | None = None) -> Inputs:
+        """What is done to inputs before they are multiplied."""
+        held = {name: getattr(self, name, None) for name in (_FACTOR, _ORDER, _SCALE)}
+        chosen = {name: _choose(each, expert) for name, each in held.items() if each is not None}
+        return Inputs(chosen.get(_FACTOR), chosen.get(_ORDER), self.rounding, chosen.get(_SCALE))
+
+    def _begin(self, weight: Weight, case: Case) -> None:
+        self.experts, self.rows, self.columns = case.experts, weight.rows, weight.columns
+        self.rounding = weight.inputs.rounding
+        self.settle(weight, case)
+        declared = self.declare(weight, case)
+        self._names = tuple(declared)
+        for name, blank in declared.items():
+            self.register_buffer(name, case.allocate(blank.shape, blank.dtype))
+        for name, each in _list_inputs(weight.inputs):
+            self.register_buffer(name, case.allocate(tuple(each.shape), each.dtype))
+
+    def settle(self, weight: Weight, case: Case) -> None:
+        """Remember what `restore` and `multiply` need to know of the weight, which all experts' have alike."""
+
+    def _put_inputs(self, inputs: Inputs, expert: int | None) -> None:
+        for name, each in _list_inputs(inputs):
+            _choose(getattr(self, name), expert).copy_(each)
+
+    def _pick(self, expert: int | Tensor | None) -> dict[str, Tensor]:
+        return {name: _choose(getattr(self, name), expert) for name in self._names}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Kernel":
+        """Move without casting: packed words and scales have the dtypes that the operator wants."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.label}, {self.columns} to {self.rows}"
+
+
+def _list_inputs(inputs: Inputs) -> list[tuple[str, Tensor]]:
+    named = ((_FACTOR, inputs.factor), (_ORDER, inputs.order), (_SCALE, inputs.scale))
+    return [(name, each) for name, each in named if each is not None]
+
+
+def _choose(tensor: Tensor, expert: int | Tensor | None) -> Tensor:
+    """One expert's, of a stack; a number that is on the device chooses without being waited for."""
+    if expert is None:
+        return tensor
+    if isinstance(expert, Tensor):
+        return tensor.index_select(0, expert.reshape(1)).squeeze(0)
+    return tensor[expert]
+
+
+Kernels = tuple[type[Kernel], ...]
+"""A table of kernels: of those that can multiply by a weight, the first one does."""

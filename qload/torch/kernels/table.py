@@ -1,0 +1,73 @@
+"""The table of kernels, and the choice of one for each piece of a layer."""
+
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from qload.calls import Origin, call
+from qload.errors import QloadError
+from qload.registry import Method, Registry
+from qload.torch.kernels.int4_cpu import CpuInt4
+from qload.torch.kernels.kernel import Case, Kernel, Kernels
+from qload.torch.kernels.weights import Weight
+
+BUILT_IN: Kernels = (CpuInt4,)
+"""In the order in which they are preferred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kernel for a weight; or None, and why."""
+
+    kernel: type[Kernel] | None
+    reason: str = ""
+
+
+def choose_kernel(table: Iterable[type[Kernel]], weight: Weight, case: Case) -> Choice:
+    """The first kernel of the table that can multiply by such a weight; else why those made for it cannot."""
+    reasons = []
+    for kernel in table:
+        if kernel.serves(weight, case):
+            reason = _refuse_further(kernel, weight) or kernel.refuse(weight, case)
+            if reason is None:
+                return Choice(kernel)
+            reasons.append(f"{kernel.label}: {reason}")
+    return Choice(None, "; ".join(reasons) or f"no kernel multiplies by {weight.label} on {case.device.type}")
+
+
+def _refuse_further(kernel: type[Kernel], weight: Weight) -> str | None:
+    unknown = sorted(weight.further - kernel.knows)
+    return f"it knows no {', '.join(unknown)} of a weight" if unknown else None
+
+
+def find_kernels(registry: Registry, method: Method, names: Sequence[str] | None = None) -> Kernels:
+    """The kernels that a method and the plugins add, and then the built-in ones; with `names`, these alone.
+
+    Raises QloadError for a name that none has, and PluginError for a plugin's kernel that is none.
+    """
+    table = (*_load_added(registry, method), *BUILT_IN)
+    if names is None:
+        return table
+    known = {kernel.label: kernel for kernel in table}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise QloadError(
+            "there is no kernel of that name",
+            found=", ".join(map(repr, unknown)),
+            expected=", ".join(known) or "none",
+            remedy="name some of these, or none to compute with dequantized weights",
+        )
+    return tuple(kernel for kernel in table if kernel.label in names)
+
+
+def _load_added(registry: Registry, method: Method) -> Iterator[type[Kernel]]:
+    for origin, target in registry.kernels(method):
+        yield call(origin, f"qload_kernels names {target}, which", _load, origin, target)
+
+
+def _load(origin: Origin, target: str) -> type[Kernel]:
+    module, _, name = target.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if not isinstance(found, type) or not issubclass(found, Kernel):
+        raise origin.blame(f"qload_kernels names {target}, which is no qload.torch.kernels.Kernel")
+    return found

@@ -1,0 +1,132 @@
+"""The kernels of one layer: chosen once it is loaded, and held in place of what was stored."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qload.calls import call
+from qload.torch.activations import Agree
+from qload.torch.hooks import Hooks
+from qload.torch.kernels.dense import Dequantized
+from qload.torch.kernels.kernel import Case, Kernel, Kernels
+from qload.torch.kernels.table import Choice, choose_kernel
+from qload.torch.kernels.weights import FloatWeight, IntegerWeight, Weight
+
+HOOK = "qload_weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """With what a layer computes: a kernel, by its operator's name, or one that is not fast, and why."""
+
+    name: str
+    reason: str = ""
+
+
+PLAIN = Path("linear")
+"""Of weights that are not quantized."""
+DEQUANTIZES = "dequantize"
+"""The path of a layer without a kernel: its method's own, by the dequantized weight."""
+
+EXPERTS = "qload_apply_experts"
+"""The path of experts whose method computes them itself."""
+
+
+class Packed(nn.ModuleList):
+    """The kernels of a layer's pieces, in their order, and the table that they were chosen from."""
+
+    def __init__(self, kernels: Sequence[Kernel], table: Kernels) -> None:
+        super().__init__(kernels)
+        self.table = table
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        return list(self)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Tensor, expert: int | Tensor | None, biases: Sequence[Tensor | None], agree: Agree
+    ) -> list[Tensor]:
+        """What each piece makes of x, its own bias added."""
+        outputs = [kernel(x, expert, agree=agree) for kernel in self.kernels]
+        return [y if bias is None else y + bias for y, bias in zip(outputs, biases, strict=True)]
+
+    @property
+    def path(self) -> Path:
+        """The operators of the kernels."""
+        return Path(", ".join(dict.fromkeys(kernel.label for kernel in self.kernels)))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
+    def dequantize(self, expert: int | None, dtype: torch.dtype | None) -> list[Tensor]:
+        """Each piece's weight as the method means it; with `dtype`, scales are cast to it first."""
+        weights = [kernel.unpack(expert) for kernel in self.kernels]
+        return [(weight if dtype is None else weight.cast(dtype)).dequantize() for weight in weights]
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> "Packed":
+        """The same weights on another kind of device, with the kernels that serve there."""
+        return Packed([self._move(kernel, device, dtype) for kernel in self.kernels], self.table)
+
+    def _move(self, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Kernel:
+        case = Case(device, dtype, kernel.experts)
+        numbers = [None] if kernel.experts is None else range(kernel.experts)
+        weights = (kernel.unpack(number).to(device) for number in numbers)
+        chosen = choose_kernel(self.table, kernel.unpack(None if kernel.experts is None else 0), case).kernel
+        return (chosen or Dequantized)(weights, case)
+
+
+def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[Packed | None, Path]:
+    """Pack a loaded layer's pieces; None where a piece has no kernel, and why.
+
+    `layer` gives its `pieces(expert)`, as its hooks see them. Raises PluginError where the method's hook is broken.
+    """
+    if not table:
+        return None, Path(DEQUANTIZES, "no kernels were asked for")
+    if case.experts is not None and hooks.apply_experts is not None:
+        return None, Path(EXPERTS, "the method computes its experts at once")
+    numbers: Sequence[int | None] = [None] if case.experts is None else range(case.experts)
+    count = len(layer.pieces(numbers[0]))
+    choices = [_choose(hooks, layer, table, case, number) for number in range(count)]
+    reasons = dict.fromkeys(choice.reason for choice in choices if choice.kernel is None)
+    if reasons or not choices:
+        return None, Path(DEQUANTIZES, "; ".join(reasons))
+    kernels = [
+        choice.kernel(_read_weights(hooks, layer, number, numbers), case)
+        for number, choice in enumerate(choices)
+        if choice.kernel is not None
+    ]
+    packed = Packed(kernels, table)
+    return packed, packed.path
+
+
+def _choose(hooks: Hooks, layer: Any, table: Kernels, case: Case, number: int) -> Choice:
+    weight = _read_weight(hooks, layer, number, None if case.experts is None else 0)
+    return Choice(None, weight) if isinstance(weight, str) else choose_kernel(table, weight, case)
+
+
+def _read_weights(hooks: Hooks, layer: Any, number: int, experts: Sequence[int | None]) -> Iterator[Weight]:
+    for expert in experts:
+        weight = _read_weight(hooks, layer, number, expert)
+        if isinstance(weight, str):
+            fault = f"{HOOK} gives the weight of one expert and not of another: {weight}"
+            raise hooks.runtime.method.origin.blame(fault, where=layer.name)
+        yield weight
+
+
+def _read_weight(hooks: Hooks, layer: Any, number: int, expert: int | None) -> Weight | str:
+    hook = hooks.runtime.get(HOOK)
+    if hook is None:
+        return "the method does not give its weights to kernels"
+    piece = layer.pieces(expert)[number]
+    answer: Weight | str = call(hooks.runtime.method.origin, HOOK, hook, piece, where=layer.name, read=_read)
+    return answer
+
+
+def _read(answer: object) -> Weight | str:
+    if isinstance(answer, IntegerWeight | FloatWeight | str):
+        return answer
+    raise TypeError(f"it returns {type(answer).__name__}, not a weight or a reason")
