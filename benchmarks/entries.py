@@ -52,7 +52,7 @@ ENTRIES = (
     Entry(
         "computing.py",
         "layers beside torch's own low-bit kernels, and decoding, beside dense ones and torchao",
-        quick=("--rounds", "3", "--layers", "1", "--models", "int4 g128"),
+        quick=("--rounds", "3", "--models", "int4 g128"),
         minutes=4,
         memory=10,
         disk=4,

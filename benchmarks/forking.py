@@ -126,9 +126,14 @@ def collect(process: int, reader: int, seconds: float) -> Answer:
         os.kill(process, signal.SIGKILL)
     _, ended = os.waitpid(process, 0)
     if late or not pieces:
-        return {"error": f"no answer within {seconds:.0f} s" if late else f"ended by signal {os.WTERMSIG(ended)}"}
+        return {"error": f"no answer within {seconds:.0f} s" if late else f"ended with {describe(ended)}"}
     found: Answer = json.loads(b"".join(pieces))
     return found
+
+
+def describe(ended: int) -> str:
+    """How a process ended."""
+    return f"signal {os.WTERMSIG(ended)}" if os.WIFSIGNALED(ended) else f"status {os.WEXITSTATUS(ended)} and no answer"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ and the reason said; its figures stay as they are.
 
 import argparse
 import importlib.util
+import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def list_runs(names: list[str], room: Room, *, quick: bool = False) -> Iterator[
 
 
 def run(entry: Entry, device: str, out: Path, *, quick: bool) -> str:
-    """Run one; why it failed, or nothing. What it prints goes beside its figures, into a .log file."""
+    """Run one; why it failed, or nothing."""
     options = entry.quick if quick else entry.full
     target = out / entry.kept(device)
     fresh = target.with_suffix(".new")
@@ -81,9 +83,16 @@ def run(entry: Entry, device: str, out: Path, *, quick: bool) -> str:
     if done.returncode or not fresh.exists():
         fresh.unlink(missing_ok=True)
         return f"it ended with {done.returncode}" + (f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else "")
-    fresh.replace(target)
+    said = " ".join(shlex.quote(each) for each in [f"benchmarks/{entry.script}", *command[2:]])
+    keep(fresh, target, f"python {said.partition(' --json')[0]}{'' if device == CPU else f' --device {device}'}")
     print(done.stdout)
     return ""
+
+
+def keep(fresh: Path, target: Path, command: str) -> None:
+    """Put what was measured in the place of what was kept, with the command that measures it."""
+    target.write_text(json.dumps({"command": command, **json.loads(fresh.read_text())}, indent=1))
+    fresh.unlink()
 
 
 def say_missing(entry: Entry) -> None:
