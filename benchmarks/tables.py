@@ -8,7 +8,6 @@ something else than the figures is an error. Cells are medians, with the least a
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -285,14 +284,13 @@ def show_plots(folder: Path) -> Iterator[str]:
 
 
 def render(text: str, blocks: Mapping[str, str]) -> str:
-    """The page with each block in its place. Raises LookupError for a block that it has no place for."""
+    """The page with each block in its place. Raises LookupError for a block that has no place, or several."""
     for name, content in blocks.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(
-            pattern, lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise LookupError(f"the page has {count} places for {name}")
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, stop, after = rest.partition(f"<!-- /{name} -->")
+        if not start or not stop or start in after:
+            raise LookupError(f"the page needs one place for {name}: <!-- {name} --> and <!-- /{name} -->")
+        text = f"{before}{start}{content}{chr(10) * bool(content)}{stop}{after}"
     return text
 
 
