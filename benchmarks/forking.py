@@ -2,8 +2,8 @@
 
     python benchmarks/forking.py MODULE ...     (what `Template` starts)
 
-A run's process has imported what the template has, and nothing else has happened in it. For a GPU, which cannot be
-used on both sides of a fork, every run is a template of its own.
+A run's process has imported what the template has, and nothing else has happened in it. A GPU cannot be used on both
+sides of a fork: only the runs use it, and a template whose imports do is an error.
 """
 
 import importlib
@@ -139,4 +139,6 @@ def describe(ended: int) -> str:
 if __name__ == "__main__":
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        sys.exit("an import of the template uses the GPU, which its runs then cannot")
     serve()

@@ -41,7 +41,7 @@ CASES = (
 )
 MODULES = ("torch", "transformers.models.llama.modeling_llama", "qload.torch.models", "readers")
 PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "fastsafetensors", "runai-model-streamer")
-POINTS = 100
+POINTS = 80
 """Of a curve of memory over time."""
 
 Runs = dict[str, list[dict[str, Any]]]

@@ -8,6 +8,7 @@ files, byte for byte. Bars are medians, and thin lines go from the least to the 
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -279,8 +280,9 @@ def save(figure: Figure, path: Path, kept: Mapping[str, Any]) -> None:
     figure.text(0.0, -0.01, describe(kept["machine"]), fontsize=6.5, color=INK, va="top")
     figure.savefig(path, bbox_inches="tight", pad_inches=0.08, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    # matplotlib ends lines of paths with blanks, which editors take away.
-    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+    # A hundredth of a point is seen by nobody, and matplotlib ends lines of paths with blanks.
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text())
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
 
 
 def describe(machine: Mapping[str, Any]) -> str:

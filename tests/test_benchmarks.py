@@ -155,7 +155,7 @@ with Template(["platform"]).start() as running:
 print(json.dumps([one["error"], two["error"], ended["error"], one["trace"].process != two["trace"].process]))
 """
     one, two, ended, apart = run_here(code)
-    assert one.startswith("AttributeError") or one.startswith("TypeError")
+    assert one.startswith(("AttributeError", "TypeError"))
     assert one == two
     assert ended == "ended with status 0 and no answer"
     assert apart
