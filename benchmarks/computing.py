@@ -74,6 +74,12 @@ def measure_layers(
     return found, errors
 
 
+def describe_paths(folder: Path, device: str) -> dict[str, int]:
+    """What qload's layers compute with, as its report says: the number of layers by path."""
+    qload = importlib.import_module("qload")
+    return dict(getattr(qload.report(load(folder, device)), "paths", {}))
+
+
 def list_makers(form: str, errors: Errors) -> dict[str, Make]:
     """What is measured beside qload."""
     makers: dict[str, Make] = {PLAIN: make_dense, TORCHAO: partial(make_torchao, form)}
@@ -247,6 +253,7 @@ def load_torchao(folder: Path, form: str, device: str) -> nn.Module:
 def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     since = measure_load()
     layers: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
     whole: dict[str, Any] = {}
     failures: dict[str, Errors] = {}
     for form in arguments.formats:
@@ -256,6 +263,7 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
             layers[form], failures[form] = measure_layers(
                 folder, form, arguments.device, arguments.batches, arguments.rounds
             )
+            paths[form] = describe_paths(folder, arguments.device)
         gc.collect()
     for form in arguments.models:
         with tempfile.TemporaryDirectory() as name:
@@ -269,7 +277,8 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     say()
     machine = describe_machine(PACKAGES, device=arguments.device, since=since)
     threads = torch.get_num_threads()
-    return {"machine": machine, "threads": threads, "layers": layers, "models": whole, "failures": failures}
+    found = {"layers": layers, "models": whole, "paths": paths, "failures": failures}
+    return {"machine": machine, "threads": threads, **found}
 
 
 def scale(sizes: Sizes, divisor: int) -> Sizes:

@@ -236,6 +236,14 @@ def rate_each(runs: Runs, way: str, limit: str, kept: dict[str, Any]) -> list[fl
     return [bytes_of[way] / take(own) / (bytes_of[limit] / take(best)) for own, best in pairs]
 
 
+def describe_case(case: Case) -> str:
+    source = "from the disk" if case.is_cold else "from the page cache"
+    if case.size == 1:
+        return f"The whole checkpoint, {source}"
+    who = f"{case.size} ranks at once" if case.together else f"one rank of {case.size}, alone"
+    return f"The shares of {who}, {source}" if case.together else f"The share of {who}, {source}"
+
+
 def spread(values: Iterable[float], form: str) -> str:
     found = list(values)
     if not found:

@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib as mpl
 from computing import BARE_KERNEL, DENSIFYING, PLAIN, TORCHAO
 from computing import QLOAD as QLOAD_WAY
-from loading import Case, speeds, take
+from loading import Case, describe_case, speeds, take
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -142,14 +142,6 @@ def choose_color(way: str) -> str:
     if way.startswith("limit"):
         return LIMIT
     return MAPPED if is_mapped(way) else OTHERS
-
-
-def describe_case(case: Case) -> str:
-    source = "from the disk" if case.is_cold else "from the page cache"
-    if case.size == 1:
-        return f"The whole checkpoint, {source}"
-    who = f"{case.size} ranks at once" if case.together else f"one rank of {case.size}, alone"
-    return f"The shares of {who}, {source}" if case.together else f"The share of {who}, {source}"
 
 
 def count_bytes(kept: Mapping[str, Any], way: str) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from computing import BARE_KERNEL, DENSIFYING, PLAIN, QLOAD, TORCHAO, rate
 from load_memory import spread as spread_in
-from loading import Case, rate_each, speeds, spread, take
+from loading import Case, describe_case, rate_each, speeds, spread, take
 from readers import PINNED, WAYS
 from readers import QLOAD as QLOAD_LOAD
 
@@ -78,7 +78,7 @@ def write_case(kept: Kept, name: str) -> str:
         rows.append([label, *cells, *(f"{statistics.median(each) / total:.2f}" for each in peaks)])
     headings = ["way", "s", "GB/s", "of the limit", "peak, anonymous", "peak, resident"]
     left = "; ".join(f"{way}: {reason}" for way, reason in kept["failures"][name].items())
-    return f"**{name}**\n\n{table(headings, rows)}" + (f"\n\nLeft out: {left}." if left else "")
+    return f"**{name}**: {describe_case(case)}\n\n{table(headings, rows)}" + (f"\n\nLeft out: {left}." if left else "")
 
 
 def write_parts(kept: Kept) -> str:
@@ -103,7 +103,9 @@ def write_computing(kept: Kept) -> str:
         for shape, batches in shapes.items()
         for batch, seconds in batches.items()
     ]
-    parts = [table(headings, rows), *(write_decoding(form, states) for form, states in kept["models"].items())]
+    chosen = "; ".join(f"{form}: {', '.join(paths)}" for form, paths in kept.get("paths", {}).items() if paths)
+    used = [f"What qload's layers computed with: {chosen}."] if chosen else []
+    parts = [table(headings, rows), *used, *(write_decoding(form, states) for form, states in kept["models"].items())]
     left = "; ".join(
         f"{form}, {way}: {reason}" for form, ways in kept["failures"].items() for way, reason in ways.items()
     )
@@ -250,8 +252,8 @@ def summarize_case(kept: Kept, case: str) -> str:
     share = spread(rate_each(runs, QLOAD_LOAD, limit, dict(kept)), ".2f")
     others = [way for way in runs if not way.startswith(("qload", "limit")) and not WAYS[way].mapped]
     best = max(others, key=lambda way: statistics.median(speeds(dict(kept), case, way)), default=None)
-    beside = f"; the next, {best}, {spread(speeds(dict(kept), case, best), '.2f')}" if best else ""
-    return f"- Loading, {case}: `qload.load` {own} GB/s, {share} of the limit{beside}."
+    beside = f"; the best other, {best}, {spread(speeds(dict(kept), case, best), '.2f')}" if best else ""
+    return f"- {describe_case(Case(case))}: `qload.load` {own} GB/s, {share} of the limit{beside}."
 
 
 def summarize_computing(kept: Kept) -> Iterator[str]:
