@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
+from machine import describe_machine, measure_load
 from timing import show, time_calls
 
 import qload
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    since = measure_load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, arguments.layers, arguments.hidden)
@@ -128,7 +129,7 @@ def main() -> None:
     print(f"{nbytes / 1e9:.2f} GB; medians (least to greatest)")
     show(("what", "s", "GB/s"), found, lambda seconds: f"{nbytes / seconds / 1e9:.2f}", ".2f")
     if arguments.json:
-        machine = describe_machine(("numpy",))
+        machine = describe_machine(("numpy",), since=since)
         arguments.json.write_text(json.dumps({"machine": machine, "nbytes": nbytes, "seconds": found}, indent=1))
 
 

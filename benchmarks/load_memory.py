@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine
+from machine import describe_machine, measure_load
+from memory import Watch, status
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -125,33 +125,6 @@ WAYS: dict[str, Callable[[Path, str], Callable[[], Any]]] = {
 }
 
 
-class Watch(threading.Thread):
-    """Samples the process's memory every few milliseconds: the anonymous, or another field of its status."""
-
-    def __init__(self, field: str = "RssAnon") -> None:
-        super().__init__(daemon=True)
-        self._field = field
-        self._peak = 0
-
-    def run(self) -> None:
-        while True:
-            self._peak = max(self._peak, status(self._field))
-            time.sleep(0.003)
-
-    def take(self) -> int:
-        """The greatest sample since the last time."""
-        peak, self._peak = self._peak, 0
-        return peak
-
-
-def status(field: str) -> int:
-    """A field of the process's status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def measure(way: str, folder: Path, device: str) -> dict[str, float]:
     """One way, in this process: seconds, and bytes above what it held after its imports."""
     load = WAYS[way](folder, device)
@@ -230,10 +203,6 @@ def spread(values: list[float], unit: float, digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def name_device(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -246,13 +215,14 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.folder, arguments.device)))
         return
+    since = measure_load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         total = make_checkpoint(folder, arguments.layers)
         found = run(folder, arguments.device, arguments.rounds)
     show(found, total)
     if arguments.json:
-        machine = {**describe_machine(PACKAGES), "device": name_device(arguments.device)}
+        machine = describe_machine(PACKAGES, device=arguments.device, since=since)
         arguments.json.write_text(json.dumps({"machine": machine, "bytes": total, "runs": found}, indent=1))
 
 

@@ -25,6 +25,7 @@ from random import Random
 from typing import Any
 
 import torch
+from machine import describe_machine, measure_load
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -34,6 +35,7 @@ from mutating import MUTATORS  # noqa: E402
 
 import qload  # noqa: E402
 
+PACKAGES = ("torch", "transformers")
 IDS = torch.tensor([[1, 5, 17, 300, 42, 7]])
 
 
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
+    since = measure_load()
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, expire)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -179,7 +182,9 @@ def main() -> None:
         counts = Counter(outcome.verdict for outcome in outcomes)
         print(f"{source.name}: {dict(counts)}", file=sys.stderr, flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(sum_up(outcomes), indent=1))
+        arguments.json.write_text(
+            json.dumps({"machine": describe_machine(PACKAGES, since=since), **sum_up(outcomes)}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from load_memory import PACKAGES, Watch, make_config, spread, status
-from machine import describe_machine
+from load_memory import PACKAGES, make_config, spread
+from machine import describe_machine, measure_load
+from memory import Watch, status
 from safetensors.torch import save_file
 from torch import Tensor
 from torch import distributed as dist
@@ -276,6 +277,7 @@ def main() -> None:
         way, (size,), folder = arguments.measure, arguments.sizes, arguments.folder
         print(json.dumps(run_ranks(measure_rank, size, way, folder, logits_file(folder, way, size))))
         return
+    since = measure_load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         totals = {
@@ -284,7 +286,7 @@ def main() -> None:
 
         def keep(found: dict[str, list[Any]], failures: dict[str, str]) -> None:
             kept = {
-                "machine": describe_machine((*PACKAGES, *PEERS)),
+                "machine": describe_machine((*PACKAGES, *PEERS), since=since),
                 "bytes": totals,
                 "runs": found,
                 "failures": failures,

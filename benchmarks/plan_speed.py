@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
+from machine import describe_machine, measure_load
 from timing import show, time_calls
 
 import qload
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    since = measure_load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, arguments.layers, arguments.experts)
@@ -221,7 +222,7 @@ def main() -> None:
     limit = statistics.median(found["parse the headers"])
     show(("what", "s", "times the parsing"), found, lambda seconds: f"{seconds / limit:.1f}", ".3f")
     if arguments.json:
-        machine = describe_machine(("pydantic",))
+        machine = describe_machine(("pydantic",), since=since)
         arguments.json.write_text(json.dumps({"machine": machine, "tensors": tensors, "seconds": found}, indent=1))
 
 

@@ -3,7 +3,7 @@
     python benchmarks/quantize_load.py [--layers 16] [--rounds 3] [--json FILE]
 
 Every way runs in a fresh process, on the CPU. Memory is anonymous memory above what the process holds after its
-imports. Peers: `pip install torchao bitsandbytes accelerate`; one that is not installed is left out, and said to be.
+imports. Peers: `pip install -e ".[bench]"`; one that is not installed is left out, and said to be.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from load_memory import HIDDEN, LINEAR, PACKAGES, VOCABULARY, Watch, make_config, outer_tensors, spread, status
-from machine import describe_machine
+from load_memory import HIDDEN, LINEAR, PACKAGES, VOCABULARY, make_config, outer_tensors, spread
+from machine import describe_machine, measure_load
+from memory import Watch, status
 from safetensors.torch import save_file
 
 GREATEST = max(rows * columns for rows, columns in LINEAR.values()) * 2
 """The bytes of the greatest weight that is quantized."""
+PEERS = ("torchao", "bitsandbytes", "accelerate")
 PRESETS = ("int8", "int4", "fp8", "nf4", "nvfp4")
 
 
@@ -138,6 +140,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.folder)))
         return
+    since = measure_load()
     found: dict[str, list[dict[str, float]]] = {way: [] for way in list_ways()}
     with tempfile.TemporaryDirectory() as name:
         total = make_plain_checkpoint(Path(name), arguments.layers)
@@ -149,7 +152,12 @@ def main() -> None:
                     runs.append(json.loads(done.stdout.splitlines()[-1]))
     show(found, total)
     if arguments.json:
-        kept = {"machine": describe_machine(PACKAGES), "bytes": total, "vocabulary": VOCABULARY, "runs": found}
+        kept = {
+            "machine": describe_machine((*PACKAGES, *PEERS), since=since),
+            "bytes": total,
+            "vocabulary": VOCABULARY,
+            "runs": found,
+        }
         arguments.json.write_text(json.dumps(kept, indent=1))
 
 
