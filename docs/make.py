@@ -1,10 +1,11 @@
 """Writes the parts of the docs that are made from something else: `make docs`, or `python docs/make.py findings`.
 
 The tables of formats are measured on the checkpoints in tests/data and in the folder that QLOAD_CHECKPOINTS names; the
-findings and their pages are the catalogue, with examples made by breaking checkpoints. What stands between the markers
+findings and their pages are the catalogue, with examples made by breaking checkpoints; the kernels are their table. What stands between the markers
 is replaced.
 """
 
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,8 @@ from comparison import Comparison, RuntimeComparison, compare, compare_runtime  
 from examples import make_examples  # noqa: E402
 from pages import list_families, make_index, make_pages  # noqa: E402
 from samples import supported  # noqa: E402
+
+from qload.torch.kernels.table import BUILT_IN  # noqa: E402
 
 PAGES = DOCS / "findings"
 
@@ -80,7 +83,22 @@ def write_findings() -> None:
         (PAGES / name).write_text(text)
 
 
-PARTS = {"formats": write_formats, "findings": write_findings}
+def make_kernels() -> str:
+    """A row for each kernel of the table: its name, and what its class says of itself."""
+    rows = ["| kernel | what it does | how its numbers differ |", "|---|---|---|"]
+    for kernel in BUILT_IN:
+        summary = (inspect.getdoc(kernel) or "").split("\n\n")[0].replace("\n", " ")
+        precision = kernel.precision or "as the dequantized weight's"
+        rows.append(f"| `{kernel.label}` | {kernel.devices}: {summary} | {precision} |")
+    return "\n".join(rows)
+
+
+def write_kernels() -> None:
+    """Write the table of kernels."""
+    write("kernels.md", {"kernels": make_kernels()})
+
+
+PARTS = {"formats": write_formats, "findings": write_findings, "kernels": write_kernels}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

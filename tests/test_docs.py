@@ -9,6 +9,7 @@ from cases import gather_cases
 from samples import DATA
 
 from qload.catalogue import RULES
+from qload.torch.kernels.table import BUILT_IN
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -52,6 +53,12 @@ def test_a_rule_that_a_test_breaks_a_checkpoint_for_shows_what_it_finds(code: st
     example = pages[f"{code}.md"].partition("## What it looks like")[2]
     assert example.startswith("\n\n```\n$ qload validate ")
     assert code in example.splitlines()[4]
+
+
+def test_the_kernels_are_the_table(maker: ModuleType) -> None:
+    made = maker.make_kernels()
+    assert made in (DOCS / "kernels.md").read_text()
+    assert len(made.splitlines()) == len(BUILT_IN) + 2
 
 
 @pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.name)

@@ -21,6 +21,7 @@ class Dequantized(Kernel):
     """Holds a weight as it is, for a device to which a layer was moved, and on which no kernel multiplies by it."""
 
     label = "dequantize"
+    devices = "any"
     knows = frozenset({"shift", "whole", "wide", "dtype", "over"})
     is_fast = False
 
@@ -53,6 +54,7 @@ class Strips(Dequantized):
     """Dequantizes some rows at a time, so that the dense weight never leaves a CPU's cache, whatever its form is."""
 
     label = "dequantize by strips"
+    devices = "CPU"
 
     @classmethod
     def serves(cls, weight: Weight, case: Case) -> bool:

@@ -29,6 +29,7 @@ class Float8(Kernel):
     """
 
     label = "scaled_mm"
+    devices = "CUDA"
     precision = "codes of inputs and weights are multiplied as they are, sums are of float32"
 
     @classmethod
@@ -84,6 +85,7 @@ class BlockFloat8(Kernel):
     """
 
     label = "scaled_mm_128x128"
+    devices = "CUDA"
     precision = "codes of inputs and weights are multiplied as they are, sums are of float32"
 
     @classmethod

@@ -28,6 +28,7 @@ class CpuInt4(Affine):
     """
 
     label = "int4pack_mm_for_cpu"
+    devices = "CPU"
     precision = "scales and offsets are rounded to x's dtype, sums are of float32"
     groups = (256, 128, 64, 32)
 

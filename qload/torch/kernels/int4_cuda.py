@@ -34,6 +34,7 @@ class CudaInt4(Affine):
     """
 
     label = "int4pack_mm"
+    devices = "CUDA"
     precision = "scales, offsets and each weight are rounded to bfloat16, sums are of float32"
     groups = (256, 128, 64, 32)
 

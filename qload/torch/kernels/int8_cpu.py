@@ -28,6 +28,7 @@ class CpuInt8(Centered):
     """
 
     label = "int8pack_mm"
+    devices = "CPU"
     precision = (
         "scales are rounded to x's dtype, sums are of float32; those of groups are rounded to it before they add up"
     )

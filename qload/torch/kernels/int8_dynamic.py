@@ -23,6 +23,7 @@ class Int8Dynamic(Centered):
     """Multiplies the codes of inputs by those of the weight, exactly, and then by the scales of both."""
 
     label = "int_mm"
+    devices = "CPU, CUDA"
     precision = "sums of integers are exact; scales multiply them in float32"
 
     @classmethod

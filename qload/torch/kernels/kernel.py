@@ -53,6 +53,8 @@ class Kernel(nn.Module):
 
     label: ClassVar[str]
     """The operator's name, as reports have it, and as a load is asked for it."""
+    devices: ClassVar[str]
+    """The devices that it computes on, in words."""
     precision: ClassVar[str] = ""
     """How its arithmetic differs from multiplying by the dequantized weight, in words."""
     is_fast: ClassVar[bool] = True

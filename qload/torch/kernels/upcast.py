@@ -26,6 +26,7 @@ class Upcast(Kernel):
     """
 
     label = "upcast_mm"
+    devices = "CUDA"
     precision = "scales multiply sums, that are rounded to x's dtype, in place of weights"
 
     @classmethod
