@@ -1,8 +1,8 @@
 """Writes the parts of the docs that are made from something else: `make docs`, or `python docs/make.py findings`.
 
 The tables of formats are measured on the checkpoints in tests/data and in the folder that QLOAD_CHECKPOINTS names; the
-findings and their pages are the catalogue, with examples made by breaking checkpoints; the kernels are their table. What stands between the markers
-is replaced.
+findings and their pages are the catalogue, with examples made by breaking checkpoints; the kernels are their table.
+What stands between the markers is replaced.
 """
 
 import inspect
