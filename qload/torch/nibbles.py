@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qload.layout import packing
+
 _STRIP = 1 << 17
 """The words that are worked on at once, about: they and what is computed of them stay in a core's cache."""
 _STAGES = ((16, 0x0000FFFF, 4), (8, 0x00FF00FF, 2), (4, 0x0F0F0F0F, 1))
@@ -50,9 +52,9 @@ def pair_halves(words: Tensor, rows: int, columns: int, *, is_first_high: bool) 
     """Flat words uint8 of two values, one of each half of the rows, as pairs uint8 [rows, columns / 2].
 
     The first half's lie in the high or in the low bits. None where a word's two values are of columns of which one is
-    even and the other odd.
+    even and the other odd, or where the halves are not alike.
     """
-    if columns % 2 or rows * columns % 4:
+    if columns % 2 or rows * columns % 4 or 2 * words.numel() != rows * columns:
         return None
     halves = words.new_empty(2, rows * columns // 4)
     low, high = halves[int(is_first_high)], halves[int(not is_first_high)]
@@ -66,7 +68,7 @@ def pair_halves(words: Tensor, rows: int, columns: int, *, is_first_high: bool) 
 
 def reorder(words: Tensor, bits: int, order: Tensor) -> Tensor:
     """Words int32 [n, rows] of 32 / bits columns each, with the columns put in `order` int64 [columns]."""
-    count, mask = 32 // bits, (1 << bits) - 1
+    (count, _), mask = packing(bits), (1 << bits) - 1
     ordered = torch.zeros_like(words, memory_format=torch.contiguous_format)
     step = max(1, _STRIP // words.shape[1])
     for start in range(0, len(words), step):

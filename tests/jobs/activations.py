@@ -28,7 +28,7 @@ def compute_rows(group: Group, section: Mapping[str, Any], stored: bytes, x: Ten
     """What a row-parallel layer makes of all features of x, and what it would with each rank's own scales."""
     quantization = make_quantization(dict(section))
     layer = RowParallelLinear(x.shape[-1], ROWS, Site(quantization, "layer", group), input_is_parallel=False)
-    qload.load_tensors(layer, load(stored), quantization)
+    qload.load_tensors(layer, load(stored), quantization, kernels=())
     with torch.inference_mode(), mock.patch.object(Layer, "agree", lambda _, greatest: greatest):
         own = layer(x).clone()
     with torch.inference_mode():
@@ -39,7 +39,7 @@ def differentiate_rows(group: Group, section: Mapping[str, Any], stored: bytes, 
     """The gradient of a weighted sum of outputs."""
     quantization = make_quantization(dict(section))
     layer = RowParallelLinear(x.shape[-1], ROWS, Site(quantization, "layer", group), input_is_parallel=False)
-    qload.load_tensors(layer, load(stored), quantization)
+    qload.load_tensors(layer, load(stored), quantization, kernels=())
     leaf = x.clone().requires_grad_()
     y = layer(leaf)
     (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
@@ -72,7 +72,7 @@ def compute_experts(
 ) -> tuple[Tensor, int]:
     """What experts make of their arguments, and how often this rank asked others to agree."""
     experts, asked = make_layers(group, section, by_experts), list[Tensor]()
-    qload.load_tensors(experts, load(stored), make_quantization(dict(section)))
+    qload.load_tensors(experts, load(stored), make_quantization(dict(section)), kernels=())
     find = Group.max
 
     def count(self: Group, x: Tensor) -> Tensor:

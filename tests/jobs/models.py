@@ -16,7 +16,7 @@ def compute_llama(group: Group, path: Path, ids: Tensor, ties: bool = False) -> 
     model: Any = Llama(path, qload.read_quantization(path), group)
     if ties:
         model.lm_head.tie(model.model.embed_tokens)
-    qload.load_weights(model, path, quantize_activations=False, ignore=["QL210"])
+    qload.load_weights(model, path, quantize_activations=False, ignore=["QL210"], kernels=())
     with torch.inference_mode():
         logits: Tensor = model(ids).clone()
     return logits

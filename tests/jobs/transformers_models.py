@@ -40,12 +40,14 @@ def compute(group: Group, path: Path, ids: Tensor, by_experts: bool = False, rou
     """
     mesh = make_mesh(group)
     options: dict[str, Any] = {"dtype": "float32", "expert_parallel": by_experts, "quantize_activations": rounded}
-    return compute_loaded(qload.load(path, mesh=mesh, **options), ids)
+    return compute_loaded(qload.load(path, mesh=mesh, **options, kernels=()), ids)
 
 
 def compute_in_float64(group: Group, path: Path, ids: Tensor, by_experts: bool = False) -> Computed:
     """The same, so precisely that ranks round alike whatever the order in which they take their sums."""
-    return compute_loaded(qload.load(path, mesh=make_mesh(group), dtype="float64", expert_parallel=by_experts), ids)
+    return compute_loaded(
+        qload.load(path, mesh=make_mesh(group), dtype="float64", expert_parallel=by_experts, kernels=()), ids
+    )
 
 
 def compute_loaded(model: Any, ids: Tensor) -> Computed:
@@ -57,7 +59,7 @@ def compute_loaded(model: Any, ids: Tensor) -> Computed:
 
 def sample(group: Group, path: Path, seed: int, unlike: bool = False) -> Tensor:
     """What is sampled on ranks with random states of their own, of which rank 0's is `seed`."""
-    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32")
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32", kernels=())
     ids = torch.tensor([[5, 6, 7]]).roll(group.rank if unlike else 0)
     torch.manual_seed(seed + group.rank)
     with torch.inference_mode():
@@ -68,7 +70,7 @@ def sample(group: Group, path: Path, seed: int, unlike: bool = False) -> Tensor:
 def load_unlike(group: Group, paths: Sequence[Path]) -> tuple[QloadError | None]:
     """Load another folder on each rank; what that raises."""
     try:
-        qload.load(paths[group.rank], mesh=make_mesh(group))
+        qload.load(paths[group.rank], mesh=make_mesh(group), kernels=())
     except QloadError as error:
         return (error,)
     return (None,)
@@ -76,7 +78,7 @@ def load_unlike(group: Group, paths: Sequence[Path]) -> tuple[QloadError | None]
 
 def compute_after_death(group: Group, path: Path, ids: Tensor, signal: int) -> Any:
     """Load, and let the last rank die before all compute."""
-    model: Any = qload.load(path, mesh=make_mesh(group))
+    model: Any = qload.load(path, mesh=make_mesh(group), kernels=())
     if group.rank == group.size - 1:
         os.kill(os.getpid(), signal)
     with torch.inference_mode():
@@ -86,14 +88,14 @@ def compute_after_death(group: Group, path: Path, ids: Tensor, signal: int) -> A
 def compute_on_axes(group: Group, path: Path, inputs: Sequence[Tensor]) -> list[Computed]:
     """On a mesh of pairs, each of which is handed its own inputs: what a model computes, and a copy of it."""
     mesh = init_device_mesh("cpu", (group.size // 2, 2), mesh_dim_names=("dp", "tp"))
-    model = qload.load(path, mesh=mesh, dtype="float64")
+    model = qload.load(path, mesh=mesh, dtype="float64", kernels=())
     ids = inputs[mesh.get_local_rank("dp")]
     return [compute_loaded(each, ids) for each in (model, deepcopy(model))]
 
 
 def compute_eagerly(group: Group, path: Path, ids: Tensor) -> tuple[Tensor, dict[str, Flow]]:
     """Logits with attention that repeats keys and values for every head, and how the layers hand on to each other."""
-    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float64")
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float64", kernels=())
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         logits = model(ids).logits.clone()
@@ -102,7 +104,7 @@ def compute_eagerly(group: Group, path: Path, ids: Tensor) -> tuple[Tensor, dict
 
 def compute_saved(group: Group, path: Path, ids: Tensor) -> str:
     """What a model says that was divided and then pickled: it knows of no other ranks."""
-    model: Any = pickle.loads(pickle.dumps(qload.load(path, mesh=make_mesh(group))))
+    model: Any = pickle.loads(pickle.dumps(qload.load(path, mesh=make_mesh(group), kernels=())))
     try:
         model(ids)
     except ParallelError as error:
@@ -112,5 +114,5 @@ def compute_saved(group: Group, path: Path, ids: Tensor) -> str:
 
 def compute_architecture(group: Group, path: Path, quantization: str | None = None) -> tuple[Tensor, int]:
     """What a model of any architecture makes of a few tokens, and the bytes that this rank needed."""
-    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32", quantization=quantization)
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float32", quantization=quantization, kernels=())
     return apply(model).clone(), qload.report(model).bytes_needed

@@ -19,7 +19,7 @@ def look_up(group: Group, weight: Tensor, ids: Tensor, multiple: int, options: d
     quantization = unquantized(qload.Registry.discover())
     rows, width = weight.shape
     table = VocabParallelEmbedding(rows, width, Site(quantization, "t", group), multiple=multiple, **(options or {}))
-    qload.load_tensors(table, {"t.weight": weight}, quantization)
+    qload.load_tensors(table, {"t.weight": weight}, quantization, kernels=())
     found: Tensor = table(ids)
     return found
 
@@ -31,7 +31,7 @@ def compute_logits(
     quantization = unquantized(qload.Registry.discover())
     site, (rows, width) = Site(quantization, "h", group), weight.shape
     head = ParallelLMHead(rows, width, site, bias=True, gather_output=gathers, multiple=multiple)
-    qload.load_tensors(head, {"h.weight": weight, "h.bias": bias}, quantization)
+    qload.load_tensors(head, {"h.weight": weight, "h.bias": bias}, quantization, kernels=())
     leaf = hidden.clone().requires_grad_()
     logits = head(leaf)
     (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
@@ -63,7 +63,7 @@ def use_vocabulary(
     model.table.sources = model.head.sources = tuple(sources)
     model.tied.tie(model.table)
     bias = torch.cat([tensor for name, tensor in tensors.items() if name.endswith(".bias")])
-    qload.load_tensors(model, {**tensors, "tied.bias": bias}, quantization)
+    qload.load_tensors(model, {**tensors, "tied.bias": bias}, quantization, kernels=())
     if model.tied.pieces()[0].scheme is not model.table.pieces()[0].scheme:
         raise ValueError("the tied head computes with something else than its table")
     return {"rows": model.table(ids), "logits": model.head(hidden), "tied": model.tied(hidden)}
@@ -74,7 +74,7 @@ def train_table(group: Group, weight: Tensor, ids: Tensor, factors: Tensor, opti
     quantization = unquantized(qload.Registry.discover())
     rows, width = weight.shape
     table = VocabParallelEmbedding(rows, width, Site(quantization, "t", group), multiple=1, **options)
-    qload.load_tensors(table, {"t.weight": weight}, quantization)
+    qload.load_tensors(table, {"t.weight": weight}, quantization, kernels=())
     share = table.get_parameter("weight").requires_grad_()
     found = table(ids)
     (found * factors).sum().backward()

@@ -84,12 +84,12 @@ def test_the_gemv_versions(version: str, columns: int, group: int, registry: Reg
     quantization = make_quantization(section, registry)
     tensors = store(version, values, zeros, scales)
     layer = ReplicatedLinear(columns, 8, Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     site = Site(quantization, "m", dtype=torch.float16)
     table = VocabParallelEmbedding(8, columns, site, multiple=1, treatment=treatment)
-    qload.load_tensors(table, tensors, quantization)
+    qload.load_tensors(table, tensors, quantization, kernels=())
     ids = torch.tensor([7, 0, 3, 3, 5])
     assert torch.equal(table(ids), expected[ids])
 
@@ -105,10 +105,10 @@ def test_rows_of_the_gemv_versions_are_cut_and_inputs_are_not(version: str, regi
     shards = []
     for rank in range(2):
         layer = ColumnParallelLinear(256, 16, Site(quantization, "m", Group(rank, 2)))
-        qload.load_tensors(layer, tensors, quantization)
+        qload.load_tensors(layer, tensors, quantization, kernels=())
         shards.append(qload.dequantize(layer))
     whole = ReplicatedLinear(256, 16, Site(quantization, "m"))
-    qload.load_tensors(whole, tensors, quantization)
+    qload.load_tensors(whole, tensors, quantization, kernels=())
     assert torch.equal(torch.cat(shards), qload.dequantize(whole))
     with pytest.raises(ShardError) as caught:
         RowParallelLinear(256, 16, Site(quantization, "m", Group(0, 2)))
@@ -135,12 +135,12 @@ def test_weights_and_rows(group: int, registry: Registry) -> None:
     quantization = make_quantization({"quant_method": "awq", "bits": 4, "group_size": group}, registry)
     tensors = {"m.qweight": pack(values), "m.qzeros": pack(zeros), "m.scales": scales}
     layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     site = Site(quantization, "m", dtype=torch.float16)
     table = VocabParallelEmbedding(OUT, IN, site, multiple=1, treatment=treatment)
-    qload.load_tensors(table, tensors, quantization)
+    qload.load_tensors(table, tensors, quantization, kernels=())
     ids = torch.tensor([0, 63, 1, 2, 3, 4, 5, 6, 7, 8])
     assert torch.equal(table(ids), expected[ids])
 

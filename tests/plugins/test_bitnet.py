@@ -80,7 +80,7 @@ def test_outputs_are_those_of_transformers(
     reference, stored = make_reference(section, dtype, bias)
     quantization = make_quantization(section, registry)
     layer = ReplicatedLinear(COLUMNS, ROWS, Site(quantization, "m", dtype=dtype), bias=bias)
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     x = torch.randn(2, 5, COLUMNS, dtype=dtype) * torch.tensor([1, 100, 1e-3, 1e-6, 0], dtype=dtype)[:, None]
     if dtype == torch.bfloat16 and isinstance(reference, BITNET.BitLinear):
         # Here it is not compiled, and rounds between its steps; tests/test_docs.py holds what it is when compiled.
@@ -101,12 +101,12 @@ def test_bytes_hold_quarters_of_the_rows(section: dict[str, Any], rows: int, reg
     stored = {"m.weight": BITNET.pack_weights(values.clone()), "m.weight_scale": torch.tensor([4.0])}
     quantization = make_quantization(section, registry)
     layer = ReplicatedLinear(COLUMNS, rows, Site(quantization, "m"))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     expected = values / 4.0 if section is DIVIDES else values * 4.0
     assert torch.equal(qload.dequantize(layer), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(rows, COLUMNS, Site(quantization, "m"), multiple=1, treatment=treatment)
-    qload.load_tensors(table, stored, quantization)
+    qload.load_tensors(table, stored, quantization, kernels=())
     ids = torch.tensor([rows - 1, 0, 1, 2, 2])
     assert torch.equal(table(ids), expected[ids])
 
@@ -124,7 +124,10 @@ def test_fused_parts_have_their_own_scales_and_quarters(section: dict[str, Any],
     parts = [ReplicatedLinear(COLUMNS, rows, Site(quantization, name)) for name, rows in (("a", 8), ("b", 12))]
     for layer in (fused, *parts):
         qload.load_tensors(
-            layer, {n: t for n, t in stored.items() if layer is fused or n[0] == layer.name}, quantization
+            layer,
+            {n: t for n, t in stored.items() if layer is fused or n[0] == layer.name},
+            quantization,
+            kernels=(),
         )
     x = torch.randn(3, COLUMNS)
     assert torch.equal(fused(x), torch.cat([part(x) for part in parts], -1))

@@ -59,7 +59,7 @@ def load_linear(case: str, registry: Registry, tensors: dict[str, Tensor] | None
     stored = {**stored, **(tensors or {})}
     quantization = read(section_of(case), stored, registry)
     layer = ReplicatedLinear(dense.shape[1], dense.shape[0], Site(quantization, "m"))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     return layer
 
 
@@ -88,7 +88,7 @@ def test_rows_are_looked_up(case: str, registry: Registry) -> None:
     table = VocabParallelEmbedding(
         rows, columns, Site(quantization, "m", dtype=dense.dtype), multiple=rows + 3, treatment=treatment
     )
-    qload.load_tensors(table, stored, quantization)
+    qload.load_tensors(table, stored, quantization, kernels=())
     ids = torch.tensor([[rows - 1, 0], [1, 1]])
     assert torch.equal(table(ids), dense[ids])
     table.zeros_out_of_range = True
@@ -106,7 +106,7 @@ def test_documents_give_their_memory_back(case: str, registry: Registry) -> None
     packed = sum(tensor.nbytes for tensor in stored.values()) - document
     assert packed <= held <= packed + 32
     before = qload.dequantize(layer)
-    qload.load_tensors(layer, stored, read(NF4, stored, registry))
+    qload.load_tensors(layer, stored, read(NF4, stored, registry), kernels=())
     assert torch.equal(qload.dequantize(layer), before)
 
 
@@ -119,7 +119,7 @@ def test_ranks_take_some_columns_of_blocks_that_go_on_from_row_to_row(nested: bo
     shards = []
     for rank in range(size):
         layer = RowParallelLinear(columns, rows, Site(quantization, "m", Group(rank, size)))
-        qload.load_tensors(layer, stored, quantization)
+        qload.load_tensors(layer, stored, quantization, kernels=())
         shards.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(shards, 1), dense)
 
@@ -145,7 +145,7 @@ def test_rows_that_begin_inside_a_block_are_cut_by_whole_blocks_alone(registry: 
     parts = []
     for rank in range(5):
         layer = ColumnParallelLinear(96, 10, Site(quantization, "m", Group(rank, 5)))
-        qload.load_tensors(layer, stored, quantization)
+        qload.load_tensors(layer, stored, quantization, kernels=())
         parts.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(parts), dense)
 
@@ -160,11 +160,11 @@ def test_each_fused_part_has_a_document_of_its_own(registry: Registry) -> None:
     stored = {**first, **second}
     quantization = read(NF4, stored, registry)
     layer = MergedColumnParallelLinear(33, [("m", 7), ("n", 7)], Site(quantization, "mn"))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     weight = qload.dequantize(layer)
     assert torch.equal(weight[:7], dense)
     moved = ReplicatedLinear(33, 7, Site(quantization, "n"))
-    qload.load_tensors(moved, second, quantization)
+    qload.load_tensors(moved, second, quantization, kernels=())
     assert torch.equal(weight[7:], qload.dequantize(moved))
     assert not torch.equal(weight[7:], dense)
     x = torch.randn(2, 33)
@@ -183,7 +183,7 @@ def test_experts_have_documents_of_their_own(registry: Registry) -> None:
     quantization = read(NF4, experts, registry)
     sources = [Source(f"e.{number}", expert=number) for number in range(3)]
     layer = ExpertLinear(3, 160, [Part("", 60)], Site(quantization, "e"), sources=sources, sharding=column)
-    qload.load_tensors(layer, experts, quantization)
+    qload.load_tensors(layer, experts, quantization, kernels=())
     weight = qload.dequantize(layer)
     assert torch.equal(weight[0], dense)
     table, absmax = stored["m.weight.quant_map"], said["nested_offset"]
@@ -316,7 +316,7 @@ def test_int8_weights_that_name_no_layout(registry: Registry) -> None:
     quantization = make_quantization(INT8, registry)
     layer = ReplicatedLinear(dense.shape[1], dense.shape[0], Site(quantization, "m"))
     del stored["m.weight_format"]
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), dense)
     assert "weight_format" not in dict(load_linear("int8-6", registry).named_parameters())
 
@@ -328,7 +328,7 @@ def test_inputs_are_quantized_but_for_outliers(case: str, dtype: torch.dtype, re
     (stored, dense), name = golden(case), str(dtype).removeprefix("torch.")
     quantization = read(section_of(case), stored, registry)
     layer = ReplicatedLinear(80, 24, Site(quantization, "m", dtype=dtype), bias=True)
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     x, y = STORED[f"{case}/x.{name}"], STORED[f"{case}/y.{name}"]
     found = layer(x)
     assert found.dtype == dtype

@@ -209,12 +209,12 @@ def test_what_the_package_stores_is_what_we_read(
     stored, expected = compress(form, args, torch.randn(size, dtype=dtype))
     quantization = quantization_of(form, args, registry)
     layer = ReplicatedLinear(size[1], size[0], Site(quantization, "m"))
-    qload.load_tensors(layer, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization)
+    qload.load_tensors(layer, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization, kernels=())
     found = qload.dequantize(layer)
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
     table = VocabParallelEmbedding(*size, Site(quantization, "m", dtype=dtype), multiple=1)
-    qload.load_tensors(table, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization)
+    qload.load_tensors(table, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization, kernels=())
     ids = torch.tensor([0, size[0] - 1, 33, 7, 8, 8])
     assert torch.equal(table(ids), expected[ids])
 
@@ -257,10 +257,10 @@ def test_small_floats_are_the_packages(form: str, spread: float, registry: Regis
     quantization = quantization_of(form, SMALL_FLOATS[form], registry)
     tensors = {f"m.{name}": tensor for name, tensor in stored.items()}
     layer = ReplicatedLinear(size[1], size[0], Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer, dtype=torch.bfloat16), expected)
     table = VocabParallelEmbedding(*size, Site(quantization, "m", dtype=torch.bfloat16), multiple=1)
-    qload.load_tensors(table, tensors, quantization)
+    qload.load_tensors(table, tensors, quantization, kernels=())
     ids = torch.tensor([0, size[0] - 1, 3, 7, 8, 8])
     assert torch.equal(table(ids), expected[ids])
 
@@ -276,7 +276,7 @@ def test_parts_with_short_last_words_are_fused(args: dict[str, Any], registry: R
     }
     quantization = quantization_of("pack-quantized", args, registry)
     layer = Linear(64, [Part("a", 20), Part("b", 12)], Site(quantization, "ab"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     expected = torch.cat([weight for _, weight in compressed])
     assert torch.equal(qload.dequantize(layer), expected)
     x = torch.randn(3, 64)
@@ -467,10 +467,12 @@ def test_inputs_are_quantized_as_the_config_says(
     else:
         rounded = fake_quantize_dynamic(x, 8, False, **options)
     layer = ReplicatedLinear(64, 32, Site(quantization, "m"))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     weight = stored["m.weight"] * stored["m.weight_scale"]
     assert torch.allclose(layer(x), rounded @ weight.T, atol=1e-4)
     assert not torch.allclose(layer(x), x @ weight.T, atol=1e-4)
     for name in stored.keys() & {"m.input_scale", "m.input_zero_point"}:
         with pytest.raises(CheckpointError, match=f"QL201 {name}"):
-            qload.load_tensors(layer, {key: each for key, each in stored.items() if key != name}, quantization)
+            qload.load_tensors(
+                layer, {key: each for key, each in stored.items() if key != name}, quantization, kernels=()
+            )

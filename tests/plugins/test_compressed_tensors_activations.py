@@ -74,7 +74,7 @@ def check_layer(scheme: QuantizationScheme, dtype: torch.dtype, registry: Regist
     quantize(module, scheme)
     quantization = make_quantization(section(scheme), registry)
     layer = ReplicatedLinear(IN, OUT, Site(quantization, "m", dtype=dtype), bias=bias)
-    qload.load_tensors(layer, stored(module), quantization)
+    qload.load_tensors(layer, stored(module), quantization, kernels=())
     decompress_module(module)
     expected = module.weight.data
     assert torch.equal(layer.dequantize().to(expected.dtype), expected)
@@ -169,7 +169,7 @@ def test_rarer_weights_are_those_of_the_package(args: dict[str, Any], registry: 
     quantize(table, scheme)
     quantization = make_quantization(section(scheme), registry)
     ours = VocabParallelEmbedding(OUT, IN, Site(quantization, "m", dtype=torch.bfloat16), multiple=1)
-    qload.load_tensors(ours, stored(table), quantization)
+    qload.load_tensors(ours, stored(table), quantization, kernels=())
     decompress_module(table)
     ids = torch.tensor([[0, 50], [OUT - 1, 47]])
     assert torch.equal(ours(ids), table.weight[ids].to(torch.bfloat16))
@@ -187,7 +187,7 @@ def test_parts_of_a_fused_layer_round_their_outputs_with_their_bias(registry: Re
     quantization = make_quantization(section(scheme), registry)
     layer = Linear(IN, [Part("q", OUT), Part("k", OUT)], Site(quantization, "qk"), bias=True)
     tensors = {key: value for name, module in modules.items() for key, value in stored(module, name).items()}
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     x = torch.randn(3, IN)
     for module in modules.values():
         decompress_module(module)

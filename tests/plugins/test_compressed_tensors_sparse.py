@@ -66,7 +66,7 @@ def scaled(stored: dict[str, Tensor], dense: Tensor) -> tuple[dict[str, Tensor],
 
 
 def load(layer: Layer, tensors: dict[str, Tensor], quantization: Quantization) -> Layer:
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     return layer
 
 
@@ -158,7 +158,7 @@ def test_parts_and_experts_have_as_many_values_as_they_have(registry: Registry) 
     experts = {name: random_sparse(*sizes[name], 0.1 + 0.1 * number) for number, name in enumerate(names)}
     stack = make_experts(2, 20, 12, Site(quantization, "e"), gate=lambda x: x[..., :12] * x[..., 12:])
     tensors = {key: value for name, (stored, _) in experts.items() for key, value in below(name, stored).items()}
-    qload.load_tensors(stack, tensors, quantization)
+    qload.load_tensors(stack, tensors, quantization, kernels=())
     up = stack.gate_up_proj.dequantize()
     for expert in range(2):
         wanted = [experts[f"e.{expert}.{name}"][1] for name in ("gate_proj", "up_proj")]
@@ -183,7 +183,7 @@ def test_a_mask_that_does_not_keep_what_is_stored_is_a_fault(
     quantization = (sparse_quantization if case in SPARSE else marlin_quantization)(case, registry)
     layer = ReplicatedLinear(dense.shape[1], dense.shape[0], Site(quantization, "m"))
     with pytest.raises(CheckpointError, match="CT501 m: the mask does not keep the values that are stored"):
-        qload.load_tensors(layer, below("m", {**stored, name: change(stored[name])}), quantization)
+        qload.load_tensors(layer, below("m", {**stored, name: change(stored[name])}), quantization, kernels=())
 
 
 def test_columns_that_are_not_whole_fours_are_a_fault(registry: Registry) -> None:
@@ -192,7 +192,7 @@ def test_columns_that_are_not_whole_fours_are_a_fault(registry: Registry) -> Non
     quantization = sparse_quantization("sparse-24-bitmask.f32", registry)
     layer = ReplicatedLinear(6, 2, Site(quantization, "m"))
     with pytest.raises(CheckpointError, match="expected two of every four columns"):
-        qload.load_tensors(layer, below("m", stored), quantization)
+        qload.load_tensors(layer, below("m", stored), quantization, kernels=())
 
 
 def treat(sparsity: dict[str, Any], module: ModuleInfo, registry: Registry, **more: Any) -> Any:

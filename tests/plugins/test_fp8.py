@@ -42,11 +42,11 @@ def test_blocks_in_both_senses(divide: bool, dtype: torch.dtype, registry: Regis
     section = {**BLOCK, **({"weight_scale_semantics": "inverse"} if divide else {})}
     quantization = make_quantization(section, registry)
     layer = ReplicatedLinear(80, 100, Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(100, 80, Site(quantization, "m", dtype=dtype), multiple=1, treatment=treatment)
-    qload.load_tensors(table, tensors, quantization)
+    qload.load_tensors(table, tensors, quantization, kernels=())
     ids = torch.tensor([99, 0, 63, 64, 64])
     assert torch.equal(table(ids), expected[ids])
 
@@ -56,7 +56,7 @@ def test_powers_of_two_in_one_byte(registry: Registry) -> None:
     scale = torch.tensor([[127, 128, 120], [130, 127, 126]], dtype=torch.uint8).view(torch.float8_e8m0fnu)
     quantization = make_quantization(BLOCK, registry)
     layer = ReplicatedLinear(80, 100, Site(quantization, "m"))
-    qload.load_tensors(layer, {**tensors, "m.weight_scale_inv": scale}, quantization)
+    qload.load_tensors(layer, {**tensors, "m.weight_scale_inv": scale}, quantization, kernels=())
     wide = tensors["m.weight"].float()
     assert torch.equal(qload.dequantize(layer)[64:, 64:], wide[64:, 64:] / 2)
     assert torch.equal(qload.dequantize(layer)[:64, 32:64], wide[:64, 32:64] * 2)
@@ -72,7 +72,7 @@ def test_inputs_are_quantized_as_the_config_says(scheme: str | None, registry: R
     stored = {"m.weight": weight, "m.weight_scale": scale, "m.input_scale": inputs}
     if scheme != "static":
         del stored["m.input_scale"]
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     x = torch.randn(3, 64)
     seen = {"dynamic": fake_quantize_dynamic(x, 8, True), "static": fake_quantize(x, inputs, None, 8, True), None: x}
     dense = weight.float() * 0.5
@@ -92,7 +92,7 @@ def test_scales_by_tensor_under_the_names_of_those_by_block(semantics: str | Non
     tensors = {"m.weight": weight, "m.weight_scale_inv": scale, "m.activation_scale": inputs}
     quantization.modules = {"m": {name.removeprefix("m."): name for name in tensors}}
     layer = ReplicatedLinear(80, 100, Site(quantization, "m", dtype=torch.float32))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     dense = weight.float() * (4 if semantics else 0.25)
     assert torch.equal(qload.dequantize(layer), dense)
     x = torch.randn(3, 80)
@@ -143,7 +143,7 @@ def test_dynamic_inputs_share_the_blocks_columns(registry: Registry) -> None:
     tensors, expected = blocks()
     quantization = make_quantization({**BLOCK, "weight_block_size": [64, 32]}, registry)
     layer = ReplicatedLinear(80, 100, Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     x = torch.randn(3, 80)
     padded = torch.nn.functional.pad(x, (0, 16))
     seen = fake_quantize_dynamic(padded, 8, True, group=32)[:, :80]

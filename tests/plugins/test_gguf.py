@@ -59,10 +59,10 @@ def test_every_type_is_decoded_bit_for_bit(number: int, registry: Registry) -> N
         expected = torch.from_numpy(quants.dequantize(raw.numpy(), GGMLQuantizationType(number)))
     quantization = quantize({leaf}, registry)
     layer = ReplicatedLinear(COUNT * block.elements, ROWS, Site(quantization, "m"))
-    qload.load_tensors(layer, {f"m.{leaf}": raw}, quantization)
+    qload.load_tensors(layer, {f"m.{leaf}": raw}, quantization, kernels=())
     assert have_same_bits(qload.dequantize(layer), expected)
     table = VocabParallelEmbedding(ROWS, COUNT * block.elements, Site(quantization, "m"), multiple=1)
-    qload.load_tensors(table, {f"m.{leaf}": raw}, quantization)
+    qload.load_tensors(table, {f"m.{leaf}": raw}, quantization, kernels=())
     ids = torch.tensor([[11, 0], [5, 5]])
     assert have_same_bits(table(ids), expected[ids])
     assert table(torch.zeros(0, dtype=torch.int64)).shape == (0, COUNT * block.elements)
@@ -84,7 +84,7 @@ def test_one_bit_is_a_sign(bits: Any, form: str, elements: int, registry: Regist
             packed[row, number, 2 + place // 8] |= int(signs[row, column]) << place % 8
             expected[row, column] = float(scale[row, number]) * (1 if signs[row, column] else -1)
     layer = ReplicatedLinear(2 * elements, 4, Site(quantization, "m"))
-    qload.load_tensors(layer, {"m.qweight": packed.flatten(1)}, quantization)
+    qload.load_tensors(layer, {"m.qweight": packed.flatten(1)}, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
 
 
@@ -94,12 +94,12 @@ def test_rows_are_padded_to_whole_blocks(columns: int, registry: Registry) -> No
     raw = torch.from_numpy(np.random.default_rng(1).integers(0, 120, (8, -(-columns // 256) * 144), dtype=np.uint8))
     expected = torch.from_numpy(quants.dequantize(raw.numpy(), GGMLQuantizationType.Q4_K))[:, :columns]
     layer = ReplicatedLinear(columns, 8, Site(quantization, "m"))
-    qload.load_tensors(layer, {"m.qweight": raw}, quantization)
+    qload.load_tensors(layer, {"m.qweight": raw}, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     x = torch.randn(2, columns)
     assert torch.allclose(layer(x), x @ expected.T, rtol=1e-5, atol=1e-3)
     with pytest.raises(CheckpointError, match="QL302"):
-        qload.load_tensors(layer, {"m.qweight": raw[:, :-1].contiguous()}, quantization)
+        qload.load_tensors(layer, {"m.qweight": raw[:, :-1].contiguous()}, quantization, kernels=())
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_ranks_take_whole_blocks(registry: Registry) -> None:
     raw = blocks(BLOCKS[8])
     quantization = quantize({"weight.q8_0"}, registry)
     whole = ReplicatedLinear(96, ROWS, Site(quantization, "m"))
-    qload.load_tensors(whole, {"m.weight.q8_0": raw}, quantization)
+    qload.load_tensors(whole, {"m.weight.q8_0": raw}, quantization, kernels=())
     expected = qload.dequantize(whole).nan_to_num()
     for kind, dim in ((ColumnParallelLinear, 0), (RowParallelLinear, 1)):
         parts = []
         for rank in range(3):
             layer = kind(96, ROWS, Site(quantization, "m", Group(rank, 3)))
-            qload.load_tensors(layer, {"m.weight.q8_0": raw}, quantization)
+            qload.load_tensors(layer, {"m.weight.q8_0": raw}, quantization, kernels=())
             parts.append(qload.dequantize(layer).nan_to_num())
         assert torch.equal(torch.cat(parts, dim), expected)
     with pytest.raises(ShardError, match="32"):
@@ -168,11 +168,11 @@ def test_nvfp4_has_a_scale_of_its_own(registry: Registry) -> None:
     quantization = quantize(stored, registry)
     layer = ReplicatedLinear(COUNT * 64, ROWS, Site(quantization, "m"))
     tensors = {"m.weight.nvfp4": raw, "m.scale": torch.tensor([0.25]), "m.input_scale": torch.tensor([3.0])}
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     expected = torch.from_numpy(quants.dequantize(raw.numpy(), GGMLQuantizationType.NVFP4))
     assert torch.equal(qload.dequantize(layer), expected * 0.25)
     alone = ReplicatedLinear(COUNT * 64, ROWS, Site(quantization, "m"))
-    qload.load_tensors(alone, {"m.weight.nvfp4": raw}, quantization)
+    qload.load_tensors(alone, {"m.weight.nvfp4": raw}, quantization, kernels=())
     assert torch.equal(qload.dequantize(alone), expected)
 
 
@@ -180,7 +180,9 @@ def test_a_scale_that_the_type_does_not_have(registry: Registry) -> None:
     quantization = quantize({"weight.q8_0", "scale"}, registry)
     layer = ReplicatedLinear(96, ROWS, Site(quantization, "m"))
     with pytest.raises(CheckpointError, match="QL210"):
-        qload.load_tensors(layer, {"m.weight.q8_0": blocks(BLOCKS[8]), "m.scale": torch.ones(1)}, quantization)
+        qload.load_tensors(
+            layer, {"m.weight.q8_0": blocks(BLOCKS[8]), "m.scale": torch.ones(1)}, quantization, kernels=()
+        )
 
 
 def test_a_weight_is_stored_once(registry: Registry) -> None:

@@ -25,7 +25,7 @@ MIXED = DATA / "autoround-gguf-q4_k_m"
 
 
 def compute(path: Path, **options: Any) -> Tensor:
-    model = qload.load(path, dtype=torch.float32, **options)
+    model = qload.load(path, dtype=torch.float32, **options, kernels=())
     with torch.inference_mode():
         logits: Tensor = model(LOGITS["input_ids"]).logits
     return logits
@@ -47,7 +47,7 @@ def test_a_quantized_model_computes_with_the_dequantized_weights(name: str, kind
     rewrite(source, tmp_path / "dense.gguf", matrices(kind), dense=True)
     assert qload.validate(tmp_path / "q.gguf").findings == ()
     assert relative_error(compute(tmp_path / "q.gguf"), compute(tmp_path / "dense.gguf")) < 1e-6
-    model = qload.load(tmp_path / "q.gguf")
+    model = qload.load(tmp_path / "q.gguf", kernels=())
     held = qload.report(model)
     assert {f"gguf {kind.name}"} <= held.layers.keys() <= {f"gguf {kind.name}", "unquantized"}
     assert held.bytes_in_memory < 0.5 * held.bytes_dense
@@ -80,7 +80,7 @@ def without(*names: str) -> Choice:
 
 
 def test_several_types_in_one_model() -> None:
-    model = qload.load(MIXED)
+    model = qload.load(MIXED, kernels=())
     assert qload.report(model).layers == {"gguf Q4_K": 13, "gguf Q6_K": 3}
     report = qload.report(model)
     stored = (MIXED / "model.gguf").stat().st_size
@@ -98,7 +98,7 @@ def quantization() -> Quantization:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_read_their_own_heads(size: int, quantization: Quantization) -> None:
     """Of reordered rows, of different matrices, with heads that several ranks share."""
-    whole = qload.load(MIXED)
+    whole = qload.load(MIXED, kernels=())
     attention = whole.model.layers[0].self_attn
     parts = [qload.dequantize(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
     for rank in range(size):
@@ -118,13 +118,13 @@ def shard(weight: Tensor, heads: int, rank: int, size: int) -> Tensor:
 
 def load_one(layer: Layer) -> Any:
     module = torch.nn.ModuleDict({"layer": layer})
-    return qload.load_weights(module, MIXED, ignore=["QL210"])
+    return qload.load_weights(module, MIXED, ignore=["QL210"], kernels=())
 
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_ranks_that_cut_heads(size: int, quantization: Quantization) -> None:
     name = "model.layers.1.self_attn.q_proj"
-    whole: Any = qload.load(MIXED).get_submodule(name)
+    whole: Any = qload.load(MIXED, kernels=()).get_submodule(name)
     expected = qload.dequantize(whole)
     parts = []
     for rank in range(size):
@@ -161,7 +161,7 @@ def test_metadata_that_cannot_be_followed(changes: dict[str, Any], expected: str
     assert finding.code == expected
     assert finding.where.removeprefix("llama.").split(".")[0] in next(iter(changes))
     with pytest.raises(CheckpointError, match=expected):
-        qload.load(tmp_path / "m.gguf")
+        qload.load(tmp_path / "m.gguf", kernels=())
 
 
 def test_a_table_of_frequencies_that_is_no_known_scaling(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_table_of_frequencies_that_is_no_known_scaling(tmp_path: Path) -> None
         GOLDENS / "llama-3.gguf", tmp_path / "m.gguf", without("rope_freqs.weight"), extra={"rope_freqs.weight": table}
     )
     with pytest.raises(CheckpointError, match=r"QL104.*rope_freqs"):
-        qload.load(tmp_path / "m.gguf")
+        qload.load(tmp_path / "m.gguf", kernels=())
 
 
 def test_a_scaling_of_one_is_none(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_tensors_that_nothing_reads(tmp_path: Path) -> None:
     findings = qload.validate(tmp_path / "m.gguf").findings
     assert [(finding.code, finding.where) for finding in findings] == [("QL210", name) for name in extra]
     with pytest.raises(CheckpointError, match="attn_sinks"):
-        qload.load(tmp_path / "m.gguf")
+        qload.load(tmp_path / "m.gguf", kernels=())
     assert relative_error(compute(tmp_path / "m.gguf", ignore=["QL210"]), LOGITS["llama"]) < 1e-6
 
 
@@ -200,7 +200,7 @@ def test_tensors_that_nothing_reads(tmp_path: Path) -> None:
 def test_a_missing_tensor(name: str, tmp_path: Path) -> None:
     rewrite(GOLDENS / "llama.gguf", tmp_path / "m.gguf", without(name))
     with pytest.raises(CheckpointError, match="QL201"):
-        qload.load(tmp_path / "m.gguf")
+        qload.load(tmp_path / "m.gguf", kernels=())
 
 
 def test_a_missing_expert_is_missed(tmp_path: Path) -> None:
@@ -208,4 +208,4 @@ def test_a_missing_expert_is_missed(tmp_path: Path) -> None:
     name = "blk.0.ffn_up_exps.weight"
     rewrite(GOLDENS / "qwen3moe.gguf", tmp_path / "m.gguf", without(name), extra={name: short})
     with pytest.raises(CheckpointError, match="QL205"):
-        qload.load(tmp_path / "m.gguf")
+        qload.load(tmp_path / "m.gguf", kernels=())

@@ -75,13 +75,13 @@ def test_weights_and_rows(bits: int, group: int, ordered: bool, version: int, re
     quantization = make_quantization(section(bits, group, ordered=ordered, version=version), registry)
     tensors = {f"m.{name}": tensor for name, tensor in stored.items()}
     layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(
         OUT, IN, Site(quantization, "m", dtype=torch.float16), multiple=1, treatment=treatment
     )
-    qload.load_tensors(table, tensors, quantization)
+    qload.load_tensors(table, tensors, quantization, kernels=())
     ids = torch.tensor([0, 63, 10, 11, 21, 32, 31])
     assert torch.equal(table(ids), expected[ids])
 
@@ -97,7 +97,7 @@ def test_a_zero_point_of_zero_borrows_from_its_word(bits: int, registry: Registr
     for version, tensors in ((1, first), (2, second)):
         quantization = make_quantization(section(bits, 32, version=version), registry)
         layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
-        qload.load_tensors(layer, {f"m.{n}": t for n, t in tensors.items()}, quantization)
+        qload.load_tensors(layer, {f"m.{n}": t for n, t in tensors.items()}, quantization, kernels=())
         found.append(qload.dequantize(layer))
     assert torch.equal(*found)
 
@@ -108,7 +108,7 @@ def test_the_two_versions_differ_by_one_scale(registry: Registry) -> None:
     for version in (1, 2):
         quantization = make_quantization(section(4, 32, version=version), registry)
         layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
-        qload.load_tensors(layer, {f"m.{n}": t for n, t in stored.items()}, quantization)
+        qload.load_tensors(layer, {f"m.{n}": t for n, t in stored.items()}, quantization, kernels=())
         found.append(qload.dequantize(layer, dtype=torch.float32))
     scales = stored["scales"].float()[torch.arange(IN) // 32].T
     assert torch.allclose(found[1] - found[0], scales, atol=1e-4)
@@ -119,7 +119,7 @@ def test_an_order_that_says_nothing_is_dropped(registry: Registry) -> None:
     for ordered in (False, True):
         quantization = make_quantization(section(4, 32, ordered=ordered), registry)
         layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
-        qload.load_tensors(layer, {f"m.{n}": t for n, t in stored.items()}, quantization)
+        qload.load_tensors(layer, {f"m.{n}": t for n, t in stored.items()}, quantization, kernels=())
         assert layer.g_idx is None
 
 
@@ -128,11 +128,11 @@ def test_an_order_that_the_config_denies_is_obeyed_whole_and_refused_cut(registr
     quantization = make_quantization(section(4, 16, ordered=False), registry)
     tensors = {f"m.{n}": t for n, t in stored.items()}
     layer = ReplicatedLinear(IN, OUT, Site(quantization, "m"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     cut = RowParallelLinear(IN, OUT, Site(quantization, "m", group=Group(0, 2)))
     with pytest.raises(ModelError, match="columns are reordered"):
-        qload.load_tensors(cut, tensors, quantization)
+        qload.load_tensors(cut, tensors, quantization, kernels=())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_one_group_of_all_columns_is_one_on_every_rank(registry: Registry) -> No
     found = []
     for rank in range(2):
         layer = RowParallelLinear(IN, OUT, Site(quantization, "m", Group(rank, 2)))
-        qload.load_tensors(layer, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization)
+        qload.load_tensors(layer, {f"m.{name}": tensor for name, tensor in stored.items()}, quantization, kernels=())
         found.append(qload.dequantize(layer))
     assert torch.equal(torch.cat(found, 1), expected)
 
@@ -230,6 +230,6 @@ def test_a_wrong_version_is_found_by_symmetric_zero_points(
     named = {f"m.{name}": tensor for name, tensor in tensors.items()}
     if symmetric and labelled != stored:
         with pytest.raises(CheckpointError, match=rf"QL503 m\.qzeros.*correct checkpoint_format to {stored}"):
-            qload.load_tensors(layer, named, quantization)
+            qload.load_tensors(layer, named, quantization, kernels=())
     else:
-        qload.load_tensors(layer, named, quantization)
+        qload.load_tensors(layer, named, quantization, kernels=())

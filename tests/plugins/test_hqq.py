@@ -73,7 +73,7 @@ def test_weights_are_what_hqq_makes_of_them(variant: Variant, registry: Registry
     quantization, expected = make_quantization(section_of(variant), registry), variant.made["dequantized"]
     rows, columns = variant.settings["shape"]
     layer = ReplicatedLinear(columns, rows, Site(quantization, "m", dtype=expected.dtype))
-    qload.load_tensors(layer, variant.stored, quantization)
+    qload.load_tensors(layer, variant.stored, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     assert qload.dequantize(layer).dtype == expected.dtype
 
@@ -88,7 +88,7 @@ def test_rows_are_looked_up_in_tables_with_and_without_padding(
     site = Site(quantization, "m", dtype=expected.dtype)
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(rows, columns, site, multiple=multiple, treatment=treatment)
-    qload.load_tensors(table, variant.stored, quantization)
+    qload.load_tensors(table, variant.stored, quantization, kernels=())
     ids = torch.tensor([rows - 1, 0, rows // 2, rows // 2 - 1])
     assert torch.equal(table(ids), expected[ids])
     dense = table.dequantize()
@@ -121,7 +121,7 @@ def test_fused_parts_are_each_packed_on_their_own(bits: int, axis: int, registry
     layer = MergedColumnParallelLinear(16, list(sizes.items()), Site(quantization, "attn.qkv"), bias=True)
     biases = {f"attn.{name}.bias": torch.randn(rows) for name, rows in sizes.items()}
     stored = {key: tensor for tensors, _ in made.values() for key, tensor in tensors.items()}
-    qload.load_tensors(layer, {**stored, **biases}, quantization)
+    qload.load_tensors(layer, {**stored, **biases}, quantization, kernels=())
     expected = torch.cat([weight for _, weight in made.values()])
     assert torch.equal(qload.dequantize(layer), expected)
     x = torch.randn(2, 16)
@@ -145,7 +145,7 @@ def test_ranks_take_whole_groups_of_inputs_where_rows_pair(
         return
     for rank in range(2):
         layer = RowParallelLinear(columns, rows, Site(quantization, "m", Group(rank, 2)))
-        qload.load_tensors(layer, stored, quantization)
+        qload.load_tensors(layer, stored, quantization, kernels=())
         assert torch.equal(qload.dequantize(layer), expected.chunk(2, 1)[rank])
 
 
@@ -165,7 +165,7 @@ def test_rows_of_their_own_can_be_cut(registry: Registry) -> None:
     quantization = make_quantization(section(8, 8), registry)
     stored, expected = quantize("m", 8, 16, 8, 8, 1)
     layer = ColumnParallelLinear(16, 8, Site(quantization, "m", Group(1, 2)))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected[4:])
 
 
@@ -176,7 +176,7 @@ def test_a_padded_head_adds_its_bias_to_what_is_stored(registry: Registry) -> No
         12, 16, Site(quantization, "lm_head"), bias=True, treatment=quantization.treat(ModuleInfo(("m",)))
     )
     bias = torch.randn(12)
-    qload.load_tensors(head, {**stored, "lm_head.bias": bias}, quantization)
+    qload.load_tensors(head, {**stored, "lm_head.bias": bias}, quantization, kernels=())
     x = torch.randn(3, 16)
     assert torch.allclose(head(x)[:, :12], x @ expected.T + bias, atol=1e-4)
     assert head(x).shape == (3, 64)
@@ -193,13 +193,13 @@ def test_what_is_stored_beside_the_weights_must_agree_with_the_config(
     quantization = make_quantization(section_of(WHOLE), registry)
     rows, columns = WHOLE.settings["shape"]
     layer = ReplicatedLinear(columns, rows, Site(quantization, "m"))
-    qload.load_tensors(layer, WHOLE.stored, quantization)
+    qload.load_tensors(layer, WHOLE.stored, quantization, kernels=())
     # What has been checked is not kept.
     assert {key for key, _ in layer.named_parameters()} == {"W_q", "scale", "zero"}
-    qload.load_tensors(layer, WHOLE.stored, quantization)
+    qload.load_tensors(layer, WHOLE.stored, quantization, kernels=())
     wrong = {**WHOLE.stored, f"m.{name}": torch.full_like(WHOLE.stored[f"m.{name}"], value)}
     with pytest.raises(CheckpointError, match=rf"QL508 m.{name} in memory.*found {value}"):
-        qload.load_tensors(layer, wrong, quantization)
+        qload.load_tensors(layer, wrong, quantization, kernels=())
 
 
 def test_scales_along_the_other_axis_are_found(registry: Registry) -> None:
@@ -207,7 +207,7 @@ def test_scales_along_the_other_axis_are_found(registry: Registry) -> None:
         stored, _ = quantize("m", 8, 16, 4, 8, 1 - axis)
         quantization = make_quantization(section(4, 8, axis), registry)
         with pytest.raises(CheckpointError, match=r"HQQ001 m\.scale"):
-            qload.load_tensors(ReplicatedLinear(16, 8, Site(quantization, "m")), stored, quantization)
+            qload.load_tensors(ReplicatedLinear(16, 8, Site(quantization, "m")), stored, quantization, kernels=())
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_tensors_that_are_not_as_declared(change: dict[str, Tensor | None], code
     quantization = make_quantization(section(4, 8), registry)
     changed = {key: tensor for key, tensor in {**stored, **change}.items() if tensor is not None}
     with pytest.raises(CheckpointError, match=code):
-        qload.load_tensors(ReplicatedLinear(16, 8, Site(quantization, "m")), changed, quantization)
+        qload.load_tensors(ReplicatedLinear(16, 8, Site(quantization, "m")), changed, quantization, kernels=())
 
 
 def treat(quantization: Quantization, name: str, *stored: str, kind: Kind = Kind.LINEAR) -> Any:

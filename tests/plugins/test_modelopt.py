@@ -75,7 +75,7 @@ def build(name: str, folder: Path, registry: Registry) -> tuple[ReplicatedLinear
     quantization = quantize(folder, registry, configs["config"], configs["side"])
     rows, columns = tensors["weight"].shape
     layer = ReplicatedLinear(columns, rows, Site(quantization, "m"))
-    qload.load_tensors(layer, stored(tensors), quantization)
+    qload.load_tensors(layer, stored(tensors), quantization, kernels=())
     return layer, tensors
 
 
@@ -114,7 +114,7 @@ def test_rows_that_are_looked_up_are_the_weights(name: str, tmp_path: Path, regi
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(rows, columns, Site(quantization, "m"), multiple=1, treatment=treatment)
     own = {key: each for key, each in stored(tensors).items() if not key.endswith(("input_scale", "pre_quant_scale"))}
-    qload.load_tensors(table, own, quantization)
+    qload.load_tensors(table, own, quantization, kernels=())
     ids = torch.tensor([rows - 1, 0, 1, 5, 5])
     assert torch.equal(table(ids), tensors["weight"][ids])
 
@@ -127,7 +127,7 @@ def test_int4_value_by_value(registry: Registry) -> None:
     quantization = make_quantization({**NVFP4, "quant_algo": "W4A16_AWQ", "group_size": 4}, registry)
     layer = ReplicatedLinear(8, 6, Site(quantization, "m"))
     tensors = {"m.weight": pairs, "m.weight_scale": scale, "m.pre_quant_scale": smooth}
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     weight = qload.dequantize(layer)
     for row in range(6):
         for column in range(8):
@@ -135,7 +135,7 @@ def test_int4_value_by_value(registry: Registry) -> None:
             value = (code - 16 if code > 7 else code) * scale[row, column // 4]
             assert weight[row, column] == value * smooth[column].float()
     del tensors["m.pre_quant_scale"]
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer) * smooth.float(), weight)
 
 
@@ -145,7 +145,7 @@ def test_blocks_with_and_without_dimensions_of_one(registry: Registry) -> None:
     quantization = make_quantization({**NVFP4, "quant_algo": "FP8_PB_REAL"}, registry)
     layer = ReplicatedLinear(256, 200, Site(quantization, "m"))
     for shape in ((2, 2), (2, 1, 2, 1)):
-        qload.load_tensors(layer, {"m.weight": weight, "m.weight_scale": scale.view(shape)}, quantization)
+        qload.load_tensors(layer, {"m.weight": weight, "m.weight_scale": scale.view(shape)}, quantization, kernels=())
         found = qload.dequantize(layer)
         assert all(
             found[row, column] == weight[row, column].float() * scale[row // 128, column // 128]
@@ -153,7 +153,9 @@ def test_blocks_with_and_without_dimensions_of_one(registry: Registry) -> None:
             for column in (0, 127, 128, 255)
         )
     with pytest.raises(CheckpointError, match="QL303"):
-        qload.load_tensors(layer, {"m.weight": weight, "m.weight_scale": torch.rand(1, 1, 2, 1)}, quantization)
+        qload.load_tensors(
+            layer, {"m.weight": weight, "m.weight_scale": torch.rand(1, 1, 2, 1)}, quantization, kernels=()
+        )
 
 
 def test_fused_layers_have_a_scale_of_inputs_for_each_part(registry: Registry) -> None:
@@ -169,7 +171,7 @@ def test_fused_layers_have_a_scale_of_inputs_for_each_part(registry: Registry) -
         }
     for rank in range(2):
         layer = QKVParallelLinear(32, 4, 4, 2, Site(quantization, "a.qkv_proj", Group(rank, 2)))
-        qload.load_tensors(layer, tensors, quantization)
+        qload.load_tensors(layer, tensors, quantization, kernels=())
         expected = [
             tensors[f"{name}.weight"] * tensors[f"{name}.weight_scale"][:, None] * tensors[f"{name}.pre_quant_scale"]
             for name in ("a.q_proj", "a.k_proj", "a.v_proj")
@@ -183,7 +185,7 @@ def test_inputs_of_blocks_share_their_columns(registry: Registry) -> None:
     quantization = make_quantization({**NVFP4, "quant_algo": "FP8_BLOCK_SCALES"}, registry)
     layer = ReplicatedLinear(256, 8, Site(quantization, "m"))
     weight = torch.randn(8, 256).to(torch.float8_e4m3fn)
-    qload.load_tensors(layer, {"m.weight": weight, "m.weight_scale": torch.ones(1, 1, 2, 1)}, quantization)
+    qload.load_tensors(layer, {"m.weight": weight, "m.weight_scale": torch.ones(1, 1, 2, 1)}, quantization, kernels=())
     x = torch.randn(3, 256) * torch.linspace(0.1, 9, 256)
     halves = [half / half.abs().amax(-1, keepdim=True) * 448 for half in x.split(128, -1)]
     rounded = [half.to(torch.float8_e4m3fn).float() for half in halves]
@@ -202,7 +204,7 @@ def test_a_head_that_is_tied_to_a_quantized_table(tmp_path: Path, registry: Regi
         own = {key: each for key, each in stored(tensors).items() if key != name}
         table = VocabParallelEmbedding(64, 32, Site(quantization, "m"), multiple=1, treatment=treatment)
         head = ParallelLMHead(64, 32, Site(quantization, "head"), multiple=1, treatment=treatment)
-        qload.load_tensors(table, own, quantization)
+        qload.load_tensors(table, own, quantization, kernels=())
         head.tie(table)
         assert torch.allclose(head(tensors["x"]), expected, atol=1e-6 * float(expected.abs().max()))
 
@@ -218,7 +220,7 @@ def test_experts_stored_one_by_one(tmp_path: Path, registry: Registry) -> None:
         mine[f"e.{n}.up_proj.weight_scale_2"] = tensors["m.weight_scale_2"] * (n + 2)
         mine |= {f"e.{n}.down_proj.{key[2:]}": each.repeat(1, 2) for key, each in down.items()}
     experts = make_experts(2, 32, 64, Site(quantization, "e"), gate=lambda both: both.chunk(2, -1)[1])
-    qload.load_tensors(experts, mine, quantization)
+    qload.load_tensors(experts, mine, quantization, kernels=())
     made = qload.dequantize(experts.gate_up_proj)
     weight = tensors["weight"]
     assert torch.equal(made[0][:64], weight)
@@ -266,14 +268,14 @@ def test_fused_layers_leave_the_scales_of_a_cache_to_the_attention(excluded: boo
         tensors |= {f"a.{name}.{key}": each for key, each in ({"weight": dense} if excluded else quantized).items()}
     tensors |= {"a.k_proj.k_scale": torch.tensor(0.25), "a.v_proj.v_scale": torch.tensor([0.75])}
     layer = QKVParallelLinear(32, 16, 4, 4, Site(quantization, "a.qkv_proj"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert not {"k_scale", "v_scale"} & dict(layer.named_parameters()).keys()
     expected = dense if excluded else dense.to(torch.float8_e4m3fn).float() * 0.5
     assert torch.equal(qload.dequantize(layer), expected.repeat(3, 1))
     with pytest.raises(CheckpointError, match=r"QL304 a\.k_proj\.k_scale|QL308 a\.k_proj\.k_scale"):
-        qload.load_tensors(layer, {**tensors, "a.k_proj.k_scale": torch.tensor(1)}, quantization)
+        qload.load_tensors(layer, {**tensors, "a.k_proj.k_scale": torch.tensor(1)}, quantization, kernels=())
     del tensors["a.k_proj.k_scale"], tensors["a.v_proj.v_scale"]
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
 
 
 @pytest.mark.parametrize("below", ["k_proj.", ""])
@@ -471,7 +473,7 @@ def test_a_missing_scale_is_named(leaf: str, tmp_path: Path, registry: Registry)
     layer = ReplicatedLinear(32, 64, Site(quantization, "m"))
     del tensors[f"m.{leaf}"]
     with pytest.raises(CheckpointError, match=rf"QL201 m\.{leaf}"):
-        qload.load_tensors(layer, stored(tensors), quantization)
+        qload.load_tensors(layer, stored(tensors), quantization, kernels=())
 
 
 def test_an_input_scale_may_be_left_out_where_nothing_was_calibrated(tmp_path: Path, registry: Registry) -> None:
@@ -480,7 +482,7 @@ def test_an_input_scale_may_be_left_out_where_nothing_was_calibrated(tmp_path: P
     layer, tensors = build(name, tmp_path, registry)
     assert layer.input_scale is None
     static = {**stored(tensors), "m.input_scale": torch.tensor(0.25)}
-    qload.load_tensors(layer, static, quantize(tmp_path, registry, golden(name)[1]["config"]))
+    qload.load_tensors(layer, static, quantize(tmp_path, registry, golden(name)[1]["config"]), kernels=())
     x = torch.tensor([[0.26] * 32])
     assert torch.allclose(layer(x), torch.full((1, 32), 0.25) @ tensors["weight"].T)
 

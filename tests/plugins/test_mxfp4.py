@@ -42,7 +42,7 @@ def load_stack(
     count, rows, blocks, _ = tensors["e.up_blocks"].shape
     site, source = Site(quantization, "e.up", Group(rank, size)), Source("e.up")
     layer = ExpertLinear(count, 32 * blocks, [Part("", rows)], site, sources=(source,), sharding=sharding)
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     return layer
 
 
@@ -76,7 +76,7 @@ def test_rows_that_are_looked_up(registry: Registry) -> None:
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(50, 96, Site(quantization, "m"), multiple=1, treatment=treatment)
     for module in (layer, table):
-        qload.load_tensors(module, stored, quantization)
+        qload.load_tensors(module, stored, quantization, kernels=())
     ids = torch.tensor([49, 0, 7, 7])
     assert torch.equal(table(ids), qload.dequantize(layer)[ids].float())
 
@@ -115,7 +115,7 @@ def test_an_entry_that_is_no_pattern(registry: Registry) -> None:
 
 
 def test_experts_stay_packed_also_once_they_have_computed() -> None:
-    model = qload.load(DATA / NAME)
+    model = qload.load(DATA / NAME, kernels=())
     experts = model.get_submodule(EXPERTS)
     assert isinstance(experts, Experts)
     held = qload.report(model).bytes_in_memory
@@ -175,7 +175,7 @@ def test_a_faulty_tensor_is_named(
     path = broken(NAME)
     edit_tensors(path, edit)
     with pytest.raises(CheckpointError) as caught:
-        qload.load(path)
+        qload.load(path, kernels=())
     assert (code, f"{EXPERTS}.{where}") in {(each.code, each.where) for each in caught.value.findings}
     if edit is not remove_both:
         assert code in {finding.code for finding in qload.validate(path).findings}
@@ -194,7 +194,7 @@ def test_experts_that_the_config_leaves_alone_and_that_are_packed(broken: Callab
 
 def refused(path: Path) -> list[Any]:
     with pytest.raises(CheckpointError) as caught:
-        qload.load(path)
+        qload.load(path, kernels=())
     return list(caught.value.findings)
 
 
@@ -207,10 +207,10 @@ def test_layers_whose_experts_are_dense(tmp_path: Path) -> None:
             blocks, scales = tensors.pop(f"{name}_blocks"), tensors.pop(f"{name}_scales")
             tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)
 
-    ids, whole = torch.tensor([[1, 2, 3]]), qload.load(DATA / NAME)
+    ids, whole = torch.tensor([[1, 2, 3]]), qload.load(DATA / NAME, kernels=())
     both, half = (copy_checkpoint(DATA / NAME, tmp_path / name) for name in ("both", "half"))
     edit_tensors(both, lambda tensors: unpack(tensors, ("gate_up_proj", "down_proj")))
-    mixed = qload.load(both)
+    mixed = qload.load(both, kernels=())
     assert qload.validate(both).findings == ()
     assert qload.report(mixed).layers == {"unquantized": 10, "mxfp4 fp4 group 32": 2}
     with torch.inference_mode():

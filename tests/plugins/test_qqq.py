@@ -49,7 +49,7 @@ def test_the_weight_is_gptqmodels(group: int, registry: Registry) -> None:
     assert report.bytes_in_memory == sum(tensor.nbytes for tensor in stored.values())
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(ROWS, COLUMNS, Site(quantization, "m"), multiple=1, treatment=treatment)
-    qload.load_tensors(table, stored, quantization)
+    qload.load_tensors(table, stored, quantization, kernels=())
     ids = torch.tensor([127, 0, 64, 31, 0])
     assert torch.equal(table(ids), dense[ids])
 
@@ -61,7 +61,7 @@ def test_ranks_hold_whole_tiles(group: int, kind: Any, dim: int, registry: Regis
     quantization = make_quantization(section(group), registry)
     for rank in range(2):
         layer = kind(COLUMNS, ROWS, Site(quantization, "m", Group(rank, 2)))
-        qload.load_tensors(layer, stored, quantization)
+        qload.load_tensors(layer, stored, quantization, kernels=())
         assert torch.equal(qload.dequantize(layer), dense.chunk(2, dim)[rank])
     with pytest.raises(ShardError):
         ColumnParallelLinear(COLUMNS, ROWS, Site(quantization, "m", Group(0, 4)))
@@ -72,7 +72,7 @@ def test_fused_layers_are_the_separate_ones(registry: Registry) -> None:
     one, dense = read_golden(128, "gate_proj")
     other, _ = read_golden(128, "up_proj")
     layer = MergedColumnParallelLinear(COLUMNS, [("gate_proj", ROWS), ("up_proj", ROWS)], Site(quantization, "fused"))
-    qload.load_tensors(layer, {**one, **other}, quantization)
+    qload.load_tensors(layer, {**one, **other}, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), torch.cat([dense, dense]))
 
 
@@ -80,7 +80,7 @@ def test_inputs_are_rounded_to_int8_by_token(registry: Registry) -> None:
     stored, dense = read_golden(128)
     quantization = make_quantization(section(128), registry)
     layer = ReplicatedLinear(COLUMNS, ROWS, Site(quantization, "m"))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     x = torch.randn(3, COLUMNS, generator=torch.Generator().manual_seed(0))
     x[1] = 0
     scale = x.abs().amax(-1, keepdim=True) / 127

@@ -45,7 +45,7 @@ def load(variant: Variant, registry: Registry) -> tuple[ReplicatedLinear, Quanti
     rows, columns = settings["shape"]
     site = Site(quantization, "m", dtype=getattr(torch, settings["dtype"]))
     layer = ReplicatedLinear(columns, rows, site, bias="m.bias" in variant.stored)
-    qload.load_tensors(layer, variant.stored, quantization)
+    qload.load_tensors(layer, variant.stored, quantization, kernels=())
     return layer, quantization
 
 
@@ -67,7 +67,7 @@ def test_rows_are_looked_up_in_tables_with_and_without_padding(
     table = VocabParallelEmbedding(
         rows, columns, Site(quantization, "m", dtype=layer.dtype), multiple=multiple, treatment=layer.treatment
     )
-    qload.load_tensors(table, variant.stored, quantization)
+    qload.load_tensors(table, variant.stored, quantization, kernels=())
     expected = variant.made["dequantized"]
     ids = torch.tensor([rows - 1, 0, rows // 2])
     assert torch.equal(table(ids), expected[ids])
@@ -103,7 +103,7 @@ def test_outputs_of_fused_parts_are_rounded_with_their_own_bias_and_scale(regist
     stored = {key.replace("m.", f"{name}."): tensor for name in "ab" for key, tensor in variant.stored.items()}
     stored["b.output_scale"] = stored["b.output_scale"] * 3
     layer = MergedColumnParallelLinear(columns, [("a", rows), ("b", rows)], Site(quantization, "ab"), bias=True)
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     first, second = layer(variant.made["input"]).chunk(2, -1)
     assert torch.allclose(first, variant.made["output"], atol=1e-6)
     steps = second / stored["b.output_scale"]
@@ -147,7 +147,7 @@ def test_ranks_take_whole_groups_of_inputs(bits: int, columns: int, registry: Re
     stored, expected = packed_module(8, columns, bits)
     for rank in range(2):
         layer = RowParallelLinear(columns, 8, Site(quantization, "m", Group(rank, 2)))
-        qload.load_tensors(layer, stored, quantization)
+        qload.load_tensors(layer, stored, quantization, kernels=())
         assert torch.equal(qload.dequantize(layer), expected.chunk(2, 1)[rank])
     with pytest.raises(ShardError, match="the axis out"):
         ColumnParallelLinear(columns, 8, Site(quantization, "m", Group(0, 2)))
@@ -168,7 +168,7 @@ def test_a_weight_that_is_not_frozen_may_have_rows_of_zeros(weights: str, regist
     quantization.modules = {"m": {leaf: f"m.{leaf}" for leaf in ("weight", "input_scale", "output_scale")}}
     layer = ReplicatedLinear(32, 2, Site(quantization, "m"))
     weight = torch.cat([torch.zeros(1, 32), torch.full((1, 32), 0.5)])
-    qload.load_tensors(layer, {"m.weight": weight}, quantization)
+    qload.load_tensors(layer, {"m.weight": weight}, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), weight)
     assert "not frozen" in layer.treatment.label
     with pytest.raises(ShardError, match="the axis in"):
@@ -259,4 +259,4 @@ def test_tensors_that_are_not_as_declared(leaf: str, tensor: Tensor | None, code
     changed = {**stored, f"m.{leaf}": tensor}
     present = {key: value for key, value in changed.items() if value is not None}
     with pytest.raises(CheckpointError, match=code):
-        qload.load_tensors(ReplicatedLinear(256, 8, Site(quantization, "m")), present, quantization)
+        qload.load_tensors(ReplicatedLinear(256, 8, Site(quantization, "m")), present, quantization, kernels=())

@@ -55,11 +55,11 @@ def test_weights_are_what_quark_decodes(variant: str, registry: Registry) -> Non
     quantization = make_quantization(section(settings["config"], settings["pack_method"]), registry)
     stored = {f"m.{name}": tensor for name, tensor in tensors.items() if name != "dequant"}
     layer = ReplicatedLinear(columns, rows, Site(quantization, "m"))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer, dtype=torch.float32), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(rows, columns, Site(quantization, "m"), multiple=1, treatment=treatment)
-    qload.load_tensors(table, stored, quantization)
+    qload.load_tensors(table, stored, quantization, kernels=())
     ids = torch.tensor([rows - 1, 0, rows // 2, 3, 3])
     assert torch.equal(table(ids), expected[ids])
 
@@ -71,7 +71,7 @@ def test_inputs_are_rounded_as_quark_rounds_them(variant: str, registry: Registr
     layer = ReplicatedLinear(64, 64, Site(quantization, "m"))
     stored = {f"m.{name}": tensor for name, tensor in tensors.items() if name not in ("x", "seen")}
     identity = {"m.weight": torch.eye(64).to(torch.float8_e4m3fn), "m.weight_scale": torch.tensor(1.0)}
-    qload.load_tensors(layer, {**stored, **identity}, quantization)
+    qload.load_tensors(layer, {**stored, **identity}, quantization, kernels=())
     # Quark multiplies by the scale of scales where it is divided by here: the last bit may differ.
     tolerance = 2e-7 if variant == "inputs-nvfp4" else 0
     assert torch.allclose(layer(tensors["x"]), tensors["seen"], rtol=tolerance, atol=0)
@@ -159,7 +159,7 @@ def test_keys_without_positions_are_rounded_as_outputs(registry: Registry) -> No
     layer = ReplicatedLinear(32, 8, Site(quantization, "k_proj"))
     weight = torch.randn(8, 32).to(torch.float8_e4m3fn)
     stored = {"weight": weight, "weight_scale": torch.tensor(2.0), "output_scale": torch.tensor(0.25)}
-    qload.load_tensors(layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization)
+    qload.load_tensors(layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization, kernels=())
     assert dict(layer.named_parameters())["output_scale"].tolist() == [0.25]
     x = torch.randn(3, 32)
     plain = x @ (weight.float() * 2).T
@@ -173,7 +173,9 @@ def test_keys_without_positions_are_rounded_as_outputs(registry: Registry) -> No
         RowParallelLinear(32, 8, Site(quantization, "k_proj", Group(0, 2)))
     del stored["output_scale"]
     with pytest.raises(CheckpointError, match=r"k_proj\.output_scale"):
-        qload.load_tensors(layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization)
+        qload.load_tensors(
+            layer, {f"k_proj.{name}": tensor for name, tensor in stored.items()}, quantization, kernels=()
+        )
 
 
 def test_a_cache_is_quantized_also_where_the_weights_are_left_alone(registry: Registry) -> None:
@@ -185,7 +187,7 @@ def test_a_cache_is_quantized_also_where_the_weights_are_left_alone(registry: Re
     layer = ReplicatedLinear(32, 8, Site(quantization, "k_proj"))
     weight = torch.randn(8, 32)
     stored = {"k_proj.weight": weight, "k_proj.output_scale": torch.tensor(0.25)}
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), weight)
 
 
@@ -200,7 +202,7 @@ def test_keys_and_values_with_positions_are_rounded_in_the_cache(registry: Regis
     layer = Layer(single(2, 1, kind=Kind.KV_CACHE), (Source("a.self_attn"),), Site(quantization, "a"), treatment)
     keys = "a.self_attn.k_proj.output_scale"
     scales = {keys: torch.tensor(0.5), keys.replace("k_", "v_"): torch.tensor([0.1])}
-    qload.load_tensors(layer, scales, quantization)
+    qload.load_tensors(layer, scales, quantization, kernels=())
     states = torch.randn(1, 2, 3, 4)
     assert layer.hooks.cache is not None
     found = layer.hooks.cache(layer.pieces()[0], states, states)
@@ -209,7 +211,7 @@ def test_keys_and_values_with_positions_are_rounded_in_the_cache(registry: Regis
     projection = ReplicatedLinear(4, 4, Site(quantization, "a.self_attn.k_proj"))
     weight = {"a.self_attn.k_proj.weight": torch.eye(4).to(torch.float8_e4m3fn)}
     tensors = {**weight, "a.self_attn.k_proj.weight_scale": torch.tensor(1.0), keys: torch.tensor(0.5)}
-    qload.load_tensors(projection, tensors, quantization)
+    qload.load_tensors(projection, tensors, quantization, kernels=())
     assert torch.equal(projection(states), states)
     unasked = make_quantization({**config, "kv_cache_post_rope": False}, registry)
     assert unasked.treat(ModuleInfo(("a.self_attn",), Kind.KV_CACHE)).scheme is None
@@ -294,7 +296,7 @@ def test_a_scale_or_zero_point_that_is_missing_is_found(registry: Registry) -> N
         stored = {f"m.{name}": tensor for name, tensor in tensors.items() if name not in (missing, "dequant")}
         layer = ReplicatedLinear(32, 16, Site(quantization, "m"))
         with pytest.raises(CheckpointError, match=f"m.{missing}"):
-            qload.load_tensors(layer, stored, quantization)
+            qload.load_tensors(layer, stored, quantization, kernels=())
 
 
 def test_zero_points_of_symmetric_weights_may_be_left_out(registry: Registry) -> None:
@@ -302,5 +304,5 @@ def test_zero_points_of_symmetric_weights_may_be_left_out(registry: Registry) ->
     quantization = make_quantization(section(settings["config"]), registry)
     layer = ReplicatedLinear(32, 16, Site(quantization, "m"))
     stored = {f"m.{name}": tensors[name] for name in ("weight", "weight_scale")}
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), tensors["dequant"])

@@ -76,7 +76,7 @@ def load(quantization: Quantization, name: str, dtype: torch.dtype) -> Replicate
     stored, facts = golden(name)
     rows, columns = facts["expected"].shape
     layer = ReplicatedLinear(columns, rows, Site(quantization, name, dtype=dtype))
-    qload.load_tensors(layer, stored, quantization)
+    qload.load_tensors(layer, stored, quantization, kernels=())
     return layer
 
 
@@ -90,7 +90,7 @@ def test_weights_are_torchaos(name: str) -> None:
     site = Site(quantization, name, dtype=expected.dtype)
     rows, columns = expected.shape
     table = VocabParallelEmbedding(rows, columns, site, multiple=1, treatment=treatment)
-    qload.load_tensors(table, stored, quantization)
+    qload.load_tensors(table, stored, quantization, kernels=())
     ids = torch.tensor([len(expected) - 1, 0, 3, 3])
     assert torch.equal(table(ids), expected[ids])
 
@@ -150,13 +150,13 @@ def test_packed_integers() -> None:
     tensors, expected = int4()
     quantization = describe(tensors, {"m.weight": PLAIN_INT4})
     layer = ReplicatedLinear(40, 6, Site(quantization, "m", dtype=torch.bfloat16))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
     treatment = quantization.treat(ModuleInfo(("m",)))
     table = VocabParallelEmbedding(
         6, 40, Site(quantization, "m", dtype=torch.bfloat16), multiple=1, treatment=treatment
     )
-    qload.load_tensors(table, tensors, quantization)
+    qload.load_tensors(table, tensors, quantization, kernels=())
     assert torch.equal(table(torch.tensor([5, 0, 5])), expected[[5, 0, 5]])
     with pytest.raises(ShardError):
         RowParallelLinear(40, 6, Site(quantization, "m", Group(1, 2)))
@@ -169,7 +169,7 @@ def test_inputs_are_smoothed_before_all_else() -> None:
     names = ["qdata", "scale", "zero_point", "act_pre_scale"]
     quantization = describe(tensors, {"m.weight": text("Int4Tensor", names, block_size=[1, 16])})
     layer = ReplicatedLinear(40, 6, Site(quantization, "m"))
-    qload.load_tensors(layer, {**tensors, "m._weight_act_pre_scale": smoothing}, quantization)
+    qload.load_tensors(layer, {**tensors, "m._weight_act_pre_scale": smoothing}, quantization, kernels=())
     x = torch.randn(3, 40)
     assert torch.allclose(layer(x), (x * smoothing) @ expected.float().T, rtol=1e-4, atol=1e-4)
     assert torch.equal(qload.dequantize(layer), expected * smoothing)
@@ -188,7 +188,7 @@ def test_parts_of_a_layer_may_have_tensors_of_other_sizes() -> None:
         dense.append(values * scale)
     quantization = describe(tensors, metadata)
     layer = MergedColumnParallelLinear(8, [("q", 12), ("k", 4)], Site(quantization, "qk"))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), torch.cat(dense))
     assert layer.treatment.label == "torchao int8 tensor"
 
@@ -252,7 +252,7 @@ def test_tensors_need_not_be_named() -> None:
     del said["_tensor_data_names"]
     quantization = describe(tensors, {"m.weight": json.dumps(said)})
     layer = ReplicatedLinear(40, 6, Site(quantization, "m", dtype=torch.bfloat16))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     assert torch.equal(qload.dequantize(layer), expected)
 
 

@@ -1,5 +1,6 @@
 """Every layer is one graph to the compiler, which computes what the layer computes, and waits for nothing."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ import qload
 from qload.geometry import Kind
 from qload.torch import Experts, Layer, VocabParallelEmbedding
 
-EVERY = [path for path in samples() if is_sound(path)]
+FEW = (
+    *("ct-w4a16-g128-asym", "ct-fp8-static", "gptq-4bit-g32-sym-descact", "torchao-int8dyn-int8w", "bnb-nf4-dq"),
+    *("hf-gptoss-mxfp4", "ct-qwen3moe-w4a16", "autoround-gguf-q4_k_m"),
+)
+"""Of each kind of arithmetic one: a graph takes seconds to make. All are compiled where further ones are tried, too."""
+EVERY = [path for path in samples() if is_sound(path) and ("QLOAD_CHECKPOINTS" in os.environ or path.name in FEW)]
 MIXTURES = [path for path in EVERY if "moe" in path.name or "gptoss" in path.name]
 TABLES = [pytest.param({}, id="kernels"), pytest.param({"kernels": ()}, id="no kernels")]
 
@@ -67,9 +73,19 @@ def compile_whole(module: Any, backend: str = "aot_eager") -> Callable[..., Any]
     return compiled
 
 
+def check_same(found: Tensor, expected: Tensor, layer: Layer) -> None:
+    """Bit by bit; where a layer computes by strips, of which a graph makes one, up to the order of sums."""
+    assert found.dtype == expected.dtype
+    if layer.packed is None:
+        assert torch.equal(found, expected)
+    else:
+        error = (found.double() - expected.double()).norm()
+        assert error <= torch.finfo(found.dtype).eps * expected.double().norm()
+
+
 @checkpoints
 @tables
-def test_a_layer_is_one_graph_that_answers_bit_by_bit_whatever_the_batch(path: Path, options: dict[str, Any]) -> None:
+def test_a_layer_is_one_graph_that_answers_the_same_whatever_the_batch(path: Path, options: dict[str, Any]) -> None:
     """A kernel that leaves large batches to the dense weight has a second graph for them, and no more."""
     for layer in list_kinds(load(path, **options), is_packed=not options):
         compiled = compile_whole(layer)
@@ -77,13 +93,13 @@ def test_a_layer_is_one_graph_that_answers_bit_by_bit_whatever_the_batch(path: P
         torch._dynamo.mark_dynamic(first, 0)
         for x in (first, make_input(layer, 3), make_input(layer, 9), make_input(layer, 300)):
             with torch.inference_mode():
-                assert torch.equal(compiled(x), layer(x))
+                check_same(compiled(x), layer(x), layer)
         assert counters["stats"]["unique_graphs"] <= 1 + (layer.packed is not None)
 
 
 @checkpoints
 @tables
-def test_gradients_of_inputs_pass_through_one_graph_bit_by_bit(path: Path, options: dict[str, Any]) -> None:
+def test_gradients_of_inputs_pass_through_one_graph(path: Path, options: dict[str, Any]) -> None:
     for layer in list_kinds(load(path, **options), is_packed=not options):
         if layer.geometry.kind is Kind.EMBEDDING:
             continue
@@ -92,7 +108,7 @@ def test_gradients_of_inputs_pass_through_one_graph_bit_by_bit(path: Path, optio
         for forward in (layer, compiled):
             leaf = x.clone().requires_grad_()
             gradients += torch.autograd.grad(forward(leaf).square().sum(), leaf)
-        assert torch.equal(gradients[0], gradients[1])
+        check_same(gradients[1], gradients[0], layer)
         assert counters["stats"]["unique_graphs"] == 1
 
 

@@ -68,7 +68,9 @@ class Float8(Kernel):
         return FloatWeight(held["values"], self._element, self.columns, scale, self._block)
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if inputs.rounding is None or not len(x):
+        if inputs.rounding is None:
+            return self.multiply_dense(x, held, inputs, agree)
+        if not len(x):
             return x.new_empty(0, self.rows)
         codes, scale = inputs.rounding(x, inputs.scale, agree)
         return multiply_scaled(codes, scale.float(), held["values"], held["scale"], x.dtype)
@@ -127,7 +129,9 @@ class BlockFloat8(Kernel):
         return FloatWeight(held["values"], self._element, self.columns, scale, (_BLOCK, _BLOCK))
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if inputs.rounding is None or not len(x):
+        if inputs.rounding is None:
+            return self.multiply_dense(x, held, inputs, agree)
+        if not len(x):
             return x.new_empty(0, self.rows)
         codes, scale = inputs.rounding(F.pad(x, (0, 0, 0, -len(x) % 4)), inputs.scale, agree)
         return multiply_blocks(codes, scale.float(), held["values"], held["scale"], x.dtype).narrow(0, 0, len(x))

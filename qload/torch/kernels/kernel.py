@@ -99,9 +99,14 @@ class Kernel(nn.Module):
             self.fill(weight, self._pick(None if case.experts is None else number))
             self._put_inputs(weight.inputs, None if case.experts is None else number)
 
-    def forward(self, x: Tensor, expert: int | Tensor | None = None, *, agree: Agree = keep) -> Tensor:
-        """x [..., in_features] into [..., out_features], by one expert where it is a stack of them."""
-        inputs, held = self.inputs(expert), self._pick(expert)
+    def forward(
+        self, x: Tensor, expert: int | Tensor | None = None, *, agree: Agree = keep, rounds: bool = True
+    ) -> Tensor:
+        """x [..., in_features] into [..., out_features], by one expert where it is a stack of them.
+
+        Without `rounds`, inputs are left as they are where the method rounds them.
+        """
+        inputs, held = self.inputs(expert, rounds=rounds), self._pick(expert)
         flat = inputs.arrange(x.reshape(-1, x.shape[-1]))
         is_trained = torch.is_grad_enabled() and x.requires_grad
         y = (self.multiply_dense if is_trained else self.multiply)(flat, held, inputs, agree)
@@ -123,11 +128,11 @@ class Kernel(nn.Module):
         """The weight that was packed, with what is done to its inputs."""
         return replace(self.restore(self._pick(expert)), inputs=self.inputs(expert))
 
-    def inputs(self, expert: int | Tensor | None = None) -> Inputs:
+    def inputs(self, expert: int | Tensor | None = None, *, rounds: bool = True) -> Inputs:
         """What is done to inputs before they are multiplied."""
         held = {name: getattr(self, name, None) for name in (_FACTOR, _ORDER, _SCALE)}
         chosen = {name: _choose(each, expert) for name, each in held.items() if each is not None}
-        return Inputs(chosen.get(_FACTOR), chosen.get(_ORDER), self.rounding, chosen.get(_SCALE))
+        return Inputs(chosen.get(_FACTOR), chosen.get(_ORDER), self.rounding if rounds else None, chosen.get(_SCALE))
 
     def _begin(self, weight: Weight, case: Case) -> None:
         self.experts, self.rows, self.columns = case.experts, weight.rows, weight.columns

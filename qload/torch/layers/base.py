@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qload.declare import ParameterKind, ParameterSpec
+from qload.errors import ModelError
 from qload.geometry import Geometry, Kind, Shard, Sharding
 from qload.layout import Dim
 from qload.plan import Source
@@ -126,6 +127,7 @@ class Layer(Holder):
         case = Case(device, self.dtype, self.local.experts, make)
         self.packed, self.path = pack_pieces(self.hooks, self, table, case)
         if self.packed is not None:
+            self.packed.rounds = self.quantize_activations
             self.reset()
             for name in self.declared.keys() - {"bias"}:
                 self.set_tensor(name, None)
@@ -204,11 +206,22 @@ class Layer(Holder):
         bias = None if bias is None else pick_expert(bias, expert)
         last, biases = x.dim() - 1, self._split_bias(bias)
         if self.packed is not None:
-            outputs = self.packed(x, expert, biases, self.agree)
+            outputs = self.packed(x, expert, biases, self.agree, rounds=self._must_round())
         else:
             pieces = zip(self.pieces(expert), biases, strict=True)
             outputs = [self.hooks.apply(piece, x, part) for piece, part in pieces]
         return self._join(outputs, last)
+
+    def _must_round(self) -> bool:
+        """Raises ModelError where inputs are to be rounded and the kernel was chosen for such as are not."""
+        if self.quantize_activations and self.packed is not None and not self.packed.rounds:
+            raise ModelError(
+                "the layer was packed for inputs that are not quantized",
+                where=self.name,
+                found="quantize_activations was set once the layer was loaded",
+                remedy="load it again with quantize_activations=True",
+            )
+        return self.quantize_activations
 
     def _dequantize(self, expert: int | None, dtype: torch.dtype | None) -> Tensor:
         if self.packed is not None:

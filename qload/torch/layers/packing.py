@@ -1,7 +1,8 @@
 """The kernels of one layer: chosen once it is loaded, and held in place of what was stored."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ class Path:
 
 PLAIN = Path("linear")
 """Of weights that are not quantized."""
+_MOST_GROWTH = 1.02
+"""Of memory, for a kernel that is not fast."""
 DEQUANTIZES = "dequantize"
 """The path of a layer without a kernel: its method's own, by the dequantized weight."""
 
@@ -36,11 +39,14 @@ EXPERTS = "qload_apply_experts"
 
 
 class Packed(nn.ModuleList):
-    """The kernels of a layer's pieces, in their order, the table that they were chosen from, and why none is fast."""
+    """The kernels of a layer's pieces, in their order, the table that they were chosen from, and why none is fast.
+
+    `rounds` is whether they were chosen for inputs that are quantized, where the method does so.
+    """
 
     def __init__(self, kernels: Sequence[Kernel], table: Kernels, reasons: Iterable[str] = ()) -> None:
         super().__init__(kernels)
-        self.table = table
+        self.table, self.rounds = table, True
         self.reason = "; ".join(dict.fromkeys(filter(None, reasons)))
 
     @property
@@ -48,10 +54,10 @@ class Packed(nn.ModuleList):
         return list(self)  # type: ignore[arg-type]
 
     def forward(
-        self, x: Tensor, expert: int | Tensor | None, biases: Sequence[Tensor | None], agree: Agree
+        self, x: Tensor, expert: int | Tensor | None, biases: Sequence[Tensor | None], agree: Agree, *, rounds: bool
     ) -> list[Tensor]:
-        """What each piece makes of x, its own bias added."""
-        outputs = [kernel(x, expert, agree=agree) for kernel in self.kernels]
+        """What each piece makes of x, its own bias added; without `rounds`, of x as it is."""
+        outputs = [kernel(x, expert, agree=agree, rounds=rounds) for kernel in self.kernels]
         return [y if bias is None else y + bias for y, bias in zip(outputs, biases, strict=True)]
 
     @property
@@ -71,7 +77,9 @@ class Packed(nn.ModuleList):
     def move(self, device: torch.device, dtype: torch.dtype) -> "Packed":
         """The same weights on another kind of device, with the kernels that serve there."""
         kernels, reasons = zip(*(self._move(kernel, device, dtype) for kernel in self.kernels), strict=True)
-        return Packed(kernels, self.table, reasons)
+        packed = Packed(kernels, self.table, reasons)
+        packed.rounds = self.rounds
+        return packed
 
     def _move(self, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> tuple[Kernel, str]:
         case = Case(device, dtype, kernel.experts)
@@ -93,9 +101,9 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
     numbers: Sequence[int | None] = [None] if case.experts is None else range(case.experts)
     count = len(layer.pieces(numbers[0]))
     choices = [_choose(hooks, layer, table, case, number) for number in range(count)]
-    reasons = dict.fromkeys(choice.reason for choice in choices if choice.kernel is None)
-    if reasons or not choices:
-        return None, Path(DEQUANTIZES, "; ".join(reasons))
+    without = [choice for choice in choices if choice.kernel is None]
+    if without or not choices:
+        return None, Path(DEQUANTIZES, "; ".join(dict.fromkeys(choice.reason for choice in without)))
     kernels = [
         choice.kernel(_read_weights(hooks, layer, number, numbers), case)
         for number, choice in enumerate(choices)
@@ -107,7 +115,20 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
 
 def _choose(hooks: Hooks, layer: Any, table: Kernels, case: Case, number: int) -> Choice:
     weight = _read_weight(hooks, layer, number, None if case.experts is None else 0)
-    return Choice(None, weight) if isinstance(weight, str) else choose_kernel(table, weight, case)
+    if isinstance(weight, str):
+        return Choice(None, weight)
+    choice = choose_kernel(table, weight, case)
+    if choice.kernel is not None and not choice.kernel.is_fast and _grows(choice.kernel, weight, layer, case, number):
+        return replace(choice, kernel=None)
+    return choice
+
+
+def _grows(kernel: type[Kernel], weight: Weight, layer: Any, case: Case, number: int) -> bool:
+    """Whether a kernel that is not fast would take more memory than what is stored."""
+    blanks = kernel.declare(weight, case).values()
+    packed = sum(prod(blank.shape) * blank.dtype.itemsize for blank in blanks)
+    stored = layer.pieces(None if case.experts is None else 0)[number]
+    return packed > _MOST_GROWTH * sum(each.nbytes for each in vars(stored).values() if isinstance(each, Tensor))
 
 
 def _read_weights(hooks: Hooks, layer: Any, number: int, experts: Sequence[int | None]) -> Iterator[Weight]:
