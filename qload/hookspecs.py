@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qload.declare import ParameterSpec
     from qload.findings import Finding
     from qload.geometry import Geometry
-    from qload.torch.kernels import Weight
+    from qload.torch.kernels.weights import Weight
 
 PROJECT = "qload"
 PREFIX = "qload_"
