@@ -221,6 +221,11 @@ WAYS = {
     PINNED: Way(prepare_pinned_limit, devices=("cuda",)),
     QLOAD: Way(prepare_qload, wholly=False),
     QLOAD_PLAIN: Way(partial(prepare_qload, kernels=())),
+    f"{QLOAD}(reader='safetensors')": Way(partial(prepare_qload, reader="safetensors"), wholly=False),
+    f"{QLOAD}(reader='runai')": Way(partial(prepare_qload, reader="runai"), needs="runai_model_streamer", wholly=False),
+    f"{QLOAD}(reader='fastsafetensors')": Way(
+        partial(prepare_qload, reader="fastsafetensors"), needs="fastsafetensors", wholly=False
+    ),
     f"{QLOAD}, dense": Way(prepare_qload, DENSE),
     "runai-model-streamer": Way(prepare_streamer, needs="runai_model_streamer"),
     "fastsafetensors": Way(prepare_fastsafetensors, needs="fastsafetensors"),

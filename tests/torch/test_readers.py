@@ -30,7 +30,7 @@ from qload.resolution import resolve
 from qload.sharding import cut_layer
 from qload.torch.copying import copy_region
 from qload.torch.dtypes import torch_dtype
-from qload.torch.loading import direct, gathering, imaging
+from qload.torch.loading import direct, gathering, imaging, streaming
 from qload.torch.loading.caching import is_cold
 from qload.torch.loading.direct import DirectFile
 from qload.torch.loading.files import DataFile, Target
@@ -311,21 +311,21 @@ def test_a_reader_whose_package_is_not_there_says_what_to_install(name: str, mon
 
 
 @pytest.mark.parametrize(
-    ("columns", "share"), [(None, 1), (Interval(512, 1024), 512 / 1024), (Interval(0, 8), 255 / 256 + 8 / 1024 / 256)]
+    ("columns", "nbytes"),
+    [(None, 256 * 4096), (Interval(512, 1024), 256 * 2048), (Interval(256, 640), 255 * 4096 + 1536)],
+    ids=["whole tensors", "long rows one by one", "short rows with what lies between"],
 )
-def test_the_streamer_reads_what_lies_together_and_nothing_else(
-    shards: Path, columns: Interval | None, share: float, monkeypatch: pytest.MonkeyPatch
+def test_the_streamer_reads_ranges(
+    shards: Path, columns: Interval | None, nbytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Long rows one by one; short ones with what lies between them."""
     require("runai")
-    monkeypatch.setattr("qload.torch.loading.streaming.SHORTEST_RANGE", 2048)
+    monkeypatch.setattr(streaming, "SHORTEST_RANGE", 2048)
     given = take(shards, "a.safetensors", columns)
     reader = OPTIONAL["runai"](shards)
     assert len(list(reader.read(given))) == 16
     reader.close()
     assert all(bool((order.destination == number).all()) for number, order in enumerate(given))
-    if columns is None or columns.size > 8:
-        assert reader.bytes_read == (16 << 20) * share
+    assert reader.bytes_read == 16 * nbytes
 
 
 def test_an_image_has_the_wanted_tensors_and_no_others(shards: Path) -> None:

@@ -119,14 +119,15 @@ def _take_windows(orders: Iterable[Order]) -> Iterator[list[Order]]:
     """Orders of one file whose stored tensors are WINDOW_BYTES about; those of one tensor stay together."""
     window: list[Order] = []
     nbytes = 0
-    for (file, _), group in groupby(orders, key=lambda order: (order.copy.entry.file, order.copy.entry.name)):
-        same = list(group)
-        size = same[0].copy.entry.nbytes
-        if window and (window[0].copy.entry.file != file or nbytes + size > WINDOW_BYTES):
+    for order in orders:
+        entry = order.copy.entry
+        last = window[-1].copy.entry if window else None
+        is_same = last is not None and (last.name, last.file) == (entry.name, entry.file)
+        size = 0 if is_same else entry.nbytes
+        if last is not None and (last.file != entry.file or nbytes + size > max(nbytes, WINDOW_BYTES)):
             yield window
             window, nbytes = [], 0
-        window.extend(same)
+        window.append(order)
         nbytes += size
-        same.clear()
     if window:
         yield window
