@@ -84,6 +84,8 @@ def prepare_pinned_limit(task: Task) -> Load:
 def prepare_qload(task: Task, **options: Any) -> Load:
     importlib.import_module("qload.torch.models")
     importlib.import_module("transformers.models.llama.modeling_llama")
+    if "reader" in options:
+        importlib.import_module(READERS[options["reader"]])
     load = importlib.import_module("qload").load
     if task.size == 1:
         return lambda: load(task.folder, device=task.device, **options)
@@ -215,12 +217,20 @@ def choose_axis(name: str) -> int | None:
 
 LIMIT, DISK, PINNED = "limit: into new memory", "limit: the disk", "limit: pinned copy"
 QLOAD, QLOAD_PLAIN = "qload.load", "qload.load(kernels=())"
+READERS = {"safetensors": "safetensors", "runai": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}
+"""Readers of qload's that are by other packages."""
 WAYS = {
     LIMIT: Way(prepare_limit, wholly=False),
     DISK: Way(prepare_disk_limit, wholly=False),
     PINNED: Way(prepare_pinned_limit, devices=("cuda",)),
     QLOAD: Way(prepare_qload, wholly=False),
-    QLOAD_PLAIN: Way(partial(prepare_qload, kernels=())),
+    QLOAD_PLAIN: Way(partial(prepare_qload, kernels=()), wholly=False),
+    **{
+        f"{QLOAD}(kernels=(), reader='{reader}')": Way(
+            partial(prepare_qload, kernels=(), reader=reader), needs=needs, wholly=False
+        )
+        for reader, needs in READERS.items()
+    },
     f"{QLOAD}, dense": Way(prepare_qload, DENSE),
     "runai-model-streamer": Way(prepare_streamer, needs="runai_model_streamer"),
     "fastsafetensors": Way(prepare_fastsafetensors, needs="fastsafetensors"),

@@ -52,3 +52,13 @@ def test_the_host_does_not_wait_for_ids_to_be_looked_up(registry: qload.Registry
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found.cpu(), torch.cat([weight, torch.zeros(2, 8)])[ids.cpu()])
+
+
+@pytest.mark.parametrize(("reader", "module"), [("runai", "runai_model_streamer"), ("fastsafetensors",) * 2])
+def test_readers_of_other_packages(reader: str, module: str) -> None:
+    pytest.importorskip(module)
+    before = torch.cuda.current_device()
+    model, expected = (qload.load(DEMO, device="cuda", reader=name) for name in (reader, "buffered"))
+    assert torch.cuda.current_device() == before
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,12 @@ from qload.resolution import resolve
 from qload.sharding import cut_layer
 from qload.torch.copying import copy_region
 from qload.torch.dtypes import torch_dtype
-from qload.torch.loading import direct, gathering
+from qload.torch.loading import direct, gathering, imaging, streaming
 from qload.torch.loading.caching import is_cold
 from qload.torch.loading.direct import DirectFile
 from qload.torch.loading.files import DataFile, Target
 from qload.torch.loading.orders import Order, Reader, reading
+from qload.torch.loading.readers import make_reader
 from qload.torch.loading.reading import FileReader
 from qload.torch.loading.slices import SliceReader
 
@@ -42,6 +45,10 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "one by one": lambda folder: FileReader(folder, CPU, threads=1, ahead=0, slab_bytes=4096),
     "the caller's thread": lambda folder: FileReader(folder, CPU, threads=0, slab_bytes=1000),
     "past the cache": lambda folder: FileReader(folder, CPU, open_file=DirectFile),
+}
+OPTIONAL_PACKAGES = {"runai": "runai-model-streamer", "fastsafetensors": "fastsafetensors"}
+OPTIONAL: dict[str, Callable[[Path], Reader]] = {
+    name: partial(make_reader, name, device=CPU, alone=True) for name in OPTIONAL_PACKAGES
 }
 folders = [path for path in samples() if is_sound(path) and list(path.glob("*.safetensors"))]
 
@@ -98,12 +105,28 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("path", folders, ids=lambda path: path.name)
 def test_every_reader_reads_the_same_of_every_format(path: Path, registry: Registry) -> None:
+    hold_to_the_law(path, registry, READERS)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("path", folders, ids=lambda path: path.name)
+def test_so_does_every_reader_of_another_package(path: Path, name: str, registry: Registry) -> None:
+    require(name)
+    hold_to_the_law(path, registry, {name: OPTIONAL[name]})
+
+
+def require(name: str) -> None:
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL_PACKAGES[name].replace("-", "_"))
+
+
+def hold_to_the_law(path: Path, registry: Registry, readers: dict[str, Callable[[Path], Reader]]) -> None:
     for plan in plans(path, registry):
         expected = []
         for order in orders(plan):
             read_plainly(path, order.copy, order.destination)
             expected.append(as_bytes(order.destination))
-        for name, make in READERS.items():
+        for name, make in readers.items():
             given = list(orders(plan))
             reader = make(path)
             landed = list(reader.read(given))
@@ -149,12 +172,13 @@ def test_strips_are_read_and_nothing_between(matrices: Path, without: str, monke
 
 
 @pytest.mark.parametrize("columns", [None, Interval(256, 640), Interval(0, 8)])
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [*READERS, "runai"])
 def test_a_file_that_ends_too_early_is_an_error(matrices: Path, name: str, columns: Interval | None) -> None:
+    require(name)
     given = take(matrices, "a", columns)
     for cut in (4096, 4096 * 300 + 7, 4096 * 800):
         os.truncate(matrices / "a", given[-1].copy.entry.stop - cut)
-        reader = READERS[name](matrices)
+        reader = (READERS | OPTIONAL)[name](matrices)
         with pytest.raises(QloadError, match=r"a1\d in a: the file ends before the tensor does"):
             list(reader.read(given))
         reader.close()
@@ -212,7 +236,7 @@ def test_reading_goes_on_while_the_caller_works(matrices: Path) -> None:
     seen = threading.Event()
 
     class Seen(DataFile):
-        def read(self, targets: "list[Target]") -> int:  # type: ignore[override]
+        def read(self, targets: Iterable[Target]) -> int:
             if self.name == "b":
                 seen.set()
             return super().read(targets)
@@ -246,9 +270,10 @@ def test_a_file_that_was_just_read_is_not_cold(matrices: Path) -> None:
     assert not is_cold(matrices / "a")
 
 
-@pytest.mark.parametrize("name", ["auto", "buffered", "direct", "safetensors"])
+@pytest.mark.parametrize("name", ["auto", "buffered", "direct", "safetensors", *OPTIONAL])
 @pytest.mark.parametrize("folder", [DEMO.name, "gptq-4bit-g32-sym-descact", "hf-gptoss-mxfp4"])
 def test_a_reader_can_be_asked_for(folder: str, name: str) -> None:
+    require(name)
     expected = qload.load(DATA / folder, reader=lambda path, device: FileReader(path, device, threads=1))
     found = qload.load(DATA / folder, reader=name)
     for key, tensor in expected.state_dict().items():
@@ -265,5 +290,78 @@ def test_safetensors_says_what_it_cannot_read(tmp_path: Path, matrices: Path) ->
     (tmp_path / "a").write_bytes(b"no such format")
     reader = SliceReader(tmp_path, CPU)
     with pytest.raises(QloadError, match="a: safetensors cannot read it"):
+        list(reader.read(given))
+    reader.close()
+
+
+@pytest.fixture
+def shards(matrices: Path) -> Path:
+    """The same under the names of safetensors' files."""
+    for name in ("a", "b"):
+        (matrices / name).rename(matrices / f"{name}.safetensors")
+    return matrices
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_reader_whose_package_is_not_there_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = OPTIONAL_PACKAGES[name]
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    with pytest.raises(QloadError, match=f"{package}: the reader's package is not installed .*; pip install {package}"):
+        qload.load(DEMO, reader=name)
+
+
+@pytest.mark.parametrize(
+    ("columns", "nbytes"),
+    [(None, 256 * 4096), (Interval(512, 1024), 256 * 2048), (Interval(256, 640), 255 * 4096 + 1536)],
+    ids=["whole tensors", "long rows one by one", "short rows with what lies between"],
+)
+def test_the_streamer_reads_ranges(
+    shards: Path, columns: Interval | None, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("runai")
+    monkeypatch.setattr(streaming, "SHORTEST_RANGE", 2048)
+    given = take(shards, "a.safetensors", columns)
+    reader = OPTIONAL["runai"](shards)
+    assert len(list(reader.read(given))) == 16
+    reader.close()
+    assert all(bool((order.destination == number).all()) for number, order in enumerate(given))
+    assert reader.bytes_read == 16 * nbytes
+
+
+def test_an_image_has_the_wanted_tensors_and_no_others(shards: Path) -> None:
+    require("fastsafetensors")
+    given = take(shards, "a.safetensors", Interval(256, 640))[3:12:4] + take(shards, "b.safetensors")
+    reader = OPTIONAL["fastsafetensors"](shards)
+    assert len(list(reader.read(given))) == 4
+    reader.close()
+    assert [int(order.destination.unique()) for order in given] == [3, 7, 11, 0]
+    assert reader.bytes_read == 4 << 20
+
+
+def test_images_are_made_of_so_much_at_a_time(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("fastsafetensors")
+    monkeypatch.setattr(imaging, "WINDOW_BYTES", 2 << 20)
+    given = []
+
+    def give() -> Iterator[Order]:
+        for order in take(shards, "a.safetensors") + take(shards, "b.safetensors"):
+            given.append(order)
+            yield order
+
+    reader = OPTIONAL["fastsafetensors"](shards)
+    with reading(reader, give()) as landed:
+        for number, _ in enumerate(landed, 1):
+            # A window, and the first of the next.
+            assert len(given) <= number + 2
+    reader.close()
+    assert len(given) == 17
+
+
+def test_a_file_that_has_no_image_is_an_error(shards: Path) -> None:
+    require("fastsafetensors")
+    given = take(shards, "a.safetensors")
+    os.truncate(shards / "a.safetensors", given[-1].copy.entry.stop - 4096)
+    reader = OPTIONAL["fastsafetensors"](shards)
+    with pytest.raises(QloadError, match=r"a\.safetensors: fastsafetensors cannot read it"):
         list(reader.read(given))
     reader.close()

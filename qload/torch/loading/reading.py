@@ -37,7 +37,7 @@ class FileReader:
         threads: int | None = None,
         ahead: int = AHEAD_BYTES,
         slab_bytes: int | None = None,
-        open_file: Callable[[Path], DataFile] = DataFile,
+        open_file: Callable[[Path], Source] = DataFile,
     ) -> None:
         self._folder = folder
         self._open_file = open_file
@@ -46,7 +46,7 @@ class FileReader:
         self._window = min(WINDOW_BYTES, max(1, ahead))
         self._staging = Staging(device, slab_bytes, max(1, self._threads) if device.type == "cpu" else None)
         self._cutter = Cutter(self._staging.size)
-        self._sources: dict[str, DataFile] = {}
+        self._sources: dict[str, Source] = {}
         self.bytes_read = 0
 
     def read(self, orders: Iterable[Order]) -> Iterator[Order]:
@@ -93,7 +93,7 @@ class FileReader:
             for piece in self._cutter.cut(order):
                 yield source, piece
 
-    def _open(self, name: str) -> DataFile:
+    def _open(self, name: str) -> Source:
         if name not in self._sources:
             self._sources[name] = self._open_file(self._folder / name)
         return self._sources[name]

@@ -25,6 +25,9 @@ class Source(Protocol):
     def read(self, targets: Iterable[Target]) -> int:
         """Fill the targets, which are in the order of the file; returns the bytes read."""
 
+    def close(self) -> None:
+        """Give it back."""
+
 
 @dataclass(slots=True)
 class Task:
