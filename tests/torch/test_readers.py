@@ -146,12 +146,20 @@ def matrices(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A file of 16 matrices of 1 MiB, with rows of 16 KiB."""
+    save_file({f"a{n:02}": torch.full((64, 4096), n, dtype=torch.int32) for n in range(16)}, tmp_path / "a")
+    return tmp_path
+
+
 def take(folder: Path, file: str, columns: Interval | None = None) -> list[Order]:
     """Orders for all tensors of a file, or some columns of each."""
     found = []
     for entry in sorted(read_header(Folder(folder), file).tensors.values(), key=lambda entry: entry.start):
-        region = (Interval(0, 256), columns or Interval(0, 1024))
-        destination = torch.zeros(256, region[1].size, dtype=torch.int32)
+        rows, all_columns = entry.shape
+        region = (Interval(0, rows), columns or Interval(0, all_columns))
+        destination = torch.zeros(rows, region[1].size, dtype=torch.int32)
         found.append(Order(Copy(entry, entry.shape, region, region), destination))
     return found
 
@@ -160,11 +168,14 @@ def readers_at_work() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("qload-read")]
 
 
-@pytest.mark.parametrize("without", ["the call", "nothing"])
-def test_strips_are_read_and_nothing_between(matrices: Path, without: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if without == "the call":
-        monkeypatch.setattr(gathering, "_READ", None)
-    reader, given = FileReader(matrices, CPU), take(matrices, "a", Interval(256, 640))
+@pytest.mark.parametrize("columns", [Interval(256, 1792), Interval(8, 16)])
+@pytest.mark.parametrize("without", ["the calls", "nothing"])
+def test_strips_are_read_and_nothing_between(
+    wide: Path, without: str, columns: Interval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without == "the calls":
+        monkeypatch.setattr(gathering, "_CALLS", {})
+    reader, given = FileReader(wide, CPU), take(wide, "a", columns)
     assert len(list(reader.read(given))) == 16
     reader.close()
     assert all(bool((order.destination == number).all()) for number, order in enumerate(given))
@@ -172,11 +183,15 @@ def test_strips_are_read_and_nothing_between(matrices: Path, without: str, monke
 
 
 @pytest.mark.parametrize("columns", [None, Interval(256, 640), Interval(0, 8)])
+@pytest.mark.parametrize("shape", ["wide", "matrices"])
 @pytest.mark.parametrize("name", [*READERS, "runai"])
-def test_a_file_that_ends_too_early_is_an_error(matrices: Path, name: str, columns: Interval | None) -> None:
+def test_a_file_that_ends_too_early_is_an_error(
+    name: str, shape: str, columns: Interval | None, request: pytest.FixtureRequest
+) -> None:
     require(name)
+    matrices: Path = request.getfixturevalue(shape)
     given = take(matrices, "a", columns)
-    for cut in (4096, 4096 * 300 + 7, 4096 * 800):
+    for cut in (16384, 4096 * 300 + 7, 4096 * 800):
         os.truncate(matrices / "a", given[-1].copy.entry.stop - cut)
         reader = (READERS | OPTIONAL)[name](matrices)
         with pytest.raises(QloadError, match=r"a1\d in a: the file ends before the tensor does"):

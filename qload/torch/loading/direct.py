@@ -11,6 +11,7 @@ import torch
 
 from qload.torch.loading.caching import is_cold
 from qload.torch.loading.files import DataFile, TruncatedError
+from qload.torch.loading.gathering import Gatherer
 from qload.torch.memory import Arena
 
 BLOCK_BYTES = 4096
@@ -24,8 +25,8 @@ Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 class DirectFile(DataFile):
     """A file that is read past the page cache, as long as its file system lets it be; else as any other."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, gatherer: Gatherer) -> None:
+        super().__init__(path, gatherer)
         self._direct = _open_direct(path)
         self._scratch = threading.local()
 
@@ -68,9 +69,9 @@ class DirectFile(DataFile):
         return found
 
 
-def open_file(path: Path) -> DataFile:
+def open_file(path: Path, gatherer: Gatherer) -> DataFile:
     """A file to be read past the page cache if most of it is not there."""
-    return DirectFile(path) if is_cold(path) else DataFile(path)
+    return DirectFile(path, gatherer) if is_cold(path) else DataFile(path, gatherer)
 
 
 def _open_direct(path: Path) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from qload.torch.loading.gathering import gather
+from qload.torch.loading.gathering import Gatherer
 from qload.torch.loading.pieces import Strips
 
 CALL_BYTES = 16 << 20
@@ -27,7 +27,8 @@ class DataFile:
     A file that ends too early is a TruncatedError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, gatherer: Gatherer) -> None:
+        self._gatherer = gatherer
         self.name = path.name
         self._file = os.open(path, os.O_RDONLY)
 
@@ -65,10 +66,9 @@ class DataFile:
         return wanted
 
     def _read_strips(self, strips: Strips, memory: memoryview, step: int) -> int:
-        if not gather(self._file, strips, memory, step):
-            for number in range(strips.rows):
-                part = memory[number * step : number * step + strips.length]
-                self._fill([part], strips.start + number * strips.pitch)
+        for number in self._gatherer.gather(self._file, strips, memory, step):
+            part = memory[number * step : number * step + strips.length]
+            self._fill([part], strips.start + number * strips.pitch)
         return strips.nbytes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from qload.torch.loading.files import DataFile
+from qload.torch.loading.gathering import Gatherer
 from qload.torch.loading.orders import Order
 from qload.torch.loading.pieces import Cutter, Piece
 from qload.torch.loading.staging import Staging
@@ -37,7 +38,7 @@ class FileReader:
         threads: int | None = None,
         ahead: int = AHEAD_BYTES,
         slab_bytes: int | None = None,
-        open_file: Callable[[Path], Source] = DataFile,
+        open_file: Callable[[Path, Gatherer], Source] = DataFile,
     ) -> None:
         self._folder = folder
         self._open_file = open_file
@@ -46,6 +47,7 @@ class FileReader:
         self._window = min(WINDOW_BYTES, max(1, ahead))
         self._staging = Staging(device, slab_bytes, max(1, self._threads) if device.type == "cpu" else None)
         self._cutter = Cutter(self._staging.size)
+        self._gatherer = Gatherer()
         self._sources: dict[str, Source] = {}
         self.bytes_read = 0
 
@@ -86,6 +88,7 @@ class FileReader:
         for source in self._sources.values():
             source.close()
         self._sources.clear()
+        self._gatherer.close()
 
     def _cut(self, window: list[Order]) -> Iterator[tuple[Source, Piece]]:
         for order in window:
@@ -95,7 +98,7 @@ class FileReader:
 
     def _open(self, name: str) -> Source:
         if name not in self._sources:
-            self._sources[name] = self._open_file(self._folder / name)
+            self._sources[name] = self._open_file(self._folder / name, self._gatherer)
         return self._sources[name]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from qload.errors import QloadError
 from qload.torch.loading.files import Target, TruncatedError
+from qload.torch.loading.gathering import Gatherer
 from qload.torch.loading.pieces import Strips
 
 RING_BYTES = 32 << 20
@@ -48,7 +49,7 @@ class StreamedFile:
     hold RING_BYTES. Source: runai_model_streamer/file_streamer/file_streamer.py, version 0.17.
     """
 
-    def __init__(self, module: Any, path: Path) -> None:
+    def __init__(self, module: Any, path: Path, gatherer: Gatherer) -> None:  # noqa: ARG002
         self.name = path.name
         self._path = path
         self._module = module
