@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qload.declare import ParameterKind, ParameterSpec
+from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Kind, Shard, Sharding
 from qload.layout import Dim
 from qload.plan import Source
@@ -20,7 +20,7 @@ from qload.torch.layers.feeding import Place, finish_loading, list_places, load_
 from qload.torch.layers.holding import Holder
 from qload.torch.layers.packing import DEQUANTIZES, PLAIN, Packed, Path, pack_pieces
 from qload.torch.parallel import Group, maximize
-from qload.torch.pieces import Piece, Selection, pick_expert, select_pieces
+from qload.torch.pieces import Piece, Selection, cast_scale, pick_expert, select_pieces, select_sample
 from qload.torch.sites import Site
 
 _ALONE = Group()
@@ -161,8 +161,7 @@ class Layer(Holder):
         if self.apart:
             self._selections = tuple(each for part in self.parts_apart() for each in part._selections)
             return
-        present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
-        self._selections = select_pieces(present, self.geometry, self.local)
+        self._selections = select_pieces(self._list_present(), self.geometry, self.local)
 
     def own_tensor(self, name: str) -> Tensor | None:
         if self.apart and name == "bias":
@@ -177,6 +176,18 @@ class Layer(Holder):
         if self.apart:
             return [piece for part in self.parts_apart() for piece in part.pieces(expert, dtype)]
         return [self._piece(selection, expert, dtype) for selection in self._selections]
+
+    def sample(self) -> Piece:
+        """Some rows, of the first expert, for trying hooks on; the greatest piece where rows hold together."""
+        expert = None if self.local.experts is None else 0
+        selection = None if self.apart else select_sample(self._list_present(), self.geometry, self.local)
+        if selection is None:
+            return max(self.pieces(expert), key=lambda piece: piece.out_features)
+        piece = self._piece(selection, expert, None)
+        for name in selection.indices:
+            # As a rank would have them that holds these rows and no others.
+            setattr(piece, name, getattr(piece, name).contiguous())
+        return piece
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as the method means it, [out_features, in_features], or [experts, ...] of that.
@@ -237,6 +248,9 @@ class Layer(Holder):
         starts = accumulate((part.size for part in self.local.parts), initial=0)
         return [bias[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
+    def _list_present(self) -> list[ParameterSpec]:
+        return [spec for name, spec in self.specs.items() if getattr(self, name, None) is not None]
+
     def _piece(self, selection: Selection, expert: int | Tensor | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
         for name, spec in self.specs.items():
@@ -244,7 +258,7 @@ class Layer(Holder):
             if tensor is not None:
                 index = selection.indices[name]
                 tensor = pick_expert(tensor[index if expert is None else (slice(None), *index)], expert)
-                tensor = tensor if dtype is None else _cast_scale(tensor, spec, dtype)
+                tensor = tensor if dtype is None else cast_scale(tensor, spec, dtype)
             tensors[name] = tensor
         return Piece(
             self.treatment.scheme,
@@ -280,12 +294,3 @@ def _join_biases(parts: Sequence[Tensor | None]) -> Tensor | None:
 def _pad(tensor: Tensor, dim: int, count: int) -> Tensor:
     """The tensor with `count` zeros after it along `dim`."""
     return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, count)) if count else tensor
-
-
-def _cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:
-    """Scales, and what is computed with like them.
-
-    8-bit floats keep the dtype that gives them meaning, and float32 is not narrowed: who stores it computes in it.
-    """
-    computed = spec.kind.is_scale or spec.kind in (ParameterKind.ZERO_POINT, ParameterKind.WEIGHT)
-    return tensor.to(dtype) if computed and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
