@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qload.declare import ParameterSpec
 from qload.geometry import Geometry, Kind, Shard, Sharding
@@ -18,6 +17,7 @@ from qload.torch.hooks import bind
 from qload.torch.kernels import Case, Kernels, Make
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
 from qload.torch.layers.holding import Holder
+from qload.torch.layers.joining import join_biases, pad
 from qload.torch.layers.packing import DEQUANTIZES, PLAIN, Packed, Path, pack_pieces
 from qload.torch.parallel import Group, maximize
 from qload.torch.pieces import Piece, Selection, cast_scale, pick_expert, select_pieces, select_sample
@@ -127,8 +127,7 @@ class Layer(Holder):
         self.packed, self.path = pack_pieces(self.hooks, self, table, case)
         if self.packed is not None:
             self.reset()
-            for name in self.declared.keys() - {"bias"}:
-                self.set_tensor(name, None)
+            self.set_tensors(dict.fromkeys(self.declared.keys() - {"bias"}))
 
     @cached_property
     def places(self) -> dict[str, Place]:
@@ -165,7 +164,7 @@ class Layer(Holder):
 
     def own_tensor(self, name: str) -> Tensor | None:
         if self.apart and name == "bias":
-            return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
+            return join_biases([part.own_tensor(name) for part in self.parts_apart()])
         return super().own_tensor(name)
 
     def pieces(self, expert: int | Tensor | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
@@ -176,6 +175,12 @@ class Layer(Holder):
         if self.apart:
             return [piece for part in self.parts_apart() for piece in part.pieces(expert, dtype)]
         return [self._piece(selection, expert, dtype) for selection in self._selections]
+
+    def piece(self, number: int, expert: int | None = None) -> Piece:
+        """One of `pieces`."""
+        if self.apart:
+            return self.pieces(expert)[number]
+        return self._piece(self._selections[number], expert, None)
 
     def sample(self) -> Piece:
         """Some rows, of the first expert, for trying hooks on; the greatest piece where rows hold together."""
@@ -232,11 +237,11 @@ class Layer(Holder):
         """Put the parts together along `dim`, as the layer has them, with the padding that solid tensors lack."""
         sizes = [selection.out_features for selection in self._selections]
         if len(parts) == 1:
-            return _pad(parts[0], dim, self.local.out_features - sizes[0])
+            return pad(parts[0], dim, self.local.out_features - sizes[0])
         if self.geometry.interleaved:
             return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
         lacking = [part.size - size for part, size in zip(self.local.parts, sizes, strict=True)]
-        return torch.cat([_pad(part, dim, count) for part, count in zip(parts, lacking, strict=True)], dim)
+        return torch.cat([pad(part, dim, count) for part, count in zip(parts, lacking, strict=True)], dim)
 
     def _split_bias(self, bias: Tensor | None) -> list[Tensor | None]:
         """Each piece's own share of the bias."""
@@ -284,13 +289,3 @@ class Layer(Holder):
         if name == "weight" and "weight" not in self.specs:
             return self.dequantize().to(self.dtype)
         return super().__getattr__(name)
-
-
-def _join_biases(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present, -1) if present else None
-
-
-def _pad(tensor: Tensor, dim: int, count: int) -> Tensor:
-    """The tensor with `count` zeros after it along `dim`."""
-    return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, count)) if count else tensor

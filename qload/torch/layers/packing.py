@@ -84,7 +84,8 @@ class Packed(nn.ModuleList):
 def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[Packed | None, Path]:
     """Pack a loaded layer's pieces; None where a piece has no kernel, and why.
 
-    `layer` gives its `pieces(expert)`, as its hooks see them. Raises PluginError where the method's hook is broken.
+    `layer` gives its `pieces(expert)`, or one `piece(number, expert)`, as its hooks see them. Raises PluginError where
+    the method's hook is broken.
     """
     if not table:
         return None, Path(DEQUANTIZES, "no kernels were asked for")
@@ -92,12 +93,13 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
         return None, Path(EXPERTS, "the method computes its experts at once")
     numbers: Sequence[int | None] = [None] if case.experts is None else range(case.experts)
     count = len(layer.pieces(numbers[0]))
-    choices = [_choose(hooks, layer, table, case, number) for number in range(count)]
+    firsts = [_read_weight(hooks, layer, number, numbers[0]) for number in range(count)]
+    choices = [_choose(table, weight, case) for weight in firsts]
     reasons = dict.fromkeys(choice.reason for choice in choices if choice.kernel is None)
     if reasons or not choices:
         return None, Path(DEQUANTIZES, "; ".join(reasons))
     kernels = [
-        choice.kernel(_read_weights(hooks, layer, number, numbers), case)
+        choice.kernel(_read_weights(hooks, layer, number, numbers, firsts), case)
         for number, choice in enumerate(choices)
         if choice.kernel is not None
     ]
@@ -105,17 +107,20 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
     return packed, packed.path
 
 
-def _choose(hooks: Hooks, layer: Any, table: Kernels, case: Case, number: int) -> Choice:
-    weight = _read_weight(hooks, layer, number, None if case.experts is None else 0)
+def _choose(table: Kernels, weight: Weight | str, case: Case) -> Choice:
     return Choice(None, weight) if isinstance(weight, str) else choose_kernel(table, weight, case)
 
 
-def _read_weights(hooks: Hooks, layer: Any, number: int, experts: Sequence[int | None]) -> Iterator[Weight]:
-    for expert in experts:
-        weight = _read_weight(hooks, layer, number, expert)
+def _read_weights(
+    hooks: Hooks, layer: Any, number: int, experts: Sequence[int | None], firsts: list[Weight | str]
+) -> Iterator[Weight]:
+    """A piece's weight of each expert; the first ones, which have been read, are taken out of `firsts`."""
+    for place, expert in enumerate(experts):
+        weight = _read_weight(hooks, layer, number, expert) if place else firsts[number]
         if isinstance(weight, str):
             fault = f"{HOOK} gives the weight of one expert and not of another: {weight}"
             raise hooks.runtime.method.origin.blame(fault, where=layer.name)
+        firsts[number] = ""
         yield weight
 
 
@@ -123,7 +128,7 @@ def _read_weight(hooks: Hooks, layer: Any, number: int, expert: int | None) -> W
     hook = hooks.runtime.get(HOOK)
     if hook is None:
         return "the method does not give its weights to kernels"
-    piece = layer.pieces(expert)[number]
+    piece = layer.piece(number, expert)
     answer: Weight | str = call(hooks.runtime.method.origin, HOOK, hook, piece, where=layer.name, read=_read)
     return answer
 
