@@ -85,9 +85,10 @@ class CpuInt4(Affine):
             own = {name: each[start:stop] if len(each) == self.rows else each for name, each in held.items()}
             yield self.restore(own | {"scales": held["scales"][:, start:stop]})
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return len(x) > _MOST_ROWS.get(x.dtype, 0)
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if len(x) > _MOST_ROWS.get(x.dtype, 0):
-            return self.multiply_dense(x, held, inputs, agree)
         scales = held["scales"].to(x.dtype)
         rounded = inputs.round(x, agree)
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, held["values"], self.unit, scales)
@@ -133,7 +134,7 @@ def _view_words(pairs: Tensor) -> Tensor:
     """Rows of bytes as words, if they are made of such."""
     if pairs.shape[1] % 8:
         return pairs
-    is_aligned = pairs.stride(1) == 1 and not (pairs.stride(0) | pairs.storage_offset()) % 8
+    is_aligned = pairs.stride(1) == 1 and not any(each % 8 for each in (pairs.stride(0), pairs.storage_offset()))
     return (pairs if is_aligned else pairs.clone(memory_format=torch.contiguous_format)).view(torch.int64)
 
 

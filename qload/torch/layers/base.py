@@ -216,7 +216,8 @@ class Layer(Holder):
         Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias. They then talk
         only to agree on scales of the inputs, where the method finds some.
         """
-        bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
+        has_bias = biased and self.shard.in_.start == 0 and (self.apart or "bias" in self.specs)
+        bias = self.own_tensor("bias") if has_bias else None
         bias = None if bias is None else pick_expert(bias, expert)
         last, biases = x.dim() - 1, self._split_bias(bias)
         if self.packed is not None:

@@ -51,8 +51,7 @@ class Packed(nn.ModuleList):
         self, x: Tensor, expert: int | Tensor | None, biases: Sequence[Tensor | None], agree: Agree
     ) -> list[Tensor]:
         """What each piece makes of x, its own bias added."""
-        outputs = [kernel(x, expert, agree=agree) for kernel in self.kernels]
-        return [y if bias is None else y + bias for y, bias in zip(outputs, biases, strict=True)]
+        return [kernel(x, expert, agree=agree, bias=bias) for kernel, bias in zip(self, biases, strict=True)]
 
     @property
     def path(self) -> Path:
