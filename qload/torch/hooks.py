@@ -77,15 +77,15 @@ class LoadedLayer(Protocol):
 
     def parameters(self) -> Iterator[Tensor]: ...
 
-    def pieces(self, expert: int | None = None, dtype: torch.dtype | None = None) -> list[Any]: ...
+    def sample(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What runs once a layer's last copy has landed: the method's own hook; then its other hooks prove themselves.
 
-    The proof is a value of the right shape and dtype, for one layer of each scheme, and one embedding: hot calls
-    then go without a check. Raises PluginError where a hook raises, or answers with something else.
+    The proof is a value of the right shape and dtype, for some rows of one layer of each scheme, and one embedding:
+    hot calls then go without a check. Raises PluginError where a hook raises, or answers with something else.
     """
 
     runtime: Runtime
@@ -102,8 +102,7 @@ class Completion:
             self.runtime.proven.add(kind)
 
     def _prove(self, layer: LoadedLayer) -> None:
-        pieces = layer.pieces(None if layer.local.experts is None else 0)
-        piece = max(pieces, key=lambda each: each.out_features)
+        piece = layer.sample()
         # Other ranks prove their hooks when they come to it.
         piece.agree = keep
         device = next((tensor.device for tensor in layer.parameters()), torch.device("cpu"))

@@ -6,15 +6,19 @@ a whole unit, is one piece; otherwise every part is one. Only the tensors that a
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from qload.declare import ParameterSpec
+from qload.declare import ParameterKind, ParameterSpec
 from qload.geometry import Geometry
-from qload.layout import Axis, Cut, Dim
+from qload.layout import Axis, Cut, Dim, Layout, Place
 
 Index = tuple[int | slice, ...]
+_SAMPLE = 128
+"""Rows that show what all of them would, where no unit is longer."""
 
 
 class Piece:
@@ -65,6 +69,22 @@ def select_pieces(specs: Iterable[ParameterSpec], geometry: Geometry, local: Geo
     )
 
 
+def select_sample(specs: Iterable[ParameterSpec], geometry: Geometry, local: Geometry) -> Selection | None:
+    """Some rows of the first part that has so many, as a rank of more would hold them; None where rows hold together.
+
+    `specs`, `geometry` and `local` are as for `select_pieces`.
+    """
+    layouts = [(spec.name, spec.layout) for spec in specs]
+    if any(axis.is_uncut for _, layout in layouts for axis in layout.axes if axis.dim is Dim.OUT):
+        return None
+    rows = lcm(_SAMPLE, *(layout.unit(Dim.OUT) for _, layout in layouts))
+    number = next((number for number, part in enumerate(local.parts) if part.size > rows), None)
+    if number is None:
+        return None
+    place = Place({Dim.OUT: number, Dim.PART: number}, {Dim.OUT: Cut(0, rows)})
+    return Selection(rows, {name: _place(layout, geometry, local, place) for name, layout in layouts})
+
+
 def pick_expert(tensor: Tensor, expert: int | Tensor | None) -> Tensor:
     """One expert's of a stack; all of what is none. A number that is on the device picks without being waited for."""
     if expert is None:
@@ -72,6 +92,15 @@ def pick_expert(tensor: Tensor, expert: int | Tensor | None) -> Tensor:
     if isinstance(expert, Tensor):
         return tensor.index_select(0, expert.reshape(1)).squeeze(0)
     return tensor[expert]
+
+
+def cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:
+    """Scales, and what is computed with like them.
+
+    8-bit floats keep the dtype that gives them meaning, and float32 is not narrowed: who stores it computes in it.
+    """
+    computed = spec.kind.is_scale or spec.kind in (ParameterKind.ZERO_POINT, ParameterKind.WEIGHT)
+    return tensor.to(dtype) if computed and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry, solid: bool) -> bool:
@@ -86,6 +115,15 @@ def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry, solid: bool) 
         # Rows that each stand for themselves are computed in the order in which they lie.
         return all(unit == 1 for unit in units)
     return all(part.size % unit == 0 for part in local.parts[:-1] for unit in units)
+
+
+def _place(layout: Layout, geometry: Geometry, local: Geometry, place: Place) -> Index:
+    region = layout.region(local.extents, place, geometry.extents)
+    return tuple(
+        interval.start if axis.dim is Dim.PART else slice(None) if axis.dim in (None, Dim.IN) else interval.slice
+        for axis, interval in zip(layout.axes, region, strict=True)
+        if axis.dim is not Dim.EXPERT
+    )
 
 
 def _index(spec: ParameterSpec, geometry: Geometry, local: Geometry, part: int) -> Index:

@@ -237,3 +237,17 @@ def test_a_weight_that_is_not_the_dequantized_one_is_found() -> None:
     hook = layer.hooks.runtime["qload_weight"]
     layer.hooks = replace(layer.hooks, dequantize=lambda piece: hook(piece).dequantize() + 1)
     assert "is not the dequantized one" in next(list_faults(layer))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
+def test_strips_with_biases_answer_as_dequantized_weights_do(path: Path) -> None:
+    striped = dict(qload.load(path, kernels=["dequantize by strips"]).named_modules())
+    for layer in list_layers(load(path)):
+        kernels = striped[layer.name].packed if layer.name in striped else None
+        is_one = layer.local.experts is None and layer.geometry.kind is Kind.LINEAR and not layer.apart
+        if is_one and "bias" in layer.declared and kernels is not None:
+            x = torch.randn(3, layer.local.in_features).to(layer.dtype)
+            with torch.inference_mode():
+                answer, expected = striped[layer.name].compute(x), layer.compute(x)
+            error = (answer.double() - expected.double()).abs()
+            assert bool((error <= 2 * torch.finfo(x.dtype).eps * expected.double().abs().max()).all())

@@ -46,6 +46,9 @@ class Dequantized(Kernel):
         found: dict[str, Any] = dict(held)
         return replace(self._form, **found)
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return True
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         return self.multiply_dense(x, held, inputs, agree)
 

@@ -16,6 +16,9 @@ _UNIT = 16
 """Of rows."""
 _BLOCKS = {"AVX512": 64, "AVX2": 32}
 """The rows that the kernel takes at once, by the CPU's instructions."""
+_HALF = 4
+"""Bits of a byte."""
+_LOW_HALVES = {torch.uint8: 0x0F, torch.int64: 0x0F0F0F0F0F0F0F0F}
 _MOST_ROWS = {torch.bfloat16: 128}
 """The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
 
@@ -55,12 +58,14 @@ class CpuInt4(Affine):
 
     @classmethod
     def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
+        # Fresh memory for each block would cost as much as what is computed in it.
+        scratch = into.new_empty(3, min(len(into), _find_block()) // 2, into.shape[1])
         for packed, values, apart in zip(
             _list_blocks(into), _list_blocks(weight.values), _list_kinds(into, _find_block()), strict=True
         ):
             block = packed.view(weight.columns, -1)
             if weight.is_paired:
-                _pack_pairs(values, block, apart)
+                _pack_pairs(values, block, apart, scratch[:, : len(values) // 2])
             else:
                 low, high = _halve(values, apart)
                 block.copy_((low | high << 4).t())
@@ -81,9 +86,10 @@ class CpuInt4(Affine):
             own = {name: each[start:stop] if len(each) == self.rows else each for name, each in held.items()}
             yield self.restore(own | {"scales": held["scales"][:, start:stop]})
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return len(x) > _MOST_ROWS.get(x.dtype, 0)
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if len(x) > _MOST_ROWS.get(x.dtype, 0):
-            return self.multiply_dense(x, held, inputs, agree)
         scales = held["scales"].to(x.dtype)
         rounded = inputs.round(x, agree)
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, held["values"], self.unit, scales)
@@ -109,11 +115,28 @@ def _halve(rows: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
     return (rows[:half], rows[half:]) if apart else (rows[::2], rows[1::2])
 
 
-def _pack_pairs(pairs: Tensor, block: Tensor, apart: bool) -> None:
-    """Pairs of columns [rows, columns / 2] into pairs of rows [columns, rows / 2]."""
-    low, high = _halve(pairs, apart)
-    columns = torch.stack((low & 15 | high << 4, low >> 4 | high & 0xF0))
-    block.view(-1, 2, block.shape[1]).copy_(columns.permute(2, 0, 1))
+def _pack_pairs(pairs: Tensor, block: Tensor, apart: bool, scratch: Tensor) -> None:
+    """Pairs of columns [rows, columns / 2] into pairs of rows [columns, rows / 2]; scratch [3, rows / 2, columns / 2].
+
+    The high value of a low row and the low one of a high row change places, in as many bytes as a word has.
+    """
+    low, high = map(_view_words, _halve(pairs, apart))
+    even, odd, moved = map(_view_words, scratch)
+    mask = _LOW_HALVES[low.dtype]
+    torch.bitwise_right_shift(low, _HALF, out=moved).bitwise_xor_(high).bitwise_and_(mask)
+    torch.bitwise_xor(high, moved, out=odd)
+    torch.bitwise_xor(low, moved.bitwise_left_shift_(_HALF), out=even)
+    into = block.view(-1, 2, block.shape[1])
+    into[:, 0].copy_(scratch[0].t())
+    into[:, 1].copy_(scratch[1].t())
+
+
+def _view_words(pairs: Tensor) -> Tensor:
+    """Rows of bytes as words, if they are made of such."""
+    if pairs.shape[1] % 8:
+        return pairs
+    is_aligned = pairs.stride(1) == 1 and not any(each % 8 for each in (pairs.stride(0), pairs.storage_offset()))
+    return (pairs if is_aligned else pairs.clone(memory_format=torch.contiguous_format)).view(torch.int64)
 
 
 def _unpack_pairs(block: Tensor, pairs: Tensor, apart: bool) -> None:

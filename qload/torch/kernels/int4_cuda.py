@@ -73,9 +73,10 @@ class CudaInt4(Affine):
         pairs = torch.stack((even & 15 | odd << 4, even >> 4 | odd & 0xF0), -2)
         return pairs.reshape(self.rows, self.columns // 2)
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return x.dtype != torch.bfloat16 or not 0 < len(x) <= _MOST_TOKENS
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if x.dtype != torch.bfloat16 or not 0 < len(x) <= _MOST_TOKENS:
-            return self.multiply_dense(x, held, inputs, agree)
         rounded = inputs.round(x, agree).contiguous()
         y: Tensor = torch.ops.aten._weight_int4pack_mm(rounded, held["values"], self.unit, held["scales"])
         return y

@@ -64,9 +64,10 @@ class CpuInt8(Centered):
         for start, stop in divide_rows(self.rows, self.columns):
             yield self.restore({**held, "values": held["values"][:, start:stop]}, start, stop)
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return len(x) > (_MOST_ROWS if len(held["values"]) == 1 else _MOST_GROUPED) or x.dtype != torch.bfloat16
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if len(x) > (_MOST_ROWS if len(held["values"]) == 1 else _MOST_GROUPED) or x.dtype != torch.bfloat16:
-            return self.multiply_dense(x, held, inputs, agree)
         rounded = inputs.round(x, agree)
         values, scale = held["values"], self.find_scale(held)
         groups = rounded.unflatten(1, (len(values), -1)).transpose(0, 1)

@@ -63,6 +63,9 @@ class Int8Dynamic(Centered):
         for start, stop in divide_rows(self.rows, self.columns):
             yield self.restore({**held, "values": held["values"][start:stop]}, start, stop)
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return inputs.rounding is None
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         if inputs.rounding is None:
             return self.multiply_dense(x, held, inputs, agree)

@@ -99,26 +99,45 @@ class Kernel(nn.Module):
             self.fill(weight, self._pick(None if case.experts is None else number))
             self._put_inputs(weight.inputs, None if case.experts is None else number)
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        """Whether x, as `multiply` would have it, is better multiplied by `multiply_dense`."""
+        return False
+
     def forward(
-        self, x: Tensor, expert: int | Tensor | None = None, *, agree: Agree = keep, rounds: bool = True
+        self,
+        x: Tensor,
+        expert: int | Tensor | None = None,
+        *,
+        agree: Agree = keep,
+        bias: Tensor | None = None,
+        rounds: bool = True,
     ) -> Tensor:
         """x [..., in_features] into [..., out_features], by one expert where it is a stack of them.
 
-        Without `rounds`, inputs are left as they are where the method rounds them.
+        Where the product is dense, the bias [out_features] is added before it is rounded. Without `rounds`, inputs are
+        left as they are where the method rounds them.
         """
         inputs, held = self.inputs(expert, rounds=rounds), self._pick(expert)
         flat = inputs.arrange(x.reshape(-1, x.shape[-1]))
         is_trained = torch.is_grad_enabled() and x.requires_grad
-        y = (self.multiply_dense if is_trained else self.multiply)(flat, held, inputs, agree)
-        return y.reshape(*x.shape[:-1], self.rows)
+        if is_trained or self.is_dense(flat, held, inputs):
+            joins = bias is not None and bias.dtype == flat.dtype
+            y = self.multiply_dense(flat, held, inputs, agree, bias if joins else None)
+            bias = None if joins else bias
+        else:
+            y = self.multiply(flat, held, inputs, agree)
+        y = y.reshape(*x.shape[:-1], self.rows)
+        return y if bias is None else y + bias
 
-    def multiply_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+    def multiply_dense(
+        self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree, bias: Tensor | None = None
+    ) -> Tensor:
         """As `multiply`, by the dequantized weight: what gradients go through, and what large batches take."""
 
         def decode() -> Iterator[Tensor]:
             return (part.dequantize().to(x.dtype) for part in self.split(held))
 
-        return multiply_strips(inputs.round(x, agree), decode, self.rows)
+        return multiply_strips(inputs.round(x, agree), decode, self.rows, bias)
 
     def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
         """What `restore` gives, in strips of rows: on CPUs so few that they stay in its cache while they are used."""
@@ -130,8 +149,7 @@ class Kernel(nn.Module):
 
     def inputs(self, expert: int | Tensor | None = None, *, rounds: bool = True) -> Inputs:
         """What is done to inputs before they are multiplied."""
-        held = {name: getattr(self, name, None) for name in (_FACTOR, _ORDER, _SCALE)}
-        chosen = {name: _choose(each, expert) for name, each in held.items() if each is not None}
+        chosen = {name: _choose(getattr(self, name), expert) for name in self._arranged}
         return Inputs(chosen.get(_FACTOR), chosen.get(_ORDER), self.rounding if rounds else None, chosen.get(_SCALE))
 
     def _begin(self, weight: Weight, case: Case) -> None:
@@ -142,7 +160,9 @@ class Kernel(nn.Module):
         self._names = tuple(declared)
         for name, blank in declared.items():
             self.register_buffer(name, case.allocate(blank.shape, blank.dtype))
-        for name, each in _list_inputs(weight.inputs):
+        arranged = _list_inputs(weight.inputs)
+        self._arranged = tuple(name for name, _ in arranged)
+        for name, each in arranged:
             self.register_buffer(name, case.allocate(tuple(each.shape), each.dtype))
 
     def settle(self, weight: Weight, case: Case) -> None:

@@ -19,38 +19,51 @@ def divide_rows(rows: int, columns: int, unit: int = 64) -> Iterator[tuple[int, 
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def multiply_strips(x: Tensor, strips: Strips, rows: int) -> Tensor:
-    """x [tokens, columns] times a weight [rows, columns]; x may need gradients, for which strips are given again."""
+def multiply_strips(x: Tensor, strips: Strips, rows: int, bias: Tensor | None = None) -> Tensor:
+    """x [tokens, columns] times a weight [rows, columns], and a bias [rows]; x may need gradients, for which strips
+    are given again.
+    """
     if torch.compiler.is_compiling():
-        return F.linear(x, torch.cat(list(strips())))
+        return F.linear(x, torch.cat(list(strips())), bias)
     if torch.is_grad_enabled() and x.requires_grad:
-        y: Tensor = _Product.apply(x, strips, rows)  # type: ignore[no-untyped-call]
+        y: Tensor = _Product.apply(x, strips, rows, bias)  # type: ignore[no-untyped-call]
         return y
-    return _multiply(x, strips, rows)
+    return _multiply(x, strips, rows, bias)
 
 
-def _multiply(x: Tensor, strips: Strips, rows: int) -> Tensor:
-    y, start = x.new_empty(len(x), rows), 0
+def _multiply(x: Tensor, strips: Strips, rows: int, bias: Tensor | None) -> Tensor:
+    y, start = None, 0
     for strip in strips():
-        y[:, start : start + len(strip)] = F.linear(x, strip)
-        start += len(strip)
-    return y
+        stop = start + len(strip)
+        part = F.linear(x, strip, None if bias is None else bias[start:stop])
+        if y is None:
+            if stop == rows:
+                return part
+            y = x.new_empty(len(x), rows)
+        y[:, start:stop] = part
+        start = stop
+    return x.new_empty(len(x), rows) if y is None else y
 
 
 class _Product(torch.autograd.Function):
     """Keeps no dense weight for the way back, where autograd would keep all of them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, strips: Strips, rows: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, strips: Strips, rows: int, bias: Tensor | None) -> Tensor:
         ctx.strips = strips
-        return _multiply(x, strips, rows)
+        return _multiply(x, strips, rows, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
         back, start = None, 0
         for strip in ctx.strips():
             part = gradient[:, start : start + len(strip)] @ strip
             # Sums of many strips would be rounded each time.
             back = part.float() if back is None else back + part
             start += len(strip)
-        return None if back is None else back.to(gradient.dtype), None, None
+        return (
+            None if back is None else back.to(gradient.dtype),
+            None,
+            None,
+            gradient.sum(0) if ctx.needs_input_grad[3] else None,
+        )

@@ -69,9 +69,10 @@ class Upcast(Kernel):
     def restore(self, held: Mapping[str, Tensor]) -> Weight:
         return replace(self._form, values=held["values"], scale=held["scale"])
 
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return x.dtype not in _DTYPES
+
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if x.dtype not in _DTYPES:
-            return self.multiply_dense(x, held, inputs, agree)
         y, scale = F.linear(x, held["values"].to(x.dtype)), _widen(held["scale"]).flatten()
         return (y / scale if self._divides else y * scale).to(x.dtype)
 

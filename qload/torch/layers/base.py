@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from qload.declare import ParameterKind, ParameterSpec
+from qload.declare import ParameterSpec
 from qload.errors import ModelError
 from qload.geometry import Geometry, Kind, Shard, Sharding
 from qload.layout import Dim
@@ -19,9 +18,10 @@ from qload.torch.hooks import bind
 from qload.torch.kernels import Case, Kernels, Make
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
 from qload.torch.layers.holding import Holder
+from qload.torch.layers.joining import join_biases, pad
 from qload.torch.layers.packing import DEQUANTIZES, PLAIN, Packed, Path, pack_pieces
 from qload.torch.parallel import Group, maximize
-from qload.torch.pieces import Piece, Selection, pick_expert, select_pieces
+from qload.torch.pieces import Piece, Selection, cast_scale, pick_expert, select_pieces, select_sample
 from qload.torch.sites import Site
 
 _ALONE = Group()
@@ -129,8 +129,7 @@ class Layer(Holder):
         if self.packed is not None:
             self.packed.rounds = self.quantize_activations
             self.reset()
-            for name in self.declared.keys() - {"bias"}:
-                self.set_tensor(name, None)
+            self.set_tensors(dict.fromkeys(self.declared.keys() - {"bias"}))
 
     @cached_property
     def places(self) -> dict[str, Place]:
@@ -163,12 +162,11 @@ class Layer(Holder):
         if self.apart:
             self._selections = tuple(each for part in self.parts_apart() for each in part._selections)
             return
-        present = (spec for name, spec in self.specs.items() if getattr(self, name, None) is not None)
-        self._selections = select_pieces(present, self.geometry, self.local)
+        self._selections = select_pieces(self._list_present(), self.geometry, self.local)
 
     def own_tensor(self, name: str) -> Tensor | None:
         if self.apart and name == "bias":
-            return _join_biases([part.own_tensor(name) for part in self.parts_apart()])
+            return join_biases([part.own_tensor(name) for part in self.parts_apart()])
         return super().own_tensor(name)
 
     def pieces(self, expert: int | Tensor | None = None, dtype: torch.dtype | None = None) -> list[Piece]:
@@ -179,6 +177,24 @@ class Layer(Holder):
         if self.apart:
             return [piece for part in self.parts_apart() for piece in part.pieces(expert, dtype)]
         return [self._piece(selection, expert, dtype) for selection in self._selections]
+
+    def piece(self, number: int, expert: int | None = None) -> Piece:
+        """One of `pieces`."""
+        if self.apart:
+            return self.pieces(expert)[number]
+        return self._piece(self._selections[number], expert, None)
+
+    def sample(self) -> Piece:
+        """Some rows, of the first expert, for trying hooks on; the greatest piece where rows hold together."""
+        expert = None if self.local.experts is None else 0
+        selection = None if self.apart else select_sample(self._list_present(), self.geometry, self.local)
+        if selection is None:
+            return max(self.pieces(expert), key=lambda piece: piece.out_features)
+        piece = self._piece(selection, expert, None)
+        for name in selection.indices:
+            # As a rank would have them that holds these rows and no others.
+            setattr(piece, name, getattr(piece, name).contiguous())
+        return piece
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as the method means it, [out_features, in_features], or [experts, ...] of that.
@@ -202,7 +218,8 @@ class Layer(Holder):
         Where ranks divide the inputs, and their outputs are to be summed, the first one adds the bias. They then talk
         only to agree on scales of the inputs, where the method finds some.
         """
-        bias = self.own_tensor("bias") if biased and self.shard.in_.start == 0 else None
+        has_bias = biased and self.shard.in_.start == 0 and (self.apart or "bias" in self.specs)
+        bias = self.own_tensor("bias") if has_bias else None
         bias = None if bias is None else pick_expert(bias, expert)
         last, biases = x.dim() - 1, self._split_bias(bias)
         if self.packed is not None:
@@ -234,11 +251,11 @@ class Layer(Holder):
         """Put the parts together along `dim`, as the layer has them, with the padding that solid tensors lack."""
         sizes = [selection.out_features for selection in self._selections]
         if len(parts) == 1:
-            return _pad(parts[0], dim, self.local.out_features - sizes[0])
+            return pad(parts[0], dim, self.local.out_features - sizes[0])
         if self.geometry.interleaved:
             return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
         lacking = [part.size - size for part, size in zip(self.local.parts, sizes, strict=True)]
-        return torch.cat([_pad(part, dim, count) for part, count in zip(parts, lacking, strict=True)], dim)
+        return torch.cat([pad(part, dim, count) for part, count in zip(parts, lacking, strict=True)], dim)
 
     def _split_bias(self, bias: Tensor | None) -> list[Tensor | None]:
         """Each piece's own share of the bias."""
@@ -250,6 +267,9 @@ class Layer(Holder):
         starts = accumulate((part.size for part in self.local.parts), initial=0)
         return [bias[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
+    def _list_present(self) -> list[ParameterSpec]:
+        return [spec for name, spec in self.specs.items() if getattr(self, name, None) is not None]
+
     def _piece(self, selection: Selection, expert: int | Tensor | None, dtype: torch.dtype | None) -> Piece:
         tensors: dict[str, Tensor | None] = {}
         for name, spec in self.specs.items():
@@ -257,7 +277,7 @@ class Layer(Holder):
             if tensor is not None:
                 index = selection.indices[name]
                 tensor = pick_expert(tensor[index if expert is None else (slice(None), *index)], expert)
-                tensor = tensor if dtype is None else _cast_scale(tensor, spec, dtype)
+                tensor = tensor if dtype is None else cast_scale(tensor, spec, dtype)
             tensors[name] = tensor
         return Piece(
             self.treatment.scheme,
@@ -283,22 +303,3 @@ class Layer(Holder):
         if name == "weight" and "weight" not in self.specs:
             return self.dequantize().to(self.dtype)
         return super().__getattr__(name)
-
-
-def _join_biases(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present, -1) if present else None
-
-
-def _pad(tensor: Tensor, dim: int, count: int) -> Tensor:
-    """The tensor with `count` zeros after it along `dim`."""
-    return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, count)) if count else tensor
-
-
-def _cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tensor:
-    """Scales, and what is computed with like them.
-
-    8-bit floats keep the dtype that gives them meaning, and float32 is not narrowed: who stores it computes in it.
-    """
-    computed = spec.kind.is_scale or spec.kind in (ParameterKind.ZERO_POINT, ParameterKind.WEIGHT)
-    return tensor.to(dtype) if computed and tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -57,8 +57,8 @@ class Packed(nn.ModuleList):
         self, x: Tensor, expert: int | Tensor | None, biases: Sequence[Tensor | None], agree: Agree, *, rounds: bool
     ) -> list[Tensor]:
         """What each piece makes of x, its own bias added; without `rounds`, of x as it is."""
-        outputs = [kernel(x, expert, agree=agree, rounds=rounds) for kernel in self.kernels]
-        return [y if bias is None else y + bias for y, bias in zip(outputs, biases, strict=True)]
+        pairs = zip(self, biases, strict=True)
+        return [kernel(x, expert, agree=agree, bias=bias, rounds=rounds) for kernel, bias in pairs]
 
     @property
     def path(self) -> Path:
@@ -92,7 +92,8 @@ class Packed(nn.ModuleList):
 def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[Packed | None, Path]:
     """Pack a loaded layer's pieces; None where a piece has no kernel, and why.
 
-    `layer` gives its `pieces(expert)`, as its hooks see them. Raises PluginError where the method's hook is broken.
+    `layer` gives its `pieces(expert)`, or one `piece(number, expert)`, as its hooks see them. Raises PluginError where
+    the method's hook is broken.
     """
     if not table:
         return None, Path(DEQUANTIZES, "no kernels were asked for")
@@ -100,12 +101,13 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
         return None, Path(EXPERTS, "the method computes its experts at once")
     numbers: Sequence[int | None] = [None] if case.experts is None else range(case.experts)
     count = len(layer.pieces(numbers[0]))
-    choices = [_choose(hooks, layer, table, case, number) for number in range(count)]
+    firsts = [_read_weight(hooks, layer, number, numbers[0]) for number in range(count)]
+    choices = [_choose(table, weight, case, layer.piece(number, numbers[0])) for number, weight in enumerate(firsts)]
     without = [choice for choice in choices if choice.kernel is None]
     if without or not choices:
         return None, Path(DEQUANTIZES, "; ".join(dict.fromkeys(choice.reason for choice in without)))
     kernels = [
-        choice.kernel(_read_weights(hooks, layer, number, numbers), case)
+        choice.kernel(_read_weights(hooks, layer, number, numbers, firsts), case)
         for number, choice in enumerate(choices)
         if choice.kernel is not None
     ]
@@ -113,30 +115,31 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
     return packed, packed.path
 
 
-def _choose(hooks: Hooks, layer: Any, table: Kernels, case: Case, number: int) -> Choice:
-    weight = _read_weight(hooks, layer, number, None if case.experts is None else 0)
+def _choose(table: Kernels, weight: Weight | str, case: Case, stored: Any) -> Choice:
     if isinstance(weight, str):
         return Choice(None, weight)
     choice = choose_kernel(table, weight, case)
-    if choice.kernel is not None and not choice.kernel.is_fast and _grows(choice.kernel, weight, layer, case, number):
+    if choice.kernel is not None and not choice.kernel.is_fast and _grows(choice.kernel, weight, case, stored):
         return replace(choice, kernel=None)
     return choice
 
 
-def _grows(kernel: type[Kernel], weight: Weight, layer: Any, case: Case, number: int) -> bool:
-    """Whether a kernel that is not fast would take more memory than what is stored."""
-    blanks = kernel.declare(weight, case).values()
-    packed = sum(prod(blank.shape) * blank.dtype.itemsize for blank in blanks)
-    stored = layer.pieces(None if case.experts is None else 0)[number]
+def _grows(kernel: type[Kernel], weight: Weight, case: Case, stored: Any) -> bool:
+    """Whether a kernel that is not fast would take more memory than a piece as it is stored."""
+    packed = sum(prod(blank.shape) * blank.dtype.itemsize for blank in kernel.declare(weight, case).values())
     return packed > _MOST_GROWTH * sum(each.nbytes for each in vars(stored).values() if isinstance(each, Tensor))
 
 
-def _read_weights(hooks: Hooks, layer: Any, number: int, experts: Sequence[int | None]) -> Iterator[Weight]:
-    for expert in experts:
-        weight = _read_weight(hooks, layer, number, expert)
+def _read_weights(
+    hooks: Hooks, layer: Any, number: int, experts: Sequence[int | None], firsts: list[Weight | str]
+) -> Iterator[Weight]:
+    """A piece's weight of each expert; the first ones, which have been read, are taken out of `firsts`."""
+    for place, expert in enumerate(experts):
+        weight = _read_weight(hooks, layer, number, expert) if place else firsts[number]
         if isinstance(weight, str):
             fault = f"{HOOK} gives the weight of one expert and not of another: {weight}"
             raise hooks.runtime.method.origin.blame(fault, where=layer.name)
+        firsts[number] = ""
         yield weight
 
 
@@ -144,7 +147,7 @@ def _read_weight(hooks: Hooks, layer: Any, number: int, expert: int | None) -> W
     hook = hooks.runtime.get(HOOK)
     if hook is None:
         return "the method does not give its weights to kernels"
-    piece = layer.pieces(expert)[number]
+    piece = layer.piece(number, expert)
     answer: Weight | str = call(hooks.runtime.method.origin, HOOK, hook, piece, where=layer.name, read=_read)
     return answer
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qload.torch.kernels import E2M1, Case, FloatWeight, Inputs, IntegerWeight, Kernel, Weight, choose_kernel
 from qload.torch.kernels.dense import Strips
@@ -227,6 +228,29 @@ def test_gradients_are_those_of_the_dequantized_weight(
     assert x.grad is not None
     error, bound = (x.grad.double() - pull.double() @ dense.double()).abs(), pull.double().abs() @ dense.double().abs()
     assert (error <= torch.finfo(x.dtype).eps * bound).all()
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (192, 4096)])
+def test_dense_products_add_the_bias_before_they_are_rounded(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    values, scale = torch.randint(-8, 8, shape, dtype=torch.int8), torch.rand(rows, columns // 32).bfloat16()
+    weight = IntegerWeight(values, 4, columns, scale, 0, 32)
+    x, bias = draw(9, columns, torch.bfloat16), torch.randn(rows).bfloat16()
+    packed = Strips([weight], Case(torch.device("cpu"), torch.bfloat16))
+    parts = zip(weight.dequantize().split(128), bias.split(128), strict=True)
+    expected = torch.cat([F.linear(x, part, own) for part, own in parts], 1)
+    assert torch.equal(packed(x, bias=bias), expected)
+    assert not torch.equal(packed(x) + bias, expected)
+
+
+def test_a_bias_that_is_trained_has_its_gradient() -> None:
+    weight = IntegerWeight(torch.randint(-8, 8, (48, 64), dtype=torch.int8), 4, 64, torch.rand(48, 2), 0, 32)
+    packed = Strips([weight], Case(torch.device("cpu"), torch.float32))
+    for is_trained in (True, False):
+        bias = torch.randn(48, requires_grad=True)
+        packed(draw(9, 64, torch.float32).requires_grad_(is_trained), bias=bias).sum().backward()
+        assert bias.grad is not None
+        assert torch.equal(bias.grad, torch.full((48,), 9.0))
 
 
 @has_int4
