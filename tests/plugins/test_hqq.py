@@ -107,7 +107,7 @@ def test_what_hqq_stores_is_read_from_files_as_words(variant: Variant, tmp_path:
     assert qload.validate(tmp_path).findings == ()
     layer = torch.nn.Module()
     layer.m = ReplicatedLinear(columns, rows, Site(quantization, "m", dtype=variant.made["dequantized"].dtype))
-    qload.load_weights(layer, tmp_path)
+    qload.load_weights(layer, tmp_path, kernels=())
     assert torch.equal(qload.dequantize(layer.m), variant.made["dequantized"])
     assert layer.m.W_q.dtype == (torch.int32 if variant.settings["bits"] == 3 else torch.uint8)
 
