@@ -81,7 +81,7 @@ class CpuInt4(Affine):
         return values
 
     def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
-        for start, stop in divide_rows(self.rows, self.columns, _find_block()):
+        for start, stop in divide_rows(self.rows, self.columns, self._block):
             own = {name: each[start:stop] if len(each) == self.rows else each for name, each in held.items()}
             yield self.restore(own | {"scales": held["scales"][:, start:stop]})
 
