@@ -24,7 +24,10 @@ class Interval:
 
     @property
     def size(self) -> int:
-        return max(0, -(-(self.stop - self.start) // self.step))
+        size = self.stop - self.start
+        if self.step != 1:
+            size = -(-size // self.step)
+        return size if size > 0 else 0
 
     @property
     def slice(self) -> slice:

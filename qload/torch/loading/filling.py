@@ -98,9 +98,10 @@ class Filling:
         for slot in work.plan.slots:
             tensor = self._make(slot)
             work.tensors.append(tensor)
-            for copy in slot.copies:
-                region = tensor[tuple(interval.slice for interval in copy.destination)]
-                orders.append(Order(copy, region, number))
+            orders += [
+                Order(copy, tensor[tuple([interval.slice for interval in copy.destination])], number)
+                for copy in slot.copies
+            ]
         orders.sort(key=lambda order: (order.copy.entry.file, order.copy.entry.start))
         return orders
 
@@ -116,8 +117,8 @@ class Filling:
             self._synchronize()
         work = self._begun[order.tag]
         work.left -= 1
-        self._done += order.copy.nbytes
         if self._progress is not None:
+            self._done += order.copy.nbytes
             elapsed = time.perf_counter() - self._started
             self._progress(Progress(self._done, self._total, work.plan.name, elapsed))
 
@@ -200,5 +201,5 @@ def _check_values(slot: Slot, tensor: Tensor) -> Iterator[Finding]:
     if not slot.copies or not any(watch.is_suspect for watch in watch_values(*expected, tensor)):
         return
     for copy in slot.copies:
-        region = tensor[tuple(interval.slice for interval in copy.destination)]
+        region = tensor[tuple([interval.slice for interval in copy.destination])]
         yield from check_values(*expected, region, copy.entry.name, copy.entry.file)

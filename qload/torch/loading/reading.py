@@ -90,11 +90,12 @@ class FileReader:
         self._sources.clear()
         self._gatherer.close()
 
-    def _cut(self, window: list[Order]) -> Iterator[tuple[Source, Piece]]:
+    def _cut(self, window: list[Order]) -> list[tuple[Source, Piece]]:
+        pieces: list[tuple[Source, Piece]] = []
         for order in window:
             source = self._open(order.copy.entry.file)
-            for piece in self._cutter.cut(order):
-                yield source, piece
+            pieces += [(source, piece) for piece in self._cutter.cut(order)]
+        return pieces
 
     def _open(self, name: str) -> Source:
         if name not in self._sources:

@@ -39,6 +39,9 @@ class Task:
     landed: list[Order] = field(default_factory=list)
     event: "torch.cuda.Event | None" = None
 
+    def has_room(self, nbytes: int) -> bool:
+        return self.nbytes + nbytes <= TASK_BYTES and len(self.pieces) < _PIECES
+
     def run(self, staging: Staging) -> int:
         """Read the pieces; returns the bytes read. What is queued on a GPU is done after `event`.
 
@@ -86,21 +89,19 @@ class Task:
 def make_tasks(pieces: Iterable[tuple[Source, Piece]]) -> list[Task]:
     """Put pieces together that lie next to each other in a file, in as many tasks as threads can share."""
     tasks: list[Task] = []
+    task: Task | None = None
     last: dict[int, tuple[Task, Order]] = {}
     for source, piece in sorted(pieces, key=lambda each: (each[0].name, each[1].strips.start)):
-        if not tasks or tasks[-1].source is not source or not _has_room(tasks[-1], piece):
-            tasks.append(Task(source))
-        task = tasks[-1]
+        nbytes = piece.strips.nbytes
+        if task is None or task.source is not source or not task.has_room(nbytes):
+            task = Task(source)
+            tasks.append(task)
         task.pieces.append(piece)
-        task.nbytes += piece.strips.nbytes
+        task.nbytes += nbytes
         last[id(piece.order)] = task, piece.order
     for task, order in last.values():
         task.landed.append(order)
     return tasks
-
-
-def _has_room(task: Task, piece: Piece) -> bool:
-    return task.nbytes + piece.strips.nbytes <= TASK_BYTES and len(task.pieces) < _PIECES
 
 
 def _span(piece: Piece) -> int:
