@@ -50,6 +50,14 @@ ENTRIES = (
         gpu=True,
     ),
     Entry(
+        "reading.py",
+        "the copies of a load, without all that comes before and after, beside the limit",
+        quick=("--rounds", "5"),
+        minutes=5,
+        memory=6,
+        disk=2,
+    ),
+    Entry(
         "computing.py",
         "layers beside torch's own low-bit kernels, and decoding, beside dense ones and torchao",
         quick=("--rounds", "3", "--models", "int4 g128"),

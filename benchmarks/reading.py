@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine
+from machine import describe_machine, measure_load
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -253,22 +253,24 @@ def warm(folder: Path) -> None:
                 pass
 
 
-def show(found: dict[str, list[dict[str, float]]]) -> None:
-    print("\nmedians (least to greatest)\n")
-    print("| way | GB | ms | GB/s | of its limit | peak above what stays, MB |\n|---|---|---|---|---|---|")
+HEADINGS = ("way", "GB", "ms", "GB/s", "of its limit", "peak above what stays, MB")
+
+
+def list_rows(found: dict[str, list[dict[str, float]]]) -> Iterator[list[str]]:
+    """A row for each way: medians, with the least and the greatest; ratios are taken inside a round."""
     for way, runs in found.items():
         rates = [each["bytes"] / each["seconds"] / 1e9 for each in runs]
         limit = found.get(LIMITS.get(way, ""), [])
         ratios = [rate / (each["bytes"] / each["seconds"] / 1e9) for rate, each in zip(rates, limit, strict=False)]
         peaks = [(each["peak"] - each["stays"]) / 1e6 for each in runs]
-        cells = [
+        yield [
+            way,
             f"{runs[0]['bytes'] / 1e9:.2f}",
             spread([each["seconds"] * 1e3 for each in runs], 0),
             spread(rates, 2),
             spread(ratios, 2) if ratios else "",
             spread(peaks, 0),
         ]
-        print(f"| {way} | {' | '.join(cells)} |")
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -287,15 +289,20 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.folder)))
         return
+    load = measure_load()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         if not list_files(folder):
             make_checkpoint(folder, arguments.layers)
         found = run_rounds(folder, arguments.rounds, arguments.ways)
-    show(found)
+    print("\nmedians (least to greatest)\n")
+    for cells in (HEADINGS, ["---"] * len(HEADINGS), *list_rows(found)):
+        print(f"| {' | '.join(cells)} |")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": describe_machine(PACKAGES), "runs": found}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"machine": describe_machine(PACKAGES, since=load), "runs": found}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from load_memory import spread as spread_in
 from loading import Case, describe_case, rate_each, speeds, spread, take
 from readers import PINNED, WAYS
 from readers import QLOAD as QLOAD_LOAD
+from reading import HEADINGS, list_rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOT_YET = "Not measured yet: `python benchmarks/run.py --only {name}` does it."
@@ -220,8 +221,13 @@ def write_deep_speed(kept: Kept) -> str:
     return table(["what", "s", "GB/s"], rows)
 
 
+def write_reading(kept: Kept) -> str:
+    return table(HEADINGS, list_rows(kept["runs"]))
+
+
 WRITERS: dict[str, Callable[[Kept], str]] = {
     "loading": write_loading,
+    "reading": write_reading,
     "load_parts": write_parts,
     "computing": write_computing,
     "load_memory": write_load_memory,
