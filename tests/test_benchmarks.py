@@ -89,9 +89,9 @@ def test_every_way_to_load_reads_the_same_bytes_and_is_measured(tmp_path: Path) 
     size = ["--layers", "1", "--hidden", "1024", "--rounds", "1"]
     printed = run("loading.py", *size, "--cases", "warm", "warm 0/2", "warm 2", "--json", kept, "--folder", tmp_path)
     found = json.loads(kept.read_text())
-    peers = {"fastsafetensors", "runai-model-streamer"}
+    optional = ("fastsafetensors", "runai")
     for case, runs in found["runs"].items():
-        assert set(found["failures"][case]) <= peers, found["failures"]
+        assert all(any(peer in way for peer in optional) for way in found["failures"][case]), found["failures"]
         assert "limit: into new memory" in runs
         assert "qload.load" in runs
         for way, (measured,) in runs.items():
