@@ -42,7 +42,7 @@ ENTRIES = (
     Entry(
         "loading.py",
         "loading one checkpoint, warm and cold, whole and by ranks, beside the limit and other loaders",
-        quick=("--rounds", "3", "--cases", "warm", "cold", "warm 0/4", "warm 4"),
+        quick=("--rounds", "3", "--cases", "warm", "cold", "warm 0/4"),
         minutes=4,
         memory=8,
         disk=8,
@@ -52,8 +52,8 @@ ENTRIES = (
     Entry(
         "reading.py",
         "the copies of a load, without all that comes before and after, beside the limit",
-        quick=("--rounds", "5"),
-        minutes=5,
+        quick=("--rounds", "3"),
+        minutes=3,
         memory=6,
         disk=2,
     ),

@@ -36,7 +36,12 @@ class Dequantized(Kernel):
     @classmethod
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
         for name, each in list_tensors(weight).items():
-            into[name].copy_(each)
+            if into[name].data_ptr() != each.data_ptr():
+                into[name].copy_(each)
+
+    @classmethod
+    def adopt(cls, weight: Weight) -> Mapping[str, Tensor]:
+        return {name: each.detach() for name, each in list_tensors(weight).items() if each.is_contiguous()}
 
     def settle(self, weight: Weight, case: Case) -> None:
         blank: dict[str, Any] = {name: each.new_empty(0) for name, each in list_tensors(weight).items()}
@@ -64,15 +69,8 @@ class Strips(Dequantized):
         return case.device.type == "cpu"
 
     @classmethod
-    def declare(cls, weight: Weight, case: Case) -> Mapping[str, Blank]:
-        return super().declare(_pair(weight), case)
-
-    @classmethod
-    def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
-        super().fill(_pair(weight), into)
-
-    def settle(self, weight: Weight, case: Case) -> None:
-        super().settle(_pair(weight), case)
+    def arrange(cls, weight: Weight) -> Weight:
+        return _pair(weight)
 
     def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
         weight = self.restore(held)

@@ -93,7 +93,8 @@ class Kernel(nn.Module):
     def __init__(self, weights: Iterable[Weight], case: Case) -> None:
         """Pack a weight, or one for each expert; each is dropped before the next is asked for."""
         super().__init__()
-        for number, weight in enumerate(weights):
+        for number, given in enumerate(weights):
+            weight = self.arrange(given)
             if not number:
                 self._begin(weight, case)
             self.fill(weight, self._pick(None if case.experts is None else number))
@@ -158,12 +159,24 @@ class Kernel(nn.Module):
         self.settle(weight, case)
         declared = self.declare(weight, case)
         self._names = tuple(declared)
+        adopted = self.adopt(weight) if case.experts is None else {}
         for name, blank in declared.items():
-            self.register_buffer(name, case.allocate(blank.shape, blank.dtype))
+            held = adopted.get(name)
+            self.register_buffer(name, case.allocate(blank.shape, blank.dtype) if held is None else held)
         arranged = _list_inputs(weight.inputs)
         self._arranged = tuple(name for name, _ in arranged)
         for name, each in arranged:
             self.register_buffer(name, case.allocate(tuple(each.shape), each.dtype))
+
+    @classmethod
+    def arrange(cls, weight: Weight) -> Weight:
+        """The weight as `declare`, `fill` and `settle` want it."""
+        return weight
+
+    @classmethod
+    def adopt(cls, weight: Weight) -> Mapping[str, Tensor]:
+        """The declared tensors that an arranged weight has already, so that they are held without being copied."""
+        return {}
 
     def settle(self, weight: Weight, case: Case) -> None:
         """Remember what `restore` and `multiply` need to know of the weight, which all experts' have alike."""

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
@@ -72,7 +72,7 @@ class Filling:
 
     def run(self, reader: Reader) -> None:
         """Fill every layer, and finish it as soon as it is filled and all before it are."""
-        with reading(reader, self._order()) as landed:
+        with reading(reader, self._order()) as landed, _leave_cores(self._arena.device):
             for order in landed:
                 self._count(order)
                 # A post-load hook frees what it replaces, if nothing here holds it.
@@ -141,6 +141,20 @@ class Filling:
             return [fault for fault in error.findings if isinstance(fault, Finding)]
         layer.pack(self._kernels, functools.partial(self._arena.take, zeros=False))
         return []
+
+
+@contextmanager
+def _leave_cores(device: torch.device) -> Iterator[None]:
+    """Have the host's operators use half of its cores: on those that others read on, they would wait for each other."""
+    count = torch.get_num_threads()
+    if device.type != "cpu" or count == 1:
+        yield
+        return
+    torch.set_num_threads(max(1, count // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def fill(
