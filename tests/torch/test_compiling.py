@@ -21,8 +21,10 @@ FEW = (
     *("ct-w4a16-g128-asym", "ct-fp8-static", "gptq-4bit-g32-sym-descact", "torchao-int8dyn-int8w", "bnb-nf4-dq"),
     *("hf-gptoss-mxfp4", "ct-qwen3moe-w4a16", "autoround-gguf-q4_k_m"),
 )
-"""Of each kind of arithmetic one: a graph takes seconds to make. All are compiled where further ones are tried, too."""
-EVERY = [path for path in samples() if is_sound(path) and ("QLOAD_CHECKPOINTS" in os.environ or path.name in FEW)]
+"""Of each kind of arithmetic one: a graph takes seconds to make. QLOAD_COMPILE=all takes all that there are."""
+EVERY = [
+    path for path in samples() if is_sound(path) and (os.environ.get("QLOAD_COMPILE") == "all" or path.name in FEW)
+]
 MIXTURES = [path for path in EVERY if "moe" in path.name or "gptoss" in path.name]
 TABLES = [pytest.param({}, id="kernels"), pytest.param({"kernels": ()}, id="no kernels")]
 

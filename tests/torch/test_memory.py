@@ -115,7 +115,9 @@ def test_copies_and_files_hold_one_tensor() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_fork_and_its_parent_write_and_free_apart() -> None:
     script = """
-import os, torch
+import os
+os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads of its parent's, and would wait for them
+import torch
 from qload.torch.memory import Arena
 tensor = Arena(torch.device("cpu")).take((1 << 20,), torch.uint8).fill_(1)
 into, out = os.pipe(), os.pipe()

@@ -69,7 +69,7 @@ class Strips(Dequantized):
         return case.device.type == "cpu"
 
     @classmethod
-    def arrange(cls, weight: Weight) -> Weight:
+    def prepare(cls, weight: Weight) -> Weight:
         return _pair(weight)
 
     def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:

@@ -12,6 +12,7 @@ from qload.torch.activations import Agree, keep
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.strips import multiply_strips
 from qload.torch.kernels.weights import Weight
+from qload.torch.pieces import pick_expert
 
 Make = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes an empty tensor where the layer is."""
@@ -94,7 +95,7 @@ class Kernel(nn.Module):
         """Pack a weight, or one for each expert; each is dropped before the next is asked for."""
         super().__init__()
         for number, given in enumerate(weights):
-            weight = self.arrange(given)
+            weight = self.prepare(given)
             if not number:
                 self._begin(weight, case)
             self.fill(weight, self._pick(None if case.experts is None else number))
@@ -150,7 +151,7 @@ class Kernel(nn.Module):
 
     def inputs(self, expert: int | Tensor | None = None, *, rounds: bool = True) -> Inputs:
         """What is done to inputs before they are multiplied."""
-        chosen = {name: _choose(getattr(self, name), expert) for name in self._arranged}
+        chosen = {name: pick_expert(getattr(self, name), expert) for name in self._arranged}
         return Inputs(chosen.get(_FACTOR), chosen.get(_ORDER), self.rounding if rounds else None, chosen.get(_SCALE))
 
     def _begin(self, weight: Weight, case: Case) -> None:
@@ -169,13 +170,13 @@ class Kernel(nn.Module):
             self.register_buffer(name, case.allocate(tuple(each.shape), each.dtype))
 
     @classmethod
-    def arrange(cls, weight: Weight) -> Weight:
+    def prepare(cls, weight: Weight) -> Weight:
         """The weight as `declare`, `fill` and `settle` want it."""
         return weight
 
     @classmethod
     def adopt(cls, weight: Weight) -> Mapping[str, Tensor]:
-        """The declared tensors that an arranged weight has already, so that they are held without being copied."""
+        """The declared tensors that a prepared weight has already, so that they are held without being copied."""
         return {}
 
     def settle(self, weight: Weight, case: Case) -> None:
@@ -183,10 +184,10 @@ class Kernel(nn.Module):
 
     def _put_inputs(self, inputs: Inputs, expert: int | None) -> None:
         for name, each in _list_inputs(inputs):
-            _choose(getattr(self, name), expert).copy_(each)
+            pick_expert(getattr(self, name), expert).copy_(each)
 
     def _pick(self, expert: int | Tensor | None) -> dict[str, Tensor]:
-        return {name: _choose(getattr(self, name), expert) for name in self._names}
+        return {name: pick_expert(getattr(self, name), expert) for name in self._names}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Kernel":
         """Move without casting: packed words and scales have the dtypes that the operator wants."""
@@ -205,15 +206,6 @@ class Kernel(nn.Module):
 def _list_inputs(inputs: Inputs) -> list[tuple[str, Tensor]]:
     named = ((_FACTOR, inputs.factor), (_ORDER, inputs.order), (_SCALE, inputs.scale))
     return [(name, each) for name, each in named if each is not None]
-
-
-def _choose(tensor: Tensor, expert: int | Tensor | None) -> Tensor:
-    """One expert's, of a stack; a number that is on the device chooses without being waited for."""
-    if expert is None:
-        return tensor
-    if isinstance(expert, Tensor):
-        return tensor.index_select(0, expert.reshape(1)).squeeze(0)
-    return tensor[expert]
 
 
 Kernels = tuple[type[Kernel], ...]

@@ -8,11 +8,16 @@ _PROBES = 32
 
 
 def is_cold(path: Path) -> bool:
-    """Whether most of some pages of a file would have to be fetched. False where the system does not say."""
+    """Whether most of some pages of a file would have to be fetched. False where the system does not say.
+
+    Nor does it say so of a file that nobody may read: it lies in the folder, and is not asked for.
+    """
     if not hasattr(os, "RWF_NOWAIT") or not hasattr(os, "O_DIRECT"):
         return False
-    size = path.stat().st_size
-    file = os.open(path, os.O_RDONLY)
+    try:
+        size, file = path.stat().st_size, os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
     try:
         # Asking is not to fetch anything. The first bytes are a header, which has just been read.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)

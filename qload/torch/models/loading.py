@@ -66,9 +66,8 @@ def load(
     `ignore` lists the codes of waivable findings. `synchronize` is called after each copy, for devices that would else
     put the copies off. `kernels` names those that quantized layers may compute with, by default all that there are;
     with none of them, `kernels=()`, layers keep their tensors as they are stored, and turn the weight dense at every
-    call. `reader` says what reads the files: "auto", "buffered", "direct", "safetensors", or a function that makes a
-    `Reader` of a folder and a device. `qload.report(model)` says what was loaded,
-    and what computes.
+    call. `reader` says what reads the files: a name, of which docs/models.md says what each is for, or a function that
+    makes a `Reader` of a folder and a device. `qload.report(model)` says what was loaded, and what computes.
 
     With a `mesh`, every rank along its `mesh_axis` (of several axes, by default "tp") calls this, reads and holds its
     share, and computes with the others what one process would; `expert_parallel` gives ranks whole experts of mixtures
