@@ -380,3 +380,8 @@ def test_a_file_that_has_no_image_is_an_error(shards: Path) -> None:
     with pytest.raises(QloadError, match=r"a\.safetensors: fastsafetensors cannot read it"):
         list(reader.read(given))
     reader.close()
+
+
+def test_a_file_that_nobody_may_read_is_not_cold(tmp_path: Path) -> None:
+    """It lies beside the weights, and is none of them: choosing a reader looks at every file of the folder."""
+    assert not is_cold(tmp_path / "gone")
