@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from samples import DATA, DEMO, WIDER, make_quantization, read_config, relative_error
 from strangers import make_rows, registry_with
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import qload
 from qload import Registry
@@ -61,6 +61,11 @@ MADE_WITHOUT_DATA = {
 """Real checkpoints whose producer looked at the weights alone, and what it made them of."""
 
 
+def load(path: Path, quantization: Any = None) -> PreTrainedModel:
+    """A model whose layers keep their tensors as they are stored."""
+    return qload.load(path, quantization=quantization, kernels=())
+
+
 def pairs() -> list[tuple[Path, Path]]:
     folders = [Path(WIDER)] if WIDER else [DATA]
     made = [(folder / name, folder / base) for folder in folders for name, base in MADE_WITHOUT_DATA.items()]
@@ -69,10 +74,11 @@ def pairs() -> list[tuple[Path, Path]]:
 
 @pytest.mark.parametrize(("made", "base"), pairs(), ids=lambda path: path.name)
 def test_the_tensors_are_the_producers(made: Path, base: Path) -> None:
-    expected = dict(qload.load(made).named_parameters())
+    expected = dict(load(made).named_parameters())
     # Those that have no section are made by the preset that they are named after.
     asked = read_config(made).get("quantization_config", made.name.split("-")[-1])
-    found = dict(qload.load(base, quantization=asked).named_parameters())
+    found = dict(load(base, asked).named_parameters())
+    assert len(found) > len(dict(load(base).named_parameters()))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
@@ -83,8 +89,8 @@ def test_the_tensors_are_the_producers(made: Path, base: Path) -> None:
 def test_blocks_are_those_of_the_file(name: str) -> None:
     if not WIDER or not (Path(WIDER) / name).is_dir():
         pytest.skip("the file is one of the further ones")
-    expected = dict(qload.load(Path(WIDER) / name).named_parameters())
-    model = qload.load(BASE, quantization=name.split("-")[-1])
+    expected = dict(load(Path(WIDER) / name).named_parameters())
+    model = load(BASE, name.split("-")[-1])
     made = [key for key, _ in model.named_parameters() if key.endswith("weight_quantized")]
     assert len(made) == 14
     assert all(torch.equal(model.get_parameter(key), expected[key]) for key in made)
@@ -92,9 +98,9 @@ def test_blocks_are_those_of_the_file(name: str) -> None:
 
 def test_doubly_quantized_scales_are_a_code_away_at_most() -> None:
     """bitsandbytes' implementation for processors looks the codes of scales up in a table that is not fine enough."""
-    expected = qload.load(DATA / "bnb-nf4-dq")
+    expected = load(DATA / "bnb-nf4-dq")
     asked = read_config(DATA / "bnb-nf4-dq")["quantization_config"]
-    found = dict(qload.load(BASE, quantization=asked).named_parameters())
+    found = dict(load(BASE, asked).named_parameters())
     for name, tensor in expected.named_parameters():
         if name.endswith(".absmax"):
             difference = (found[name].int() - tensor.int()).abs()
@@ -115,8 +121,8 @@ def test_nvfp4_is_the_producers_where_it_shares_no_global_scale() -> None:
         pytest.skip("the checkpoint is one of the further ones")
     section = read_config(made)["quantization_config"]
     section["config_groups"]["group_0"]["input_activations"] = None
-    expected = dict(qload.load(made).named_parameters())
-    found = dict(qload.load(base, quantization=section).named_parameters())
+    expected = dict(load(made).named_parameters())
+    found = dict(load(base, section).named_parameters())
     scales = [name for name in found if name.endswith("weight_global_scale")]
     own = [name.removesuffix("_global_scale") for name in scales if torch.equal(found[name], expected[name])]
     assert len(scales) == 14
@@ -294,7 +300,7 @@ def test_fp8_is_transformers_quantizer_of_what_it_was_given(registry: Registry) 
     reference = Path(WIDER or DATA) / "hf-fp8-block"
     if not reference.is_dir():
         pytest.skip("the checkpoint is one of the further ones")
-    expected = qload.load(reference)
+    expected = load(reference)
     folder = {name: tensor.detach() for name, tensor in qload.load(BASE).named_parameters()}
     quantization = qload.choose_quantization("fp8", registry=registry)
     for name, layer in expected.named_modules():
@@ -302,7 +308,7 @@ def test_fp8_is_transformers_quantizer_of_what_it_was_given(registry: Registry) 
             rows, columns = layer.geometry.out_features, layer.geometry.in_features
             made = ReplicatedLinear(columns, rows, Site(quantization, "m"))
             weight = folder[f"{name}.weight"].to(torch.float8_e4m3fn).bfloat16()
-            qload.load_tensors(made, {"m.weight": weight}, quantization)
+            qload.load_tensors(made, {"m.weight": weight}, quantization, kernels=())
             for leaf, tensor in layer.named_parameters():
                 assert torch.equal(as_bytes(made.get_parameter(leaf)), as_bytes(tensor)), name
 

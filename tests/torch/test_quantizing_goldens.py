@@ -28,7 +28,7 @@ with safe_open(GOLDENS, framework="pt") as opened:
 def load(tensors: dict[str, Tensor], quantization: Quantization, weight: Tensor) -> ReplicatedLinear:
     rows, columns = weight.shape
     layer = ReplicatedLinear(columns, rows, Site(quantization, "m", dtype=weight.dtype))
-    qload.load_tensors(layer, tensors, quantization)
+    qload.load_tensors(layer, tensors, quantization, kernels=())
     return layer
 
 
