@@ -2,7 +2,7 @@
 
 from qload.torch.kernels.inputs import Inputs, Rounding
 from qload.torch.kernels.kernel import Blank, Case, Kernel, Kernels, Make
-from qload.torch.kernels.table import Choice, choose_kernel, find_kernels
+from qload.torch.kernels.table import Choice, Table, choose_kernel, find_kernels
 from qload.torch.kernels.weights import E2M1, FloatWeight, IntegerWeight, Weight, name_element
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Kernels",
     "Make",
     "Rounding",
+    "Table",
     "Weight",
     "choose_kernel",
     "find_kernels",

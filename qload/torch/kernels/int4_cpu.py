@@ -48,8 +48,6 @@ class CpuInt4(Affine):
             return f"it is slow in {str(case.dtype).removeprefix('torch.')}: dtype=bfloat16 is many times as fast"
         if weight.rows % _UNIT:
             return f"{weight.rows} output features are no multiple of {_UNIT}"
-        if not _is_packed_as_known(_BLOCKS[capability]):
-            return f"torch {torch.__version__} packs otherwise than is known here"
         return super().refuse(weight, case)
 
     @classmethod
@@ -145,12 +143,3 @@ def _unpack_pairs(block: Tensor, pairs: Tensor, apart: bool) -> None:
     low, high = _halve(pairs, apart)
     low.copy_((even & 15 | odd << 4).t())
     high.copy_((even >> 4 | odd & 0xF0).t())
-
-
-def _is_packed_as_known(block: int) -> bool:
-    """Whether torch's own function packs a block, and a piece of one, as is done here."""
-    values = torch.arange(4 * (block + _UNIT), dtype=torch.int32).view(-1, 4) * 5 % 16
-    blank = torch.empty(block + _UNIT, 2, dtype=torch.uint8)
-    scale = torch.ones(len(blank), 1)
-    CpuInt4.fill_values(IntegerWeight(values.to(torch.uint8), 4, 4, scale, 0, 4), blank)
-    return torch.equal(blank, torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1))

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qload.calls import Origin, call
 from qload.errors import QloadError
@@ -14,6 +14,7 @@ from qload.torch.kernels.int4_cuda import CudaInt4
 from qload.torch.kernels.int8_cpu import CpuInt8
 from qload.torch.kernels.int8_dynamic import Int8Dynamic
 from qload.torch.kernels.kernel import Case, Kernel, Kernels
+from qload.torch.kernels.trials import Trials
 from qload.torch.kernels.upcast import Upcast
 from qload.torch.kernels.weights import Weight
 
@@ -29,12 +30,26 @@ class Choice:
     reason: str = ""
 
 
-def choose_kernel(table: Iterable[type[Kernel]], weight: Weight, case: Case) -> Choice:
-    """The first kernel of the table that can multiply by such a weight; else why those made for it cannot."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The kernels that a load may choose from, in the order of preference, and how they fared when they were tried."""
+
+    kernels: Kernels = ()
+    trials: Trials = field(default_factory=Trials, compare=False, repr=False)
+
+    def choose(self, weight: Weight, case: Case) -> Choice:
+        """As `choose_kernel`, of those that compute what they should: each is tried before it is chosen."""
+        return choose_kernel(self.kernels, weight, case, self.trials)
+
+
+def choose_kernel(kernels: Iterable[type[Kernel]], weight: Weight, case: Case, trials: Trials | None = None) -> Choice:
+    """The first of the kernels that can multiply by such a weight; else why those made for it cannot."""
     reasons: list[str] = []
-    for kernel in table:
+    for kernel in kernels:
         if kernel.serves(weight, case):
             reason = _refuse_further(kernel, weight) or kernel.refuse(weight, case)
+            if reason is None and trials is not None:
+                reason = trials.refuse(kernel, weight, case)
             if reason is None:
                 return Choice(kernel, "" if kernel.is_fast else _explain(reasons, weight, case))
             reasons.append(f"{kernel.label}: {reason}")
@@ -50,15 +65,15 @@ def _refuse_further(kernel: type[Kernel], weight: Weight) -> str | None:
     return f"it knows no {', '.join(unknown)} of a weight" if unknown else None
 
 
-def find_kernels(registry: Registry, method: Method, names: Sequence[str] | None = None) -> Kernels:
+def find_kernels(registry: Registry, method: Method, names: Sequence[str] | None = None) -> Table:
     """The kernels that a method and the plugins add, and then the built-in ones; with `names`, these alone.
 
     Raises QloadError for a name that none has, and PluginError for a plugin's kernel that is none.
     """
-    table = (*_load_added(registry, method), *BUILT_IN)
+    kernels = (*_load_added(registry, method), *BUILT_IN)
     if names is None:
-        return table
-    known = {kernel.label: kernel for kernel in table}
+        return Table(kernels)
+    known = {kernel.label: kernel for kernel in kernels}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise QloadError(
@@ -67,7 +82,7 @@ def find_kernels(registry: Registry, method: Method, names: Sequence[str] | None
             expected=", ".join(known) or "none",
             remedy="name some of these, or none to compute with dequantized weights",
         )
-    return tuple(kernel for kernel in table if kernel.label in names)
+    return Table(tuple(kernel for kernel in kernels if kernel.label in names))
 
 
 def _load_added(registry: Registry, method: Method) -> Iterator[type[Kernel]]:

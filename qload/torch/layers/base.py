@@ -15,7 +15,7 @@ from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.hooks import bind
-from qload.torch.kernels import Case, Kernels, Make
+from qload.torch.kernels import Case, Make, Table
 from qload.torch.layers.feeding import Place, finish_loading, list_places, load_place
 from qload.torch.layers.holding import Holder
 from qload.torch.layers.joining import join_biases, pad
@@ -114,7 +114,7 @@ class Layer(Holder):
     def complete(self, name: str, tensor: Tensor) -> None:
         """Add to a tensor that a load has filled what the layer keeps of what is there."""
 
-    def pack(self, table: Kernels, make: Make | None = None) -> None:
+    def pack(self, table: Table, make: Make | None = None) -> None:
         """Choose a kernel of the table for what has been loaded, and let it hold the weight in place of what is stored.
 
         `make` makes memory for packed tensors. Where no kernel serves, `path` says why, and all stays as it is.

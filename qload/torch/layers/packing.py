@@ -12,8 +12,8 @@ from qload.calls import call
 from qload.torch.activations import Agree
 from qload.torch.hooks import Hooks
 from qload.torch.kernels.dense import Dequantized
-from qload.torch.kernels.kernel import Case, Kernel, Kernels
-from qload.torch.kernels.table import Choice, choose_kernel
+from qload.torch.kernels.kernel import Case, Kernel
+from qload.torch.kernels.table import Choice, Table
 from qload.torch.kernels.weights import FloatWeight, IntegerWeight, Weight
 
 HOOK = "qload_weight"
@@ -44,7 +44,7 @@ class Packed(nn.ModuleList):
     `rounds` is whether they were chosen for inputs that are quantized, where the method does so.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], table: Kernels, reasons: Iterable[str] = ()) -> None:
+    def __init__(self, kernels: Sequence[Kernel], table: Table, reasons: Iterable[str] = ()) -> None:
         super().__init__(kernels)
         self.table, self.rounds = table, True
         self.reason = "; ".join(dict.fromkeys(filter(None, reasons)))
@@ -85,17 +85,17 @@ class Packed(nn.ModuleList):
         case = Case(device, dtype, kernel.experts)
         numbers = [None] if kernel.experts is None else range(kernel.experts)
         weights = (kernel.unpack(number).to(device) for number in numbers)
-        choice = choose_kernel(self.table, kernel.unpack(None if kernel.experts is None else 0), case)
+        choice = self.table.choose(kernel.unpack(None if kernel.experts is None else 0), case)
         return (choice.kernel or Dequantized)(weights, case), choice.reason
 
 
-def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[Packed | None, Path]:
+def pack_pieces(hooks: Hooks, layer: Any, table: Table, case: Case) -> tuple[Packed | None, Path]:
     """Pack a loaded layer's pieces; None where a piece has no kernel, and why.
 
     `layer` gives its `pieces(expert)`, or one `piece(number, expert)`, as its hooks see them. Raises PluginError where
     the method's hook is broken.
     """
-    if not table:
+    if not table.kernels:
         return None, Path(DEQUANTIZES, "no kernels were asked for")
     if case.experts is not None and hooks.apply_experts is not None:
         return None, Path(EXPERTS, "the method computes its experts at once")
@@ -115,10 +115,10 @@ def pack_pieces(hooks: Hooks, layer: Any, table: Kernels, case: Case) -> tuple[P
     return packed, packed.path
 
 
-def _choose(table: Kernels, weight: Weight | str, case: Case, stored: Any) -> Choice:
+def _choose(table: Table, weight: Weight | str, case: Case, stored: Any) -> Choice:
     if isinstance(weight, str):
         return Choice(None, weight)
-    choice = choose_kernel(table, weight, case)
+    choice = table.choose(weight, case)
     if choice.kernel is not None and not choice.kernel.is_fast and _grows(choice.kernel, weight, case, stored):
         return replace(choice, kernel=None)
     return choice

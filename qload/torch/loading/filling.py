@@ -15,7 +15,7 @@ from qload.findings import Finding
 from qload.layout import volume
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled, torch_dtype
-from qload.torch.kernels import Kernels
+from qload.torch.kernels import Table
 from qload.torch.layers import Layer
 from qload.torch.loading.orders import Order, Reader, reading
 from qload.torch.loading.progress import Progress, ProgressHook
@@ -54,14 +54,14 @@ class Filling:
         arena: Arena,
         progress: ProgressHook | None = None,
         synchronize: Callable[[], None] | None = None,
-        kernels: Kernels = (),
+        kernels: Table | None = None,
     ) -> None:
         self._layers = sorted(plan.layers, key=_place)
         self._find = find
         self._arena = arena
         self._progress = progress
         self._synchronize = synchronize
-        self._kernels = kernels
+        self._kernels = kernels or Table()
         self._begun: dict[int, _Work] = {}
         self._next = 0
         self._done = 0
@@ -166,7 +166,7 @@ def fill(
     path: str,
     progress: ProgressHook | None = None,
     synchronize: Callable[[], None] | None = None,
-    kernels: Kernels = (),
+    kernels: Table | None = None,
 ) -> float:
     """Load every layer of the plan; returns the seconds for which values were checked and post-load hooks ran.
 

@@ -19,7 +19,7 @@ from qload.quantization import Quantization
 from qload.registry import UNQUANTIZED, Registry
 from qload.resolution import resolve
 from qload.torch.dtypes import dtype_code
-from qload.torch.kernels import Kernels, find_kernels
+from qload.torch.kernels import Table, find_kernels
 from qload.torch.layers import Layer
 from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.filling import fill
@@ -60,7 +60,7 @@ class Load:
     reader: Reader
     quantization: Quantization
     options: LoadOptions
-    kernels: Kernels = ()
+    kernels: Table = field(default_factory=Table)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_read: int = 0
     _since: float = field(default_factory=time.perf_counter)

@@ -12,7 +12,7 @@ from qload.presets import Asked
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
-from qload.torch.kernels import find_kernels
+from qload.torch.kernels import Table, find_kernels
 from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
 from qload.torch.loading.holding import MemoryReader
@@ -76,11 +76,16 @@ def load_tensors(
     prefix: str = "",
     synchronize: Callable[[], None] | None = None,
     kernels: Sequence[str] | None = None,
+    registry: Registry | None = None,
 ) -> LoadReport:
-    """As `load_weights`, from whole tensors in memory under the names that a checkpoint would give them."""
+    """As `load_weights`, from whole tensors in memory under the names that a checkpoint would give them.
+
+    `registry` has the plugins that add kernels: all that are installed, if none is given.
+    """
     checkpoint = Checkpoint(Path("memory"), {}, list_entries(tensors))
     options = LoadOptions(choose_device(device), synchronize=synchronize)
-    table = find_kernels(Registry(), quantization.method, kernels)
+    is_plain = kernels is not None and not kernels
+    table = Table() if is_plain else find_kernels(registry or Registry.discover(), quantization.method, kernels)
     loading = Load(checkpoint, MemoryReader(tensors), quantization, options, table)
     return _load_module(loading, module, prefix, quantize_activations)
 

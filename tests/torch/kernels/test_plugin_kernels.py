@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import make_quantization
 from strangers import make_rows, origin, registry_with, write_rows
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from qload.calls import PluginWarning
 from qload.errors import PluginError, QloadError
 from qload.hookspecs import LayerPiece
 from qload.registry import Registry
-from qload.torch import Layer
+from qload.torch import Layer, ReplicatedLinear, Site
 from qload.torch.activations import Agree
 from qload.torch.kernels import Blank, Case, Inputs, IntegerWeight, Kernel, Weight
 
@@ -96,6 +97,15 @@ def test_a_load_may_name_it_or_do_without(tmp_path: Path) -> None:
     assert "reluctant: it would rather not" in alone.reasons
     with pytest.raises(QloadError, match="there is no kernel of that name"):
         qload.load(tmp_path, registry=registry, kernels=["tin"])
+
+
+def test_tensors_in_memory_find_it_too() -> None:
+    registry = registry_of("toys:Toy")
+    quantization = make_quantization({"quant_method": "rows"}, registry)
+    tensors = {"m.values": torch.ones(8, 4, dtype=torch.int8), "m.row_scale": torch.ones(8)}
+    layer = ReplicatedLinear(4, 8, Site(quantization, "m"))
+    assert qload.load_tensors(layer, tensors, quantization, registry=registry).paths == {"toy": 1}
+    assert "toy" not in qload.load_tensors(layer, tensors, quantization).paths
 
 
 @pytest.mark.parametrize(

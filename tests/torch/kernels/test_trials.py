@@ -1,0 +1,119 @@
+"""A kernel that computes otherwise than it should is not chosen, and the report says why."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from gpus import make_int4
+from samples import DATA
+from torch import Tensor
+
+import qload
+from qload.torch.activations import Agree
+from qload.torch.kernels import Case, Inputs, IntegerWeight, Table, Weight
+from qload.torch.kernels.int4_cpu import CpuInt4
+from qload.torch.kernels.table import BUILT_IN
+
+CASE = Case(torch.device("cpu"), torch.bfloat16)
+HAS_VECTORS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+pytestmark = pytest.mark.skipif(not HAS_VECTORS, reason="torch multiplies by four bits with AVX2 and more")
+
+
+class Counting(CpuInt4):
+    """Says how often it packs."""
+
+    label = "counting"
+    packed = 0
+
+    @classmethod
+    def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
+        Counting.packed += 1
+        super().fill(weight, into)
+
+
+class Transposed(CpuInt4):
+    """Takes the halves of a block for each other."""
+
+    label = "transposed"
+
+    @classmethod
+    def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
+        super().fill_values(weight, into)
+        into.copy_(into >> 4 | into << 4)
+
+
+class Mistaken(CpuInt4):
+    """Gives back what it packed, and multiplies by something else."""
+
+    label = "mistaken"
+
+    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        return super().multiply(x, {**held, "values": held["values"] ^ 1}, inputs, agree)
+
+
+class Shifted(CpuInt4):
+    """Is right in all but the last rows, which are no whole block."""
+
+    label = "shifted"
+
+    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        y = super().multiply(x, held, inputs, agree)
+        whole = self.rows // 64 * 64
+        return torch.cat([y[:, :whole], 8 * y[:, whole:]], -1)
+
+
+class Lacking(CpuInt4):
+    """Has an operator that this machine lacks."""
+
+    label = "lacking"
+
+    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        raise RuntimeError("no kernel image is available\nfor this device")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (Transposed, "transposed: tried on 176 rows, it does not give back the weight that it packed"),
+        (Mistaken, "mistaken: tried on 176 rows, it differs from the product of the dequantized weight by"),
+        (Shifted, "shifted: tried on 176 rows, it differs from the product of the dequantized weight by"),
+        (Lacking, "lacking: tried on 176 rows, it raises RuntimeError: no kernel image is available"),
+    ],
+)
+def test_what_computes_otherwise_is_not_chosen(kernel: type[CpuInt4], reason: str) -> None:
+    weight = make_int4(304, 256, 64)
+    assert Table((CpuInt4,)).choose(weight, CASE).kernel is CpuInt4
+    choice = Table((kernel, *BUILT_IN)).choose(weight, CASE)
+    assert choice.kernel is CpuInt4
+    refused = Table((kernel,)).choose(weight, CASE)
+    assert refused.kernel is None
+    assert refused.reason.startswith(reason)
+    assert "\n" not in refused.reason
+
+
+def test_each_kind_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "packed", 0)
+    table = Table((Counting,))
+    kinds = [make_int4(256, 256, 64), make_int4(512, 256, 64), make_int4(256, 256, 32), make_int4(272, 256, 64)]
+    for weight in (*kinds, *kinds):
+        assert table.choose(weight, CASE).kernel is Counting
+    assert Counting.packed == 3
+    Table((Counting,)).choose(kinds[0], CASE)
+    assert Counting.packed == 4
+
+
+def test_numbers_that_are_none_refuse_nothing() -> None:
+    """What is wrong with a checkpoint is not the kernel's fault."""
+    weight = make_int4(128, 256, 64)
+    weight.scale[0, 0] = torch.nan
+    assert Table((CpuInt4,)).choose(weight, CASE).kernel is CpuInt4
+    weight.scale.zero_()
+    assert Table((CpuInt4,)).choose(weight, CASE).kernel is CpuInt4
+
+
+def test_trying_draws_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    qload.load(DATA / "ct-w4a16-g128-asym", dtype=torch.bfloat16)
+    assert torch.equal(torch.rand(3), expected)
