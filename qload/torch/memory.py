@@ -50,6 +50,13 @@ class Arena:
             return self._chunk.cut(nbytes)
 
 
+def copy_afresh(tensor: Tensor) -> Tensor:
+    """A contiguous copy; on a CPU in large pages, where it fills one: torch's own memory is of small ones."""
+    if tensor.nbytes < _HUGE_PAGE:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return Arena(tensor.device, tensor.nbytes).take(tuple(tensor.shape), tensor.dtype, zeros=False).copy_(tensor)
+
+
 class _Chunk:
     """One mapping, cut from its first huge page on."""
 

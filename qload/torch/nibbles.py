@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qload.layout import packing
+from qload.torch.memory import copy_afresh
 
 _STRIP = 1 << 17
 """The words that are worked on at once, about: they and what is computed of them stay in a core's cache."""
@@ -18,7 +19,7 @@ _STAGES = ((16, 0x0000FFFF, 4), (8, 0x00FF00FF, 2), (4, 0x0F0F0F0F, 1))
 
 def view_pairs(words: Tensor) -> Tensor:
     """Rows of words in which columns follow each other, low bits first, as pairs, or as bytes."""
-    return words.contiguous().view(torch.uint8)
+    return (words if words.is_contiguous() else copy_afresh(words)).view(torch.uint8)
 
 
 def pair_transposed(words: Tensor, order: Sequence[int]) -> Tensor:

@@ -72,10 +72,10 @@ class Strips(Dequantized):
     def prepare(cls, weight: Weight) -> Weight:
         return _pair(weight)
 
-    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
+    def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
         weight = self.restore(held)
         height = 1 if isinstance(weight, IntegerWeight) else min(weight.block[0], self.rows)
-        return (weight.cut(start, stop) for start, stop in divide_rows(self.rows, self.columns, height))
+        return (weight.cut(start, stop) for start, stop in divide_rows(self.rows, self.columns, height, least=least))
 
 
 def _pair(weight: Weight) -> Weight:

@@ -18,6 +18,8 @@ _BLOCKS = {"AVX512": 64, "AVX2": 32}
 """The rows that the kernel takes at once, by the CPU's instructions."""
 _HALF = 4
 """Bits of a byte."""
+_APART = 64
+"""Bytes between rows that are read side by side: a power of two apart they would take each other's place in a cache."""
 _LOW_HALVES = {torch.uint8: 0x0F, torch.int64: 0x0F0F0F0F0F0F0F0F}
 _MOST_ROWS = {torch.bfloat16: 128}
 """The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
@@ -57,7 +59,7 @@ class CpuInt4(Affine):
     @classmethod
     def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
         # Fresh memory for each block would cost as much as what is computed in it.
-        scratch = into.new_empty(3, min(len(into), _find_block()) // 2, into.shape[1])
+        scratch = into.new_empty(3, min(len(into), _find_block()) // 2, into.shape[1] + _APART)[..., : into.shape[1]]
         for packed, values, apart in zip(
             _list_blocks(into), _list_blocks(weight.values), _list_kinds(into, _find_block()), strict=True
         ):
@@ -74,13 +76,14 @@ class CpuInt4(Affine):
 
     def restore_values(self, packed: Tensor) -> Tensor:
         values, rows = torch.empty_like(packed), self._block
+        scratch = packed.new_empty(rows, self.columns // 2 + _APART)[:, : self.columns // 2]
         # The compiler cannot ask what CPU it is.
         for block, into, apart in zip(packed.split(rows), values.split(rows), _list_kinds(packed, rows), strict=True):
-            _unpack_pairs(block.view(self.columns, -1), into, apart)
+            _unpack_pairs(block.view(self.columns, -1), into, apart, scratch[: len(into)])
         return values
 
-    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
-        for start, stop in divide_rows(self.rows, self.columns, self._block):
+    def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
+        for start, stop in divide_rows(self.rows, self.columns, self._block, least=least):
             own = {name: each[start:stop] if len(each) == self.rows else each for name, each in held.items()}
             yield self.restore(own | {"scales": held["scales"][:, start:stop]})
 
@@ -137,9 +140,11 @@ def _view_words(pairs: Tensor) -> Tensor:
     return (pairs if is_aligned else pairs.clone(memory_format=torch.contiguous_format)).view(torch.int64)
 
 
-def _unpack_pairs(block: Tensor, pairs: Tensor, apart: bool) -> None:
-    """The inverse of `_pack_pairs`."""
-    even, odd = block.view(-1, 2, block.shape[1]).unbind(1)
-    low, high = _halve(pairs, apart)
-    low.copy_((even & 15 | odd << 4).t())
-    high.copy_((even >> 4 | odd & 0xF0).t())
+def _unpack_pairs(block: Tensor, pairs: Tensor, apart: bool, scratch: Tensor) -> None:
+    """The inverse of `_pack_pairs`; scratch [rows, columns / 2]."""
+    scratch.copy_(block.view(-1, 2 * block.shape[1]).t())
+    even, odd = map(_view_words, scratch.chunk(2))
+    low, high = _halve(pairs.view(even.dtype), apart)
+    mask = _LOW_HALVES[even.dtype]
+    low.copy_(even & mask | (odd & mask) << _HALF)
+    high.copy_(even >> _HALF & mask | odd ^ odd & mask)

@@ -60,8 +60,8 @@ class CpuInt8(Centered):
     def restore_values(self, held: Tensor) -> Tensor:
         return held.transpose(0, 1).flatten(1)
 
-    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
-        for start, stop in divide_rows(self.rows, self.columns):
+    def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
+        for start, stop in divide_rows(self.rows, self.columns, least=least):
             yield self.restore({**held, "values": held["values"][:, start:stop]}, start, stop)
 
     def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:

@@ -56,11 +56,11 @@ class Int8Dynamic(Centered):
     def restore_values(self, held: Tensor) -> Tensor:
         return held
 
-    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
+    def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
         if held["values"].device.type != "cpu":
             yield self.restore(held)
             return
-        for start, stop in divide_rows(self.rows, self.columns):
+        for start, stop in divide_rows(self.rows, self.columns, least=least):
             yield self.restore({**held, "values": held["values"][start:stop]}, start, stop)
 
     def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:

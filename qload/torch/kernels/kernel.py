@@ -137,12 +137,15 @@ class Kernel(nn.Module):
         """As `multiply`, by the dequantized weight: what gradients go through, and what large batches take."""
 
         def decode() -> Iterator[Tensor]:
-            return (part.dequantize().to(x.dtype) for part in self.split(held))
+            return (part.dequantize().to(x.dtype) for part in self.split(held, x.numel()))
 
         return multiply_strips(inputs.round(x, agree), decode, self.rows, bias)
 
-    def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
-        """What `restore` gives, in strips of rows: on CPUs so few that they stay in its cache while they are used."""
+    def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
+        """What `restore` gives, in strips of rows: on CPUs so few that they stay in its cache while they are used.
+
+        Each has `least` values, about, if that is more: all of x passes through the cache for each strip.
+        """
         yield self.restore(held)
 
     def unpack(self, expert: int | None = None) -> Weight:

@@ -13,9 +13,12 @@ _VALUES = 1 << 19
 """In a strip: a megabyte of 16 bits each, as the second level of caches has. Measured: half of it is as quick."""
 
 
-def divide_rows(rows: int, columns: int, unit: int = 64) -> Iterator[tuple[int, int]]:
-    """Where strips begin and end: all but the last have a multiple of `unit` rows."""
-    step = max(1, _VALUES // max(1, columns * unit)) * unit
+def divide_rows(rows: int, columns: int, unit: int = 64, *, least: int = 0) -> Iterator[tuple[int, int]]:
+    """Where strips begin and end: all but the last have a multiple of `unit` rows.
+
+    They have `least` values, about, if that is more than a cache has room for.
+    """
+    step = max(1, max(_VALUES, least) // max(1, columns * unit)) * unit
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
