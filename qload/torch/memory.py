@@ -50,11 +50,17 @@ class Arena:
             return self._chunk.cut(nbytes)
 
 
+def make_afresh(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a tensor of its own; on a CPU of large pages, where it fills one: torch's own is of small ones."""
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes < _HUGE_PAGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return Arena(device, nbytes).take(shape, dtype, zeros=False)
+
+
 def copy_afresh(tensor: Tensor) -> Tensor:
-    """A contiguous copy; on a CPU in large pages, where it fills one: torch's own memory is of small ones."""
-    if tensor.nbytes < _HUGE_PAGE:
-        return tensor.clone(memory_format=torch.contiguous_format)
-    return Arena(tensor.device, tensor.nbytes).take(tuple(tensor.shape), tensor.dtype, zeros=False).copy_(tensor)
+    """A contiguous copy, in memory as `make_afresh` makes it."""
+    return make_afresh(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor)
 
 
 class _Chunk:

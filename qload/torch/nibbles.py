@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from qload.layout import packing
-from qload.torch.memory import copy_afresh
+from qload.torch.memory import copy_afresh, make_afresh
 
 _STRIP = 1 << 17
 """The words that are worked on at once, about: they and what is computed of them stay in a core's cache."""
-_STAGES = ((16, 0x0000FFFF, 4), (8, 0x00FF00FF, 2), (4, 0x0F0F0F0F, 1))
-"""By how many bits a stage moves what it exchanges, of which of them, between blocks how far apart."""
+_LOW_HALVES = {torch.uint8: 0x0F, torch.int64: 0x0F0F0F0F0F0F0F0F}
+LINE = 64
+"""Bytes of a cache line. With as many between them, rows a power of two apart do not take each other's place there."""
 
 
 def view_pairs(words: Tensor) -> Tensor:
@@ -28,25 +29,27 @@ def pair_transposed(words: Tensor, order: Sequence[int]) -> Tensor:
     Row `place` of eight is in the bits `4 * order[place]` and up; columns are a multiple of 8.
     """
     columns, count = words.shape
-    paired = words.new_empty(count, 8, columns // 8)
-    blocks = words.unflatten(0, (columns // 8, 8))
-    step = max(1, _STRIP // columns)
-    for start in range(0, count, step):
-        places = _transpose([*blocks[..., start : start + step].clone(memory_format=torch.contiguous_format).unbind(1)])
+    paired = make_afresh((count, 8, columns // 2), torch.uint8, words.device)
+    scratch = paired.new_empty(2, LINE, columns // 2 + LINE)[..., : columns // 2]
+    for start in range(0, count, LINE // 4):
+        strip = words[:, start : start + LINE // 4].contiguous().view(torch.uint8).view(columns // 2, 2, -1)
+        turned = scratch[:, : strip.shape[-1]].copy_(strip.permute(1, 2, 0))
+        halves = join_nibbles(*view_lanes(turned))
+        into = view_lanes(paired[start : start + LINE // 4])
         for row, place in enumerate(order):
-            paired[start : start + step, row].copy_(places[place].t())
-    return paired.flatten(0, 1).view(torch.uint8)
+            into[:, row].copy_(halves[place % 2][place // 2 :: 4])
+    return paired.flatten(0, 1)
 
 
-def _transpose(words: list[Tensor]) -> list[Tensor]:
-    """Nibble j of word i of eight becomes nibble i of word j, in place."""
-    for shift, mask, apart in _STAGES:
-        for number in (number for number in range(8) if not number & apart):
-            low, high = words[number], words[number + apart]
-            moved = torch.bitwise_right_shift(low, shift).bitwise_xor_(high).bitwise_and_(mask)
-            high.bitwise_xor_(moved)
-            low.bitwise_xor_(moved.bitwise_left_shift_(shift))
-    return words
+def join_nibbles(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of bytes, or of words of them, the low values of both, and the high ones: those of `first` low."""
+    mask = _LOW_HALVES[first.dtype]
+    return first & mask | (second & mask) << 4, first >> 4 & mask | second ^ second & mask
+
+
+def view_lanes(bytes_: Tensor) -> Tensor:
+    """Rows of bytes as words of eight, if they are made of such: as quick as one byte is."""
+    return bytes_ if bytes_.shape[-1] % 8 else bytes_.view(torch.int64)
 
 
 def pair_halves(words: Tensor, rows: int, columns: int, *, is_first_high: bool) -> Tensor | None:

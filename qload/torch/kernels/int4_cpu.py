@@ -11,6 +11,7 @@ from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Blank, Case
 from qload.torch.kernels.strips import divide_rows
 from qload.torch.kernels.weights import IntegerWeight, Weight
+from qload.torch.nibbles import LINE, join_nibbles, view_lanes
 
 _UNIT = 16
 """Of rows."""
@@ -18,9 +19,6 @@ _BLOCKS = {"AVX512": 64, "AVX2": 32}
 """The rows that the kernel takes at once, by the CPU's instructions."""
 _HALF = 4
 """Bits of a byte."""
-_APART = 64
-"""Bytes between rows that are read side by side: a power of two apart they would take each other's place in a cache."""
-_LOW_HALVES = {torch.uint8: 0x0F, torch.int64: 0x0F0F0F0F0F0F0F0F}
 _MOST_ROWS = {torch.bfloat16: 128}
 """The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
 
@@ -58,17 +56,16 @@ class CpuInt4(Affine):
 
     @classmethod
     def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
-        # Fresh memory for each block would cost as much as what is computed in it.
-        scratch = into.new_empty(3, min(len(into), _find_block()) // 2, into.shape[1] + _APART)[..., : into.shape[1]]
+        scratch = _make_scratch(into, min(len(into), _find_block()))
         for packed, values, apart in zip(
             _list_blocks(into), _list_blocks(weight.values), _list_kinds(into, _find_block()), strict=True
         ):
             block = packed.view(weight.columns, -1)
             if weight.is_paired:
-                _pack_pairs(values, block, apart, scratch[:, : len(values) // 2])
+                _pack_pairs(values, block, apart, scratch[: len(values)])
             else:
                 low, high = _halve(values, apart)
-                block.copy_((low | high << 4).t())
+                block.copy_((low | high << _HALF).t())
 
     def settle(self, weight: Weight, case: Case) -> None:
         super().settle(weight, case)
@@ -76,7 +73,7 @@ class CpuInt4(Affine):
 
     def restore_values(self, packed: Tensor) -> Tensor:
         values, rows = torch.empty_like(packed), self._block
-        scratch = packed.new_empty(rows, self.columns // 2 + _APART)[:, : self.columns // 2]
+        scratch = _make_scratch(packed, min(len(packed), rows))
         # The compiler cannot ask what CPU it is.
         for block, into, apart in zip(packed.split(rows), values.split(rows), _list_kinds(packed, rows), strict=True):
             _unpack_pairs(block.view(self.columns, -1), into, apart, scratch[: len(into)])
@@ -95,6 +92,11 @@ class CpuInt4(Affine):
         rounded = inputs.round(x, agree)
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, held["values"], self.unit, scales)
         return y
+
+
+def _make_scratch(packed: Tensor, rows: int) -> Tensor:
+    """Memory for a block turned round: fresh memory for each would cost as much as what is computed in it."""
+    return packed.new_empty(rows, packed.shape[1] + LINE)[:, : packed.shape[1]]
 
 
 def _find_block() -> int:
@@ -117,34 +119,21 @@ def _halve(rows: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
 
 
 def _pack_pairs(pairs: Tensor, block: Tensor, apart: bool, scratch: Tensor) -> None:
-    """Pairs of columns [rows, columns / 2] into pairs of rows [columns, rows / 2]; scratch [3, rows / 2, columns / 2].
-
-    The high value of a low row and the low one of a high row change places, in as many bytes as a word has.
-    """
-    low, high = map(_view_words, _halve(pairs, apart))
-    even, odd, moved = map(_view_words, scratch)
-    mask = _LOW_HALVES[low.dtype]
-    torch.bitwise_right_shift(low, _HALF, out=moved).bitwise_xor_(high).bitwise_and_(mask)
-    torch.bitwise_xor(high, moved, out=odd)
-    torch.bitwise_xor(low, moved.bitwise_left_shift_(_HALF), out=even)
-    into = block.view(-1, 2, block.shape[1])
-    into[:, 0].copy_(scratch[0].t())
-    into[:, 1].copy_(scratch[1].t())
-
-
-def _view_words(pairs: Tensor) -> Tensor:
-    """Rows of bytes as words, if they are made of such."""
-    if pairs.shape[1] % 8:
-        return pairs
-    is_aligned = pairs.stride(1) == 1 and not any(each % 8 for each in (pairs.stride(0), pairs.storage_offset()))
-    return (pairs if is_aligned else pairs.clone(memory_format=torch.contiguous_format)).view(torch.int64)
+    """Pairs of columns [rows, columns / 2] into pairs of rows [columns, rows / 2]; scratch [rows, columns / 2]."""
+    for half, joined in zip(scratch.chunk(2), join_nibbles(*_halve(_view_words(pairs), apart)), strict=True):
+        view_lanes(half).copy_(joined)
+    block.view(-1, 2 * block.shape[1]).copy_(scratch.t())
 
 
 def _unpack_pairs(block: Tensor, pairs: Tensor, apart: bool, scratch: Tensor) -> None:
-    """The inverse of `_pack_pairs`; scratch [rows, columns / 2]."""
+    """The inverse of `_pack_pairs`."""
     scratch.copy_(block.view(-1, 2 * block.shape[1]).t())
-    even, odd = map(_view_words, scratch.chunk(2))
-    low, high = _halve(pairs.view(even.dtype), apart)
-    mask = _LOW_HALVES[even.dtype]
-    low.copy_(even & mask | (odd & mask) << _HALF)
-    high.copy_(even >> _HALF & mask | odd ^ odd & mask)
+    low, high = _halve(view_lanes(pairs), apart)
+    for half, joined in zip((low, high), join_nibbles(*view_lanes(scratch).chunk(2)), strict=True):
+        half.copy_(joined)
+
+
+def _view_words(pairs: Tensor) -> Tensor:
+    """As `view_lanes`, of bytes that may be anywhere."""
+    is_aligned = pairs.stride(1) == 1 and not any(each % 8 for each in (pairs.stride(0), pairs.storage_offset()))
+    return view_lanes(pairs if is_aligned else pairs.clone(memory_format=torch.contiguous_format))
