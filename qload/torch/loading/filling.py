@@ -1,6 +1,5 @@
 """Carries a plan out: takes memory for each layer, has it filled, and finishes the layers one after another."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -18,6 +17,7 @@ from qload.torch.dtypes import make_filled, torch_dtype
 from qload.torch.kernels import Table
 from qload.torch.layers import Layer
 from qload.torch.loading.orders import Order, Reader, reading
+from qload.torch.loading.packers import Packers
 from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.memory import Arena
 from qload.torch.values import check_values, watch_values
@@ -61,7 +61,7 @@ class Filling:
         self._arena = arena
         self._progress = progress
         self._synchronize = synchronize
-        self._kernels = kernels or Table()
+        self._packers = Packers(kernels or Table(), arena)
         self._begun: dict[int, _Work] = {}
         self._next = 0
         self._done = 0
@@ -72,13 +72,18 @@ class Filling:
 
     def run(self, reader: Reader) -> None:
         """Fill every layer, and finish it as soon as it is filled and all before it are."""
-        with reading(reader, self._order()) as landed, _leave_cores(self._arena.device):
+        with (
+            _leave_cores(self._arena.device),
+            closing(self._packers),
+            reading(reader, self._order()) as landed,
+        ):
             for order in landed:
                 self._count(order)
                 # A post-load hook frees what it replaces, if nothing here holds it.
                 del order
                 self._finish_filled()
-        self._finish_filled()
+            self._finish_filled()
+            self._finish_packing()
 
     def _order(self) -> Iterator[Order]:
         for number, plan in enumerate(self._layers):
@@ -133,13 +138,18 @@ class Filling:
             self._next += 1
             self.seconds += time.perf_counter() - started
 
+    def _finish_packing(self) -> None:
+        started = time.perf_counter()
+        self._packers.finish()
+        self.seconds += time.perf_counter() - started
+
     def _process(self, layer: Layer) -> list[Finding]:
         """Run a layer's post-load hook, and give it its kernel; what the hook finds wrong with the checkpoint."""
         try:
             layer.hooks.process(layer)
         except CheckpointError as error:
             return [fault for fault in error.findings if isinstance(fault, Finding)]
-        layer.pack(self._kernels, functools.partial(self._arena.take, zeros=False))
+        self._packers.pack(layer)
         return []
 
 
