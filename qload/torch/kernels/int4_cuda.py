@@ -17,6 +17,8 @@ _ROWS, _LANES = 8, 32
 _TILES = (8, 4, 2)
 """How many tiles of 16 columns a thread may load at once, two to a word: the most first."""
 _TILE = 16
+_MOST_ROWS = _ROWS * 65535
+"""A grid of CUDA has no more tiles than 65535 along its second axis."""
 _MOST_TOKENS = 256
 """Beyond these, multiplying by the dequantized weight is taken to be ahead: each 16 tokens read the weight anew."""
 
@@ -48,6 +50,8 @@ class CudaInt4(Affine):
             return f"it multiplies bfloat16, and the layer computes in {str(case.dtype).removeprefix('torch.')}"
         if weight.rows % _ROWS:
             return f"{weight.rows} output features are no multiple of {_ROWS}"
+        if weight.rows > _MOST_ROWS:
+            return f"{weight.rows} output features are more than {_MOST_ROWS}"
         lack = super().refuse(weight, case) or miss_capability(case.device, (8, 0))
         if lack is None and not _is_packed_as_known(case.device):
             return f"torch {torch.__version__} packs otherwise than is known here"
