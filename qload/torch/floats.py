@@ -86,6 +86,12 @@ def decode_e8m0(codes: Tensor, dtype: torch.dtype) -> Tensor:
     return codes.view(torch.float8_e8m0fnu).to(dtype)
 
 
+def encode_e8m0(scale: Tensor) -> Tensor:
+    """Powers of two of at least 2^-127, in any float, as float8_e8m0fnu: their exponents as float32 has them."""
+    bits = scale.float().view(torch.int32)
+    return torch.bitwise_right_shift(bits, 23).to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
 @dataclass(frozen=True, slots=True)
 class Float:
     """A format by its bits of exponent and mantissa; torch's own are E4M3 without infinities, and E5M2."""

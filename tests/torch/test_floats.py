@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from qload.torch.arithmetic import extend_sign
-from qload.torch.floats import E2M1, Float, decode_e2m1, decode_float, round_float
+from qload.torch.floats import E2M1, Float, decode_e2m1, decode_e8m0, decode_float, encode_e8m0, round_float
 
 FORMATS = [(2, 1), (2, 3), (3, 2)]
 
@@ -71,3 +71,11 @@ def test_the_highest_bit_is_the_sign(bits: int) -> None:
     half = 1 << (bits - 1)
     expected = [code - 2 * half if code >= half else code for code in range(2 * half)]
     assert extend_sign(all_codes(bits), bits).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_powers_of_two_are_their_exponents(dtype: torch.dtype) -> None:
+    codes = all_codes(8)[:255]
+    assert torch.equal(encode_e8m0(decode_e8m0(codes, dtype)).view(torch.uint8), codes)
+    apart = decode_e8m0(codes.repeat(2, 1), dtype).T
+    assert torch.equal(encode_e8m0(apart).view(torch.uint8), codes.repeat(2, 1).T)
