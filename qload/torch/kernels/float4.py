@@ -121,7 +121,7 @@ class Grouped(Kernel):
 
 
 class Float4(Grouped):
-    """Multiplies codes of x, E2M1 in groups of 16 with scales of E4M3, by such a weight; the scale of each whole comes last.
+    """Multiplies codes of x, E2M1 in groups of 16 and E4M3 scales, by such a weight; scales of all of either come last.
 
     The scale of all of the weight, and that of the inputs, multiply the sums of float32: given to the operator, they
     would go through one number for all GPUs and streams (`get_user_alpha_ptr` in ATen's cuda/detail).
