@@ -79,3 +79,21 @@ def test_powers_of_two_are_their_exponents(dtype: torch.dtype) -> None:
     assert torch.equal(encode_e8m0(decode_e8m0(codes, dtype)).view(torch.uint8), codes)
     apart = decode_e8m0(codes.repeat(2, 1), dtype).T
     assert torch.equal(encode_e8m0(apart).view(torch.uint8), codes.repeat(2, 1).T)
+
+
+def test_powers_that_are_off_by_a_last_digit_are_those_that_are_meant() -> None:
+    codes = all_codes(8)[1:254]
+    powers = decode_e8m0(codes, torch.float32)
+    for near in (torch.nextafter(powers, torch.tensor(0.0)), torch.nextafter(powers, torch.tensor(torch.inf))):
+        assert torch.equal(encode_e8m0(near).view(torch.uint8), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("exponent", "mantissa"), FORMATS)
+def test_rounding_keeps_the_dtype_and_ends_at_the_greatest(exponent: int, mantissa: int, dtype: torch.dtype) -> None:
+    greatest = Float(exponent, mantissa).greatest
+    x = torch.tensor([1e-30, 3.4e4, -3.4e4, torch.inf, -torch.inf, 0.0, torch.nan], dtype=dtype)
+    rounded = round_float(x, exponent, mantissa)
+    assert rounded.dtype == dtype
+    assert rounded[:-1].tolist() == [0, greatest, -greatest, greatest, -greatest, 0]
+    assert rounded[-1].isnan()

@@ -172,7 +172,8 @@ def multiply_scaled(
         factors = factors.expand(1, len(values)).clone(memory_format=torch.contiguous_format)
         return torch._scaled_mm(codes, weight, scale, factors, out_dtype=dtype)
     one = torch.ones((), device=codes.device)
-    return (torch._scaled_mm(codes, weight, one, one, out_dtype=torch.float32) * scale * factors).to(dtype)
+    sums = torch._scaled_mm(codes, weight, one, one, out_dtype=torch.float32)
+    return sums.mul_(scale).mul_(factors).to(dtype)
 
 
 def _find_rounding(weight: Weight) -> Rounding | None:
