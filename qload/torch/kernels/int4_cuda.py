@@ -106,5 +106,8 @@ def _is_packed_as_known(device: torch.device) -> bool:
     blank = CudaInt4.declare_values(weight)
     packed = torch.empty(blank.shape, dtype=blank.dtype, device=device)
     CudaInt4.fill_values(weight, packed)
-    theirs = torch.ops.aten._convert_weight_to_int4pack((pairs << 4 | pairs >> 4).contiguous(), _TILES[0])
+    try:
+        theirs = torch.ops.aten._convert_weight_to_int4pack((pairs << 4 | pairs >> 4).contiguous(), _TILES[0])
+    except RuntimeError:
+        return False
     return torch.equal(packed, theirs)

@@ -187,6 +187,13 @@ def test_torch_takes_them_for_cuda(kernel: type[Grouped], make: Make, tokens: in
     assert (tuple(y.shape), y.dtype, y.device.type) == ((tokens, 48), torch.bfloat16, "cuda")
 
 
+@kinds
+def test_torch_declares_what_is_made_of_whole_layers(kernel: type[Grouped], make: Make) -> None:
+    with FakeTensorMode():
+        y = pack(kernel, make(48, 96), torch.bfloat16)(torch.empty(3, 5, 96).bfloat16())
+    assert (tuple(y.shape), y.dtype) == ((3, 5, 48), torch.bfloat16)
+
+
 def test_compilers_take_powers_and_fours_for_dense() -> None:
     weight, x = make_powers(16, 64, 4), torch.randn(3, 64)
     kernel = pack(PowerFloat4, weight, torch.float32)

@@ -6,7 +6,7 @@ from gpus import CUDA, is_same, make_int4, measure, needs_gpu, pack, pretend_gpu
 from operators import Demands, read_as_threads_do
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qload.torch.kernels import Case, IntegerWeight, Weight
+from qload.torch.kernels import Case, IntegerWeight, Weight, int4_cuda
 from qload.torch.kernels.int4_cuda import CudaInt4
 
 sizes = pytest.mark.parametrize(
@@ -79,6 +79,10 @@ def test_it_says_what_it_cannot_multiply(
 ) -> None:
     pretend_gpu(monkeypatch, (8, 0))
     assert CudaInt4.refuse(weight, Case(CUDA, dtype)) == reason
+
+
+def test_a_torch_that_does_not_pack_is_none_that_packs_as_known() -> None:
+    assert not int4_cuda._is_packed_as_known(torch.device("cpu"))
 
 
 def test_it_needs_tensor_cores_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
