@@ -127,7 +127,7 @@ class Float4(Grouped):
     would go through one number for all GPUs and streams (`get_user_alpha_ptr` in ATen's cuda/detail).
     Source: ATen's native/cuda/ScaledBlas.cpp, `_scaled_mm_out_cuda`, and `scaled_gemm` in cuda/CUDABlas.cpp: x by rows
     and the weight by columns, which are multiples of 32; scales in tiles, contiguous; compute capability 10.0, CUDA
-    12.8. That sums may be given in float32 is what torchao's `test_nvfp4_matmul_with_amax` tests.
+    12.8. That sums may be given in float32 is what the tests of pytorch/ao hold.
     """
 
     label = "scaled_mm_1x16"
@@ -180,8 +180,8 @@ class PowerFloat8(Grouped):
 class PowerFloat4(Grouped):
     """Multiplies codes of x, E2M1 in groups of 32 with powers of two for scales, by such a weight.
 
-    Source: ATen's native/cuda/ScaledBlas.cpp, `_scaled_mxfp4_mxfp4`, which cuBLAS has no part in: a build with MSLK,
-    or FBGEMM's kernels before it, compute capability 10.x, sums in bfloat16. Compilers take the weight for dense, as
+    Source: ATen's native/cuda/ScaledBlas.cpp, `f4f4bf16`, in which cuBLAS has no part: a build with MSLK, or
+    FBGEMM's kernels before it, compute capability 10.x, sums in bfloat16. Compilers take the weight for dense, as
     torch 2.13 declares half of the scales to them (pytorch/pytorch#172627).
     """
 

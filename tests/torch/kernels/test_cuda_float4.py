@@ -201,7 +201,8 @@ def test_compilers_take_powers_and_fours_for_dense() -> None:
     assert measure(compiled(x), expect(weight, x)) < 1e-5
 
 
-TOKENS, STATIC = round_to(4, 16, None), StaticRounding(4, is_float=True)
+TOKENS, STATIC, HALF = round_to(4, 16, None), StaticRounding(4, is_float=True), torch.tensor(2).bfloat16()
+NO_FLOAT = "the scale of its inputs is not one of float32"
 NO_FLOAT4 = "scaled_mm_1x16: its inputs have no scale of float8_e4m3fn for every 16 features"
 
 
@@ -220,10 +221,7 @@ CASES = [
     (with_inputs(make_fours(16, 64), TOKENS), (10, 0), "13.0", None, NO_FLOAT4),
     (with_inputs(make_fours(16, 64), STATIC), (10, 0), "13.0", None, NO_FLOAT4),
     (with_inputs(make_fours(16, 64), round_to(4, 32, E4M3)), (10, 0), "13.0", None, NO_FLOAT4),
-    (
-        with_inputs(make_fours(16, 64), round_to(4, 16, E4M3), torch.tensor(2).bfloat16()),
-        *((10, 0), "13.0", None, "the scale of its inputs is not one of float32"),
-    ),
+    (with_inputs(make_fours(16, 64), round_to(4, 16, E4M3), HALF), (10, 0), "13.0", None, NO_FLOAT),
     (with_inputs(make_fours(16, 64), None), (10, 0), "13.0", None, "no kernel multiplies by e2m1 in groups of 16"),
     (replace(make_fours(16, 64), divides=True), (10, 0), "13.0", None, "its scales divide"),
     (make_powers(16, 64, 8), (10, 0), "12.8", PowerFloat8, ""),
