@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from qload.torch.kernels import Case, IntegerWeight, Kernel, Weight, int4_cuda
+from qload.torch.kernels import Case, IntegerWeight, Kernel, Weight
 
 CUDA = torch.device("cuda")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -16,7 +16,6 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], cu
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(int4_cuda, "_is_packed_as_known", lambda device: True)
 
 
 def make_int4(rows: int, columns: int, group: int, dtype: torch.dtype = torch.bfloat16) -> IntegerWeight:

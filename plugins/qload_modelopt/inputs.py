@@ -31,6 +31,10 @@ class PowerRounding:
         return MX_GROUP
 
     @property
+    def scale_dtype(self) -> torch.dtype:
+        return torch.float8_e8m0fnu
+
+    @property
     def is_static(self) -> bool:
         return False
 
@@ -76,7 +80,8 @@ def _find_rounding(layer: LayerPiece) -> tuple[Rounding | None, Tensor | None]:
 
 def _round_by_scale(layer: LayerPiece, inputs: schemes.Inputs, scale: Tensor) -> tuple[Rounding, Tensor]:
     if inputs is schemes.Inputs.NVFP4:
-        return DynamicRounding(4, is_float=True, group=layer.scheme.size), 1 / scale
+        rounding = DynamicRounding(4, is_float=True, group=layer.scheme.size, scale_dtype=torch.float8_e4m3fn)
+        return rounding, 1 / scale
     return StaticRounding(8, is_float=inputs is not schemes.Inputs.INT8), scale
 
 

@@ -65,9 +65,13 @@ def _list_values(exponent: int, mantissa: int, signed: bool, device: torch.devic
     codes = torch.arange(fractions << exponent, dtype=torch.int32, device=device)
     power, whole = codes // fractions, codes % fractions
     whole = torch.where(power > 0, whole + fractions, whole)
-    steps = (power.clamp_min(1) - bias - mantissa + 127).bitwise_left_shift(23).view(torch.float32)
-    sizes = whole * steps
+    sizes = whole * _raise_two(power.clamp_min(1) - bias - mantissa)
     return torch.cat((sizes, -sizes)) if signed else sizes
+
+
+def _raise_two(power: Tensor) -> Tensor:
+    """Two to the power of int32 from -126 to 127, float32: exact, as a GPU's functions need not be."""
+    return (power + 127).bitwise_left_shift(23).view(torch.float32)
 
 
 def round_float(x: Tensor, exponent: int, mantissa: int) -> Tensor:
@@ -77,13 +81,23 @@ def round_float(x: Tensor, exponent: int, mantissa: int) -> Tensor:
     """
     bias = (1 << (exponent - 1)) - 1
     greatest = _find_greatest(exponent, mantissa)
-    step = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent.sub(1).clamp_min(1 - bias) - mantissa)
-    return ((x / step).round() * step).clamp(-greatest, greatest)
+    inside = x.clamp(-greatest, greatest)
+    step = _raise_two(torch.frexp(inside).exponent.sub(1).clamp_min(1 - bias) - mantissa).to(x.dtype)
+    return (inside / step).round() * step
 
 
 def decode_e8m0(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Exponents of two, uint8 with 127 added, as values of `dtype`; 255 is NaN."""
     return codes.view(torch.float8_e8m0fnu).to(dtype)
+
+
+def encode_e8m0(scale: Tensor) -> Tensor:
+    """Powers of two of at least 2^-127, in any float, as float8_e8m0fnu: their exponents as float32 has them.
+
+    What a GPU's functions make of an exponent may be off by a last digit, and is the power that is meant.
+    """
+    bits = scale.float().view(torch.int32) + (1 << 21)
+    return torch.bitwise_right_shift(bits, 23).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,9 @@ def pick_expert(tensor: Tensor, expert: int | Tensor | None) -> Tensor:
     if expert is None:
         return tensor
     if isinstance(expert, Tensor):
-        return tensor.index_select(0, expert.reshape(1)).squeeze(0)
+        # Floats of one byte are no indexed dtype on every device.
+        whole = tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+        return whole.index_select(0, expert.reshape(1)).squeeze(0).view(tensor.dtype)
     return tensor[expert]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from qload.torch.arithmetic import extend_sign
-from qload.torch.floats import E2M1, Float, decode_e2m1, decode_float, round_float
+from qload.torch.floats import E2M1, Float, decode_e2m1, decode_e8m0, decode_float, encode_e8m0, round_float
 
 FORMATS = [(2, 1), (2, 3), (3, 2)]
 
@@ -71,3 +71,29 @@ def test_the_highest_bit_is_the_sign(bits: int) -> None:
     half = 1 << (bits - 1)
     expected = [code - 2 * half if code >= half else code for code in range(2 * half)]
     assert extend_sign(all_codes(bits), bits).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_powers_of_two_are_their_exponents(dtype: torch.dtype) -> None:
+    codes = all_codes(8)[:255]
+    assert torch.equal(encode_e8m0(decode_e8m0(codes, dtype)).view(torch.uint8), codes)
+    apart = decode_e8m0(codes.repeat(2, 1), dtype).T
+    assert torch.equal(encode_e8m0(apart).view(torch.uint8), codes.repeat(2, 1).T)
+
+
+def test_powers_that_are_off_by_a_last_digit_are_those_that_are_meant() -> None:
+    codes = all_codes(8)[1:254]
+    powers = decode_e8m0(codes, torch.float32)
+    for near in (torch.nextafter(powers, torch.tensor(0.0)), torch.nextafter(powers, torch.tensor(torch.inf))):
+        assert torch.equal(encode_e8m0(near).view(torch.uint8), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("exponent", "mantissa"), FORMATS)
+def test_rounding_keeps_the_dtype_and_ends_at_the_greatest(exponent: int, mantissa: int, dtype: torch.dtype) -> None:
+    greatest = Float(exponent, mantissa).greatest
+    x = torch.tensor([1e-30, 3.4e4, -3.4e4, torch.inf, -torch.inf, 0.0, torch.nan], dtype=dtype)
+    rounded = round_float(x, exponent, mantissa)
+    assert rounded.dtype == dtype
+    assert rounded[:-1].tolist() == [0, greatest, -greatest, greatest, -greatest, 0]
+    assert rounded[-1].isnan()

@@ -38,6 +38,10 @@ class QuarkRounding:
         return self.inputs.group
 
     @property
+    def scale_dtype(self) -> torch.dtype | None:
+        return None if self.inputs.scales is None or self.is_static else torch.float8_e8m0fnu
+
+    @property
     def is_static(self) -> bool:
         return not self.inputs.dynamic
 
@@ -77,7 +81,8 @@ def find_rounding(layer: LayerPiece, name: str, inputs: Quantizer) -> tuple[Roun
     number = inputs.number
     if inputs.dynamic:
         is_scaled = name == "input" and layer.scheme.inputs_scaled
-        return _round_dynamic(inputs), 1 / layer.input_scale_2.float() if is_scaled else None
+        scale_dtype = torch.float8_e4m3fn if is_scaled else None
+        return _round_dynamic(inputs, scale_dtype), 1 / layer.input_scale_2.float() if is_scaled else None
     scale = cast("Tensor", getattr(layer, f"{name}_scale"))
     if number.is_float:
         known = inputs.dtype in _KNOWN_FLOATS
@@ -90,12 +95,12 @@ def find_rounding(layer: LayerPiece, name: str, inputs: Quantizer) -> tuple[Roun
     return StaticRounding(number.bits, is_float=False, has_zero=True), torch.stack((scale, zero))
 
 
-def _round_dynamic(inputs: Quantizer) -> Rounding:
+def _round_dynamic(inputs: Quantizer, scale_dtype: torch.dtype | None) -> Rounding:
     number = inputs.number
     if inputs.scales is not None or (number.is_float and inputs.dtype not in _KNOWN_FLOATS):
         return QuarkRounding(inputs)
     by_tensor = inputs.extent is Extent.TENSOR
-    return DynamicRounding(number.bits, number.is_float, inputs.symmetric, inputs.group, by_tensor)
+    return DynamicRounding(number.bits, number.is_float, inputs.symmetric, inputs.group, by_tensor, scale_dtype)
 
 
 def choose_power(greatest: Tensor, number: Number, mode: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Kernels that multiply by quantized weights, and the table from which each layer gets one."""
 
-from qload.torch.kernels.inputs import Inputs, Rounding
+from qload.torch.kernels.inputs import Inputs, Rounding, ScaledRounding
 from qload.torch.kernels.kernel import Blank, Case, Kernel, Kernels, Make
 from qload.torch.kernels.table import Choice, Table, choose_kernel, find_kernels
 from qload.torch.kernels.weights import E2M1, FloatWeight, IntegerWeight, Weight, name_element
@@ -17,6 +17,7 @@ __all__ = [
     "Kernels",
     "Make",
     "Rounding",
+    "ScaledRounding",
     "Table",
     "Weight",
     "choose_kernel",

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.torch.activations import Agree
-from qload.torch.kernels.gpus import miss_capability, miss_cuda
+from qload.torch.kernels.gpus import miss_capability, miss_cuda, takes_scales_of_rows
 from qload.torch.kernels.inputs import Inputs, Rounding
 from qload.torch.kernels.kernel import Blank, Case, Kernel
+from qload.torch.kernels.operands import lay_by_rows
 from qload.torch.kernels.weights import FloatWeight, Weight
 
 E4M3 = torch.float8_e4m3fn
@@ -25,7 +26,8 @@ class Float8(Kernel):
 
     Source: ATen's native/cuda/ScaledBlas.cpp, `_scaled_mm_out_cuda`: compute capability 8.9; x by rows and the weight
     by columns; rows and columns by 16; scales in float32, both [] or [tokens, 1] and [1, rows]. Scales of rows give
-    bfloat16 everywhere; for the other dtypes the codes are multiplied with scales of 1 into float32.
+    bfloat16 alone before torch 2.13, and not on every GPU (`takes_scales_of_rows`); else the codes are multiplied with
+    scales of 1 into float32.
     """
 
     label = "scaled_mm"
@@ -62,6 +64,7 @@ class Float8(Kernel):
         if isinstance(weight, FloatWeight):
             self._element, self._block = weight.element, weight.block
             self._scale, self._shape = weight.scale.dtype, tuple(weight.scale.shape)
+        self._by_rows = takes_scales_of_rows(case.device)
 
     def restore(self, held: Mapping[str, Tensor]) -> FloatWeight:
         scale = held["scale"].to(self._scale).reshape(self._shape)
@@ -73,7 +76,7 @@ class Float8(Kernel):
         if not len(x):
             return x.new_empty(0, self.rows)
         codes, scale = inputs.rounding(x, inputs.scale, agree)
-        return multiply_scaled(codes, scale.float(), held["values"], held["scale"], x.dtype)
+        return multiply_scaled(codes, scale.float(), held["values"], held["scale"], x.dtype, by_rows=self._by_rows)
 
 
 class BlockFloat8(Kernel):
@@ -140,31 +143,37 @@ class BlockFloat8(Kernel):
 def multiply_blocks(codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [tokens, columns] of `scale` [tokens, columns / 128] by values [rows, columns] of `factors`.
 
-    Into [tokens, rows] of `dtype`; factors are [rows / 128, a multiple of 4], and all scales of float32.
+    Into [tokens, rows] of `dtype`; factors are [rows / 128, a multiple of 4], and all scales of float32. Sums are given
+    in bfloat16 or float32, which torch tests.
     """
     by_groups = scale.t().clone(memory_format=torch.contiguous_format).t()
     ours, theirs = _RECIPES
+    wide = dtype if dtype == torch.bfloat16 else torch.float32
     y: Tensor = torch.ops.aten._scaled_mm_v2(
-        codes.contiguous(), values.t(), [by_groups], [ours], [], [factors.t()], [theirs], [], None, dtype
+        lay_by_rows(codes), values.t(), [by_groups], [ours], [], [factors.t()], [theirs], [], None, wide
     )
-    return y
+    return y.to(dtype)
 
 
-def multiply_scaled(codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+def multiply_scaled(
+    codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype, *, by_rows: bool = True
+) -> Tensor:
     """codes [tokens, columns] of `scale` by values [rows, columns] of `factors`, into [tokens, rows] of `dtype`.
 
-    scale is one number, or [tokens, 1]; factors [1, 1] or [1, rows]; all of float32.
+    scale is one number, or [tokens, 1]; factors [1, 1] or [1, rows]; all of float32. Without `by_rows`, scales of rows
+    are not given to the operator.
     """
-    codes, weight = codes.contiguous(), values.t()
+    codes, weight = lay_by_rows(codes), values.t()
     if scale.numel() == factors.numel() == 1:
         return torch._scaled_mm(codes, weight, scale.reshape(()), factors.reshape(()), out_dtype=dtype)
-    # Copied also where it is one number, whose strides would be none.
-    scale = scale.expand(len(codes), 1).clone(memory_format=torch.contiguous_format)
-    factors = factors.expand(1, len(values)).clone(memory_format=torch.contiguous_format)
-    if dtype == torch.bfloat16:
+    if by_rows and dtype == torch.bfloat16:
+        # Copied also where it is one number, whose strides would be none.
+        scale = scale.expand(len(codes), 1).clone(memory_format=torch.contiguous_format)
+        factors = factors.expand(1, len(values)).clone(memory_format=torch.contiguous_format)
         return torch._scaled_mm(codes, weight, scale, factors, out_dtype=dtype)
     one = torch.ones((), device=codes.device)
-    return (torch._scaled_mm(codes, weight, one, one, out_dtype=torch.float32) * scale * factors).to(dtype)
+    sums = torch._scaled_mm(codes, weight, one, one, out_dtype=torch.float32)
+    return sums.mul_(scale).mul_(factors).to(dtype)
 
 
 def _find_rounding(weight: Weight) -> Rounding | None:

@@ -1,7 +1,7 @@
 """What is done to a layer's inputs before they are multiplied by its weight."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ class Rounding(Protocol):
 
     def fake(self, x: Tensor, scale: Tensor | None, agree: Agree) -> Tensor:
         """x quantized and turned back at once, in its dtype: what the method's reference computes with."""
+
+
+@runtime_checkable
+class ScaledRounding(Rounding, Protocol):
+    """One that says what its scales are, for kernels that take no others."""
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """The small float, if any, that each scale is once it is multiplied by the stored one, where there is one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

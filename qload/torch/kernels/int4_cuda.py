@@ -17,6 +17,8 @@ _ROWS, _LANES = 8, 32
 _TILES = (8, 4, 2)
 """How many tiles of 16 columns a thread may load at once, two to a word: the most first."""
 _TILE = 16
+_MOST_ROWS = _ROWS * 65535
+"""A grid of CUDA has no more tiles than 65535 along its second axis."""
 _MOST_TOKENS = 256
 """Beyond these, multiplying by the dequantized weight is taken to be ahead: each 16 tokens read the weight anew."""
 
@@ -48,10 +50,9 @@ class CudaInt4(Affine):
             return f"it multiplies bfloat16, and the layer computes in {str(case.dtype).removeprefix('torch.')}"
         if weight.rows % _ROWS:
             return f"{weight.rows} output features are no multiple of {_ROWS}"
-        lack = super().refuse(weight, case) or miss_capability(case.device, (8, 0))
-        if lack is None and not _is_packed_as_known(case.device):
-            return f"torch {torch.__version__} packs otherwise than is known here"
-        return lack
+        if weight.rows > _MOST_ROWS:
+            return f"{weight.rows} output features are more than {_MOST_ROWS}"
+        return super().refuse(weight, case) or miss_capability(case.device, (8, 0))
 
     @classmethod
     def declare_values(cls, weight: IntegerWeight) -> Blank:
@@ -91,16 +92,3 @@ def _view_words(packed: Tensor) -> Tensor:
     """The bytes of the words, [rows / 8, words of columns, 8, 4 threads, loads, even or odd, 2]."""
     blocks, words, _, loads = packed.shape
     return packed.view(torch.uint8).view(blocks, words, _ROWS, 4, loads, 2, 2)
-
-
-def _is_packed_as_known(device: torch.device) -> bool:
-    """Whether torch's own function, which wants the even column of a byte high, packs as is done here."""
-    columns = _TILE * _TILES[0] * 2
-    low = torch.arange(_ROWS * 2 * columns // 2, device=device).view(-1, columns // 2)
-    pairs = (low * 37 % 251).to(torch.uint8)
-    weight = IntegerWeight(pairs, 4, columns, torch.ones(len(pairs), 1), 0, columns)
-    blank = CudaInt4.declare_values(weight)
-    packed = torch.empty(blank.shape, dtype=blank.dtype, device=device)
-    CudaInt4.fill_values(weight, packed)
-    theirs = torch.ops.aten._convert_weight_to_int4pack((pairs << 4 | pairs >> 4).contiguous(), _TILES[0])
-    return torch.equal(packed, theirs)

@@ -13,8 +13,10 @@ from qload.torch.kernels.kernel import Blank, Case
 from qload.torch.kernels.strips import divide_rows
 from qload.torch.kernels.weights import IntegerWeight, Weight
 
-_CUDA_UNIT, _CUDA_TOKENS = 8, 17
-"""Of rows and columns, and the fewest tokens, that CUDA's libraries multiply: ATen's `_int_mm_out_cuda` checks both."""
+_CUDA_UNIT, _CUDA_TOKENS = 8, 32
+"""Of rows and columns, and the fewest tokens, that are multiplied there. ATen's `_int_mm_out_cuda` checks for 8 and for
+more than 16; a multiple of 16 is what cuBLAS's kernels are best at.
+"""
 _MOST_COLUMNS = (1 << 31) // (128 * 128)
 """Of which sums fit 32 bits."""
 
@@ -77,7 +79,16 @@ class Int8Dynamic(Centered):
 
 
 def _multiply(codes: Tensor, values: Tensor) -> Tensor:
-    """Codes int8 [tokens, columns] times values int8 [rows, columns], int32 [tokens, rows]."""
-    lacking = max(0, _CUDA_TOKENS - len(codes)) if codes.device.type == "cuda" else 0
+    """Codes int8 [tokens, columns] times values int8 [rows, columns], int32 [tokens, rows].
+
+    Both lie by columns, the one layout that cuBLAS has on every GPU (pytorch/pytorch#169961).
+    """
+    codes = codes.contiguous()
+    lacking = max(0, _find_least(codes.device) - len(codes))
     y: Tensor = torch._int_mm(F.pad(codes, (0, 0, 0, lacking)) if lacking else codes, values.T)
     return y[: len(codes)]
+
+
+def _find_least(device: torch.device) -> int:
+    """How many tokens are multiplied at least; zeros are those that lack."""
+    return _CUDA_TOKENS if device.type == "cuda" else 0

@@ -8,6 +8,7 @@ from qload.calls import Origin, call
 from qload.errors import QloadError
 from qload.registry import Method, Registry
 from qload.torch.kernels.dense import Strips
+from qload.torch.kernels.float4 import Float4, PowerFloat4, PowerFloat8
 from qload.torch.kernels.float8 import BlockFloat8, Float8
 from qload.torch.kernels.int4_cpu import CpuInt4
 from qload.torch.kernels.int4_cuda import CudaInt4
@@ -18,7 +19,10 @@ from qload.torch.kernels.trials import Trials
 from qload.torch.kernels.upcast import Upcast
 from qload.torch.kernels.weights import Weight
 
-BUILT_IN: Kernels = (CpuInt4, CudaInt4, Int8Dynamic, CpuInt8, Float8, BlockFloat8, Upcast, Strips)
+BUILT_IN: Kernels = (
+    *(CpuInt4, CudaInt4, Int8Dynamic, CpuInt8),
+    *(Float8, BlockFloat8, Float4, PowerFloat8, PowerFloat4, Upcast, Strips),
+)
 """In the order in which they are preferred."""
 
 

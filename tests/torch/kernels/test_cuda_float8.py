@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from gpus import CUDA, is_same, measure, needs_gpu, pack, pretend_gpu, pretend_there
+from operators import Demands
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qload.torch.activations import keep
 from qload.torch.kernels import Case, FloatWeight, Inputs, IntegerWeight, Weight, choose_kernel
-from qload.torch.kernels.float8 import BlockFloat8, Float8, multiply_blocks
-from qload.torch.kernels.roundings import DynamicRounding
+from qload.torch.kernels.float8 import BlockFloat8, Float8, multiply_blocks, multiply_scaled
+from qload.torch.kernels.gpus import takes_scales_of_rows
+from qload.torch.kernels.roundings import DynamicRounding, StaticRounding
 from qload.torch.kernels.upcast import Upcast
 
 E4M3 = torch.float8_e4m3fn
@@ -63,6 +65,85 @@ def test_products_are_those_of_the_dense_weight(
     assert (tuple(y.shape), y.dtype) == ((tokens, 32), dtype)
     if tokens:
         assert measure(y, expect(weight, x)) < 1e-2
+
+
+layouts = pytest.mark.parametrize("lies", ["by rows", "by columns", "among others"])
+
+
+def draw(tokens: int, columns: int, dtype: torch.dtype, lies: str) -> Tensor:
+    """Random inputs, by rows or not: of one token, what lies by columns has odd strides and counts as contiguous."""
+    if lies == "by columns":
+        return torch.randn(columns, tokens).to(dtype).T
+    return torch.randn(tokens, 2, columns).to(dtype)[:, 1] if lies == "among others" else torch.randn(tokens, columns)
+
+
+@ways
+@dtypes
+@layouts
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+def test_the_operator_is_given_what_it_demands(
+    block: tuple[int, int], rounding: DynamicRounding, dtype: torch.dtype, tokens: int, lies: str, by_rows: bool
+) -> None:
+    weight, x = make_float8(32, 64, block, rounding), draw(tokens, 64, dtype, lies).to(dtype)
+    kernel = pack(Float8, weight, dtype)
+    setattr(kernel, "_by_rows", by_rows)  # noqa: B010
+    with Demands() as demands:
+        y = kernel(x)
+    assert (demands.calls, y.dtype) == ({"aten::_scaled_mm": 1}, dtype)
+    assert measure(y, expect(weight, x)) < 1e-2
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_one_token_of_odd_strides_is_laid_by_rows(by_rows: bool) -> None:
+    codes, values = torch.randn(1, 64).to(E4M3).as_strided((1, 64), (1, 1)), torch.randn(32, 64).to(E4M3)
+    with Demands():
+        y = multiply_scaled(codes, torch.ones(1, 1), values, torch.ones(1, 32), torch.bfloat16, by_rows=by_rows)
+    assert measure(y, codes.float() @ values.float().T) < 1e-2
+
+
+@pytest.mark.parametrize("block", [(32, 64), (1, 64)])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_stored_scales_are_given_as_it_demands(block: tuple[int, int], shape: tuple[int, ...]) -> None:
+    inputs = Inputs(rounding=StaticRounding(8, is_float=True), scale=torch.full(shape, 0.01, dtype=torch.bfloat16))
+    weight, x = replace(make_float8(32, 64, block, None), inputs=inputs), torch.randn(3, 64).bfloat16()
+    with Demands():
+        assert measure(pack(Float8, weight, torch.bfloat16)(x), expect(weight, x)) < 1e-2
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+@pytest.mark.parametrize("columns", [128, 512, 640])
+def test_blocks_are_given_as_the_operator_demands(tokens: int, columns: int, dtype: torch.dtype, lies: str) -> None:
+    weight = make_float8(256, columns, (128, 128), round_by(128))
+    kernel, x = pack(BlockFloat8, weight, dtype), draw(tokens, columns, dtype, lies).to(dtype)
+    with Demands() as demands:
+        y = kernel(x)
+    assert (demands.calls, y.dtype) == ({"aten::_scaled_mm_v2": 1}, dtype)
+    assert measure(y, expect(weight, x)) < 1e-2
+
+
+@pytest.mark.parametrize("kernel", [Float8, BlockFloat8])
+def test_no_tokens_are_given_to_no_operator(kernel: type[Float8 | BlockFloat8]) -> None:
+    weight = make_float8(
+        128, 128, (1, 128) if kernel is Float8 else (128, 128), round_by(None if kernel is Float8 else 128)
+    )
+    with Demands() as demands:
+        assert pack(kernel, weight, torch.bfloat16)(torch.randn(0, 128).bfloat16()).shape == (0, 128)
+    assert not demands.calls
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((8, 9), False), ((9, 0), True), ((10, 3), True), ((12, 0), False)]
+)
+def test_scales_of_rows_are_given_where_torch_is_known_to_take_them(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    pretend_gpu(monkeypatch, capability)
+    assert takes_scales_of_rows(CUDA) is expected
+    monkeypatch.setattr("sys.platform", "win32")
+    assert not takes_scales_of_rows(CUDA)
 
 
 @ways

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gpus import CUDA, is_same, make_int4, measure, needs_gpu, pack, pretend_gpu
-from torch import Tensor
+from operators import Demands, read_as_threads_do
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qload.torch.kernels import Case, IntegerWeight, Weight
@@ -14,30 +14,30 @@ sizes = pytest.mark.parametrize(
 )
 
 
-def read_as_threads_do(packed: Tensor) -> Tensor:
-    """The values [rows, columns] that the tensor cores are handed.
-
-    A word's h-th pair of operands is in bits 4 h and 4 h + 16 on; the first two pairs are of one tile, the others of
-    the next. Of mma.m16n8k16's operand B, thread t holds column t / 4, and of its rows 2 (t mod 4) and the next one,
-    and the same 8 further on. Source: the PTX ISA, 9.7.14, "Matrix Fragments for mma.m16n8k16"; ATen's
-    native/cuda/int4mm.cu, convert_i4x8_to_bf16x2x4.
-    """
-    blocks, words, threads, loads = packed.shape
-    found = torch.full((blocks * 8, words * loads * 32), -1)
-    for block, word, thread, load in torch.cartesian_prod(*map(torch.arange, (blocks, words, threads, loads))).tolist():
-        bits = int(packed[block, word, thread, load]) & 0xFFFFFFFF
-        for pair in range(4):
-            first = ((word * loads + load) * 2 + pair // 2) * 16 + (thread % 4) * 2 + pair % 2 * 8
-            found[block * 8 + thread // 4, first] = bits >> 4 * pair & 15
-            found[block * 8 + thread // 4, first + 1] = bits >> 4 * pair + 16 & 15
-    return found
-
-
 @sizes
 def test_each_thread_finds_its_values(rows: int, columns: int, group: int) -> None:
     weight = make_int4(rows, columns, group)
     packed = pack(CudaInt4, weight, torch.bfloat16)
     assert torch.equal(read_as_threads_do(packed.get_buffer("values")), weight.spread().long())
+
+
+@sizes
+@pytest.mark.parametrize("tokens", [1, 5, 256])
+def test_the_operator_is_given_what_it_demands(rows: int, columns: int, group: int, tokens: int) -> None:
+    weight = make_int4(rows, columns, group)
+    kernel, x = pack(CudaInt4, weight, torch.bfloat16), torch.randn(columns, tokens).bfloat16().T
+    with Demands() as demands:
+        y = kernel(x)
+    assert demands.calls == {"aten::_weight_int4pack_mm": 1}
+    assert measure(y, x.float() @ weight.dequantize().float().T) < 1e-2
+
+
+@pytest.mark.parametrize("tokens", [0, 257])
+def test_few_tokens_and_no_others_are_given_to_it(tokens: int) -> None:
+    kernel = pack(CudaInt4, make_int4(8, 64, 32), torch.bfloat16)
+    with Demands() as demands:
+        assert kernel(torch.randn(tokens, 64).bfloat16()).shape == (tokens, 8)
+    assert not demands.calls
 
 
 @sizes
@@ -70,6 +70,7 @@ def test_torch_declares_the_same_shapes(rows: int, columns: int, group: int) -> 
     [
         (make_int4(8, 64, 32), torch.float16, "it multiplies bfloat16, and the layer computes in float16"),
         (make_int4(12, 64, 32), torch.bfloat16, "12 output features are no multiple of 8"),
+        (make_int4(8 * 65536, 32, 32), torch.bfloat16, "524288 output features are more than 524280"),
         (make_int4(8, 64, 16), torch.bfloat16, "groups of 16 columns are no multiple of 32, 64, 128, 256"),
     ],
 )
