@@ -49,9 +49,9 @@ def multiply_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 class ScaledGroups(Kernel):
     """Of a kernel that holds E4M3 `values` and a `scale` for each row of them, or for all: grouped products of codes.
 
-    Each row of x has a scale of its own, found in it, or stored for its expert. Source: ATen, `_scaled_grouped_mm_cuda`:
-    compute capability 9.x (the kernel is compiled for it alone), rows and columns by 16, scales of float32 [tokens] and
-    [experts, rows], and bfloat16 for what comes out.
+    Each row of x has a scale of its own, found in it, or stored for its expert. ATen's `_scaled_grouped_mm_cuda` asks
+    for capability 9.x (ScaledGroupMM.cu is compiled for no other), rows and columns by 16, and scales of float32,
+    [tokens] and [experts, rows]; what comes out is of bfloat16.
     """
 
     grouped = SCALED

@@ -73,7 +73,7 @@ class GroupedProjection(Projection):
             self._mixture.operators[self.name] = self._operator
 
     def can_group(self, x: Tensor) -> bool:
-        """Whether `compute_groups` serves x [tokens, in_features]: weights that are trained go through each expert alone."""
+        """Whether `compute_groups` serves x [tokens, in_features]: weights that are trained take each expert alone."""
         if not self.grouped or x.dtype != self.dtype:
             return False
         is_trained = torch.is_grad_enabled() and any(each.requires_grad for each in self.parameters())
