@@ -83,7 +83,7 @@ def multiply_scaled_groups(codes: Tensor, scale: Tensor, values: Tensor, factors
 
     factors are [experts, 1, outputs] or [experts, 1, 1]; all scales of float32.
     """
-    factors = factors.squeeze(1).expand(values.shape[:2]).contiguous()
+    factors = factors.squeeze(1).expand(values.shape[:2]).clone(memory_format=torch.contiguous_format)
     return torch._scaled_grouped_mm(
         codes.contiguous(),
         values.transpose(1, 2),

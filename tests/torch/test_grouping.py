@@ -1,0 +1,291 @@
+"""Experts that are computed at once give what each gives alone, whatever the operator leaves in rows of nobody."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from gpus import pretend_gpu
+from grouped import be_strict
+from samples import DATA
+from strangers import make_rows, registry_with
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+
+import qload
+from qload import Quantization, Registry
+from qload.geometry import Part, column, expert_parallel, row
+from qload.plan import Source
+from qload.quantization import Treatment, unquantized
+from qload.torch import ExpertLinear, Experts, Site, make_experts
+from qload.torch.kernels.grouped import refuse_grouped
+from qload.torch.layers import SortedExperts
+from qload.torch.layers.experts import expert_sources
+from qload.torch.layers.routing import Routing
+from qload.torch.parallel import Group
+
+COUNT, HIDDEN, INNER = 4, 16, 32
+NAMES = ("gate_proj", "up_proj", "down_proj")
+IDS = torch.tensor([[0, 3], [3, 0], [3, 1], [0, 1], [1, 3]])
+"""Nobody chose the third."""
+BF16 = torch.bfloat16
+
+
+def gate(fused: Tensor) -> Tensor:
+    first, second = fused.chunk(2, -1)
+    return F.silu(first) * second
+
+
+def by_columns(site: Site) -> Experts:
+    return make_experts(COUNT, HIDDEN, INNER, site, gate=gate)
+
+
+def whole_ones(site: Site) -> Experts:
+    """Each rank has some of the experts, whole."""
+
+    def stack(in_features: int, names: tuple[str, ...], rows: int) -> ExpertLinear:
+        parts, sources = [Part(name, rows) for name in names], expert_sources(site, COUNT, names)
+        return ExpertLinear(COUNT, in_features, parts, site.at(names[0]), sources=sources, sharding=expert_parallel)
+
+    return Experts(stack(HIDDEN, NAMES[:2], INNER), stack(INNER, NAMES[2:], HIDDEN), gate)
+
+
+def interleaved(site: Site) -> Experts:
+    """With biases, of which one rank adds the second layer's, and rows of both projections in turns."""
+    parts = [Part("gate", INNER), Part("up", INNER)]
+    up = ExpertLinear(
+        COUNT, HIDDEN, parts, site.at("up"), sources=(Source("moe.up", parts=2),), sharding=column,
+        bias=True, interleaved=True,
+    )  # fmt: skip
+    down = ExpertLinear(
+        COUNT, INNER, [Part("", HIDDEN)], site.at("down"), sources=(Source("moe.down"),), sharding=row, bias=True
+    )
+    return Experts(up, down, lambda fused: F.silu(fused[..., ::2]) * fused[..., 1::2])
+
+
+Make = Callable[[Site], Experts]
+makes = pytest.mark.parametrize("make", [by_columns, whole_ones, interleaved])
+sizes = pytest.mark.parametrize("size", [1, 2, 4])
+
+
+def load_experts(
+    make: Make = by_columns, rank: int = 0, size: int = 1, dtype: torch.dtype = BF16, **options: Any
+) -> Experts:
+    torch.manual_seed(0)
+    stored = {
+        f"moe.{expert}.{name}.weight": torch.randn(*((HIDDEN, INNER) if name == "down_proj" else (INNER, HIDDEN)))
+        for expert in range(COUNT)
+        for name in NAMES
+    } | {
+        "moe.up.weight": torch.randn(COUNT, 2 * INNER, HIDDEN),
+        "moe.up.bias": torch.randn(COUNT, 2 * INNER),
+        "moe.down.weight": torch.randn(COUNT, HIDDEN, INNER),
+        "moe.down.bias": torch.randn(COUNT, HIDDEN),
+    }
+    quantization = unquantized(Registry.discover())
+    experts = make(Site(quantization, "moe", Group(rank, size), dtype))
+    wanted = {source.prefix for layer in (experts.gate_up_proj, experts.down_proj) for source in layer.sources}
+    kept = {name: each.to(BF16).to(dtype) for name, each in stored.items() if name.rpartition(".")[0] in wanted}
+    qload.load_tensors(experts, kept, quantization, **options)
+    return experts.requires_grad_(False)
+
+
+def route(experts: Experts, ids: Tensor, weights: Tensor) -> Routing:
+    shard, count = experts.gate_up_proj.shard.experts, experts.gate_up_proj.local.experts or 0
+    return Routing(ids, weights, shard.start, count, count == COUNT)
+
+
+def measure(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def make_inputs(tokens: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(tokens, HIDDEN).to(BF16), IDS.repeat(-(-tokens // 5), 1)[:tokens], torch.rand(tokens, 2)
+
+
+@makes
+@sizes
+@pytest.mark.parametrize("tokens", [1, 5, 33])
+def test_experts_at_once_are_experts_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, make: Make, size: int, tokens: int
+) -> None:
+    """On each rank; and all ranks together are near the experts in float64, as near as one by one are."""
+    called = be_strict(monkeypatch)
+    hidden, ids, weights = make_inputs(tokens)
+    sums = torch.zeros(2, tokens, HIDDEN, dtype=torch.float64)
+    for rank in range(size):
+        experts = load_experts(make, rank, size)
+        routing = route(experts, ids, weights)
+        found, expected = routing.visit_groups(experts.visit_groups, hidden), routing.visit(experts.visit, hidden)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        assert not expected.any() or measure(found, expected) < 1e-2
+        assert expected.any() or not found.any()
+        sums += torch.stack([found, expected]).double()
+    whole = load_experts(make, dtype=torch.float64)
+    exact = route(whole, ids, weights.double()).visit(whole.visit, hidden.double())
+    assert measure(sums[0], exact) < max(1e-2, 1.5 * measure(sums[1], exact))
+    assert called == ["grouped_mm"] * 2 * size
+
+
+@makes
+def test_no_tokens_come_to_nothing(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+    be_strict(monkeypatch)
+    experts, (hidden, ids, weights) = load_experts(make), make_inputs()
+    assert route(experts, ids[:0], weights[:0]).visit_groups(experts.visit_groups, hidden[:0]).shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("make", [by_columns, whole_ones])
+@sizes
+def test_sorted_tokens_are_computed_at_once_and_those_of_zeros_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, make: Make, size: int
+) -> None:
+    be_strict(monkeypatch)
+    hidden = torch.randn(COUNT * 3, HIDDEN).to(BF16)
+    hidden[2:7] = 0
+    found = torch.zeros(COUNT * 3, HIDDEN)
+    for rank in range(size):
+        part = load_experts(make, rank, size)
+        found += SortedExperts(part.gate_up_proj, part.down_proj, gate)._visit_sorted(hidden, COUNT)
+    whole = load_experts(make)
+    expected = SortedExperts(whole.gate_up_proj, whole.down_proj, gate)(hidden)
+    assert measure(found, expected) < 1e-2
+    assert not found[2:7].any()
+
+
+@makes
+def test_nothing_asks_what_a_device_has(make: Make) -> None:
+    """On the meta device there is nothing to look at."""
+    experts, routed = load_experts(make).to("meta"), [each.to("meta") for each in make_inputs()]
+    found = route(experts, *routed[1:]).visit_groups(experts.visit_groups, routed[0])
+    assert (found.shape, found.device.type) == ((5, HIDDEN), "meta")
+
+
+class Recorder:
+    """A compiler that leaves graphs as they are, and counts the products in them."""
+
+    def __init__(self) -> None:
+        self.graphs = list[list[str]]()
+
+    def __call__(self, module: torch.fx.GraphModule, _: Any) -> Any:
+        self.graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+        return module.forward
+
+    def count(self) -> list[int]:
+        """How many grouped products each graph has."""
+        return [sum("_grouped_mm" in target for target in graph) for graph in self.graphs]
+
+
+def compile_whole(experts: nn.Module) -> tuple[Callable[..., Tensor], Recorder]:
+    torch._dynamo.reset()
+    recorder = Recorder()
+    compiled: Callable[..., Tensor] = torch.compile(experts, fullgraph=True, backend=recorder)
+    return compiled, recorder
+
+
+@makes
+def test_compiled_experts_are_two_products_whatever_the_number_of_tokens(make: Make) -> None:
+    experts = load_experts(make)
+    compiled, recorder = compile_whole(experts)
+    with torch.inference_mode():
+        for tokens in (1, 2, 7, 40):
+            routed = make_inputs(tokens)
+            assert measure(compiled(*routed), experts(*routed)) < 1e-2
+    assert recorder.count() == [2, 2]
+
+
+def test_compiled_experts_in_a_dtype_that_the_operator_lacks_are_computed_as_before() -> None:
+    experts = load_experts(dtype=torch.float32)
+    compiled, recorder = compile_whole(experts)
+    hidden, ids, weights = make_inputs()
+    with torch.inference_mode():
+        assert measure(compiled(hidden.float(), ids, weights), experts(hidden.float(), ids, weights)) < 1e-5
+    assert recorder.count() == [0]
+
+
+def test_without_kernels_no_operator_is_chosen() -> None:
+    experts = load_experts(kernels=())
+    compiled, recorder = compile_whole(experts)
+    with torch.inference_mode():
+        compiled(*make_inputs())
+    assert recorder.count() == [0]
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weights", "experts"])
+def test_gradients_flow_through_compiled_experts_as_through_others(trained: str) -> None:
+    experts, (hidden, ids, weights) = load_experts(), make_inputs()
+    compiled, recorder = compile_whole(experts)
+    gradients = list[Tensor]()
+    for forward in (experts, compiled):
+        leaves = {
+            "hidden": hidden.clone(),
+            "weights": weights.clone(),
+            "experts": experts.down_proj.get_parameter("weight"),
+        }
+        leaf = leaves[trained].requires_grad_()
+        y = forward(leaves["hidden"], ids, leaves["weights"])
+        gradients += torch.autograd.grad(y.float().square().sum(), leaf)
+    assert measure(gradients[1], gradients[0]) < 1e-2
+    assert recorder.count() == [0]
+
+
+def test_a_mixture_of_which_one_layer_has_no_operator_has_none() -> None:
+    """Its second layer stays unquantized, and could."""
+    quantization = Quantization(registry_with(make_rows()).method("rows"), Registry.discover().method("unquantized"))
+    site, plain = Site(quantization, "moe", dtype=BF16), Treatment(quantization.unquantized, None)
+    made = make_experts(COUNT, HIDDEN, INNER, site, gate=gate)
+    down = ExpertLinear(
+        COUNT, INNER, [Part("", HIDDEN)], site.at("down"), sources=made.down_proj.sources, sharding=row, treatment=plain
+    )
+    down.allocate("cpu")
+    experts = Experts(load_experts().gate_up_proj, down, gate)
+    down.pack(qload.torch.kernels.table.BUILT_IN)
+    assert down.grouped == experts.gate_up_proj.grouped == "grouped_mm"
+    Experts(made.gate_up_proj, down, gate)
+    assert down.grouped == made.gate_up_proj.grouped == ""
+
+
+def test_reports_say_what_experts_are_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that is one expert after another, but in compiled code."""
+    model = qload.load(DATA / "base-qwen3moe", dtype="bfloat16")
+    experts = next(module for module in model.modules() if isinstance(module, Experts))
+    assert set(qload.report(model).paths) == {"linear"}
+    assert experts.gate_up_proj.grouped == "grouped_mm"
+    pretend_gpu(monkeypatch, (9, 0))
+    mode = FakeTensorMode()
+    for layer in (experts.gate_up_proj, experts.down_proj):
+        there = FakeTensor(mode, layer.get_parameter("weight").to("meta"), torch.device("cuda"))
+        layer._parameters["weight"] = nn.Parameter(there, requires_grad=False)
+        layer.settle_groups()
+        assert layer.path.name == "grouped_mm"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "device", "capability", "reason"),
+    [
+        ((4, 16, 24), BF16, "cuda", (9, 0), None),
+        ((4, 16, 24), BF16, "cuda", (10, 0), None),
+        ((4, 16, 24), BF16, "cpu", (8, 0), None),
+        ((4, 16, 24), BF16, "cuda", (8, 0), "it needs compute capability 9.0, and this GPU has 8.0"),
+        ((4, 16, 24), BF16, "cuda", (12, 0), "it ends with compute capability 10.9, and this GPU has 12.0"),
+        ((4, 16, 24), torch.float16, "cuda", (9, 0), "it multiplies bfloat16, not float16"),
+        ((4, 16, 20), BF16, "cuda", (9, 0), "16 output and 20 input features are no multiples of 8"),
+        ((4, 20, 16), BF16, "cpu", (9, 0), "20 output and 16 input features are no multiples of 8"),
+        ((0, 16, 24), BF16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 0"),
+        ((1024, 8, 8), BF16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 1024"),
+        ((4, 16, 24), BF16, "meta", (9, 0), "it is not for meta"),
+    ],
+)  # fmt: skip
+def test_weights_that_the_operator_cannot_take_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    capability: tuple[int, int],
+    reason: str | None,
+) -> None:
+    pretend_gpu(monkeypatch, capability)
+    with FakeTensorMode():
+        refused = refuse_grouped(torch.empty(shape, dtype=dtype, device=device))
+    assert refused is None if reason is None else reason in (refused or "")
