@@ -19,6 +19,7 @@ from qload.geometry import Part, column, expert_parallel, row
 from qload.plan import Source
 from qload.quantization import Treatment, unquantized
 from qload.torch import ExpertLinear, Experts, Site, make_experts
+from qload.torch.kernels import Groups
 from qload.torch.kernels.grouped import refuse_grouped
 from qload.torch.layers import SortedExperts
 from qload.torch.layers.experts import expert_sources
@@ -204,6 +205,23 @@ def test_compiled_experts_in_a_dtype_that_the_operator_lacks_are_computed_as_bef
     assert recorder.count() == [0]
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32])
+def test_on_a_cpu_few_tokens_are_computed_at_once(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """8 pairs of a token and an expert for each expert; of more, one expert's after another's."""
+    experts, plain, visited = load_experts(dtype=dtype), load_experts(dtype=dtype, kernels=()), list[int]()
+    visit = Experts.visit_groups
+
+    def count(self: Experts, x: Tensor, groups: Groups) -> Tensor:
+        visited.append(len(x))
+        return visit(self, x, groups)
+
+    monkeypatch.setattr(Experts, "visit_groups", count)
+    for tokens in (1, 16, 17):
+        hidden, ids, weights = make_inputs(tokens)
+        assert measure(experts(hidden.to(dtype), ids, weights), plain(hidden.to(dtype), ids, weights)) < 1e-2
+    assert visited == [2, 32]
+
+
 def test_without_kernels_no_operator_is_chosen() -> None:
     experts = load_experts(kernels=())
     compiled, recorder = compile_whole(experts)
@@ -246,19 +264,23 @@ def test_a_mixture_of_which_one_layer_has_no_operator_has_none() -> None:
     assert down.grouped == made.gate_up_proj.grouped == ""
 
 
-def test_reports_say_what_experts_are_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU that is one expert after another, but in compiled code."""
+@pytest.mark.parametrize(("capability", "path"), [((9, 0), "grouped_mm"), ((8, 0), "linear")])
+def test_reports_say_what_experts_are_computed_with(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], path: str
+) -> None:
     model = qload.load(DATA / "base-qwen3moe", dtype="bfloat16")
     experts = next(module for module in model.modules() if isinstance(module, Experts))
-    assert set(qload.report(model).paths) == {"linear"}
-    assert experts.gate_up_proj.grouped == "grouped_mm"
-    pretend_gpu(monkeypatch, (9, 0))
+    assert set(qload.report(model).paths) == {"linear", "grouped_mm"}
+    assert set(qload.report(qload.load(DATA / "base-qwen3moe", kernels=())).paths) == {"linear"}
+    pretend_gpu(monkeypatch, capability)
     mode = FakeTensorMode()
-    for layer in (experts.gate_up_proj, experts.down_proj):
+    layers = (experts.gate_up_proj, experts.down_proj)
+    for layer in layers:
         there = FakeTensor(mode, layer.get_parameter("weight").to("meta"), torch.device("cuda"))
         layer._parameters["weight"] = nn.Parameter(there, requires_grad=False)
         layer.settle_groups()
-        assert layer.path.name == "grouped_mm"
+    for layer in layers:
+        assert layer.path.name == path
 
 
 @pytest.mark.parametrize(
@@ -269,7 +291,10 @@ def test_reports_say_what_experts_are_computed_with(monkeypatch: pytest.MonkeyPa
         ((4, 16, 24), BF16, "cpu", (8, 0), None),
         ((4, 16, 24), BF16, "cuda", (8, 0), "it needs compute capability 9.0, and this GPU has 8.0"),
         ((4, 16, 24), BF16, "cuda", (12, 0), "it ends with compute capability 10.9, and this GPU has 12.0"),
-        ((4, 16, 24), torch.float16, "cuda", (9, 0), "it multiplies bfloat16, not float16"),
+        ((4, 16, 24), torch.float16, "cuda", (9, 0), "it does not multiply float16"),
+        ((4, 16, 24), torch.float32, "cuda", (9, 0), "it does not multiply float32"),
+        ((4, 16, 20), torch.float32, "cpu", (9, 0), None),
+        ((4, 16, 24), torch.float64, "cpu", (9, 0), "it does not multiply float64"),
         ((4, 16, 20), BF16, "cuda", (9, 0), "16 output and 20 input features are no multiples of 8"),
         ((4, 20, 16), BF16, "cpu", (9, 0), "20 output and 16 input features are no multiples of 8"),
         ((0, 16, 24), BF16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 0"),

@@ -12,6 +12,7 @@ from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
 from qload.torch.kernels import Groups
+from qload.torch.kernels.grouped import is_ahead
 from qload.torch.layers.flow import Flow
 from qload.torch.layers.grouping import GroupedProjection, Mixture
 from qload.torch.layers.routing import Routing, must_be_static
@@ -99,14 +100,13 @@ class Experts(nn.Module):
         return (down.compute if self.is_summed else down.project)(made, expert)
 
     def can_group(self, hidden: Tensor, weights: Tensor) -> bool:
-        """Whether `visit_groups` serves tokens, with those weights: gradients go through each expert alone.
-
-        On CPUs the operators are loops themselves, and ahead where nobody may ask which experts are chosen.
-        """
+        """Whether tokens are visited by `visit_groups`, with those weights: gradients go through each expert alone."""
         if torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad):
             return False
-        is_ahead = hidden.device.type != "cpu" or torch.compiler.is_compiling()
-        return is_ahead and self.gate_up_proj.can_group(hidden) and self.down_proj.can_group(hidden)
+        up, down = self.gate_up_proj, self.down_proj
+        return (
+            up.can_group(hidden) and down.can_group(hidden) and is_ahead(hidden, weights.numel(), up.local.experts or 0)
+        )
 
     def visit_groups(self, x: Tensor, groups: Groups) -> Tensor:
         """What this rank's experts make of x [rows, hidden_size], sorted by them; of rows of none of them, anything."""
@@ -119,7 +119,7 @@ class SortedExperts(Experts):
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
         """hidden [experts * tokens, hidden_size] into as much; tokens of zeros, which give zeros, are left out."""
         experts = self.gate_up_proj.geometry.experts or 1
-        is_grouped = self.can_group(hidden, hidden)
+        is_grouped = must_be_static(hidden, are_few=True) and self.can_group(hidden, hidden[:, :1])
         visit = self._visit_sorted if is_grouped else self._visit_blocks
         if is_grouped or must_be_static(hidden, len(hidden) <= 2 * experts):
             if not self.is_summed:

@@ -45,8 +45,8 @@ class GroupedProjection(Projection):
 
     @property
     def path(self) -> Path:
-        """On CPUs the operator serves compiled code alone, and the path is that of one expert after another."""
-        return Path(self.grouped) if self.grouped and self._find_device().type != "cpu" else self._path
+        """The operator for groups, also where some tokens go through one expert after another."""
+        return Path(self.grouped) if self.grouped else self._path
 
     @path.setter
     def path(self, path: Path) -> None:
@@ -97,9 +97,6 @@ class GroupedProjection(Projection):
             return "" if refused else ", ".join(dict.fromkeys(each.grouped for each in kernels))
         weight = self.own_tensor("weight") if self.treatment.scheme is None else None
         return GROUPED if weight is not None and refuse_grouped(weight) is None else ""
-
-    def _find_device(self) -> torch.device:
-        return next(self.parameters()).device if self.packed is None else self.packed.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupedProjection":
         super()._apply(fn, recurse)
