@@ -1,5 +1,6 @@
 """Experts that are computed at once give what each gives alone, whatever the operator leaves in rows of nobody."""
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,25 @@ def test_experts_at_once_are_experts_one_by_one(
     exact = route(whole, ids, weights.double()).visit(whole.visit, hidden.double())
     assert measure(sums[0], exact) < max(1e-2, 1.5 * measure(sums[1], exact))
     assert called == ["grouped_mm"] * 2 * size
+
+
+@sizes
+def test_a_rank_multiplies_what_is_for_its_own_experts_and_no_more(size: int) -> None:
+    """Rows in the order of experts, of which the others come last, and within each in that of tokens."""
+    hidden, ids, weights = make_inputs()
+    seen = list[int]()
+    for rank in range(size):
+        experts = load_experts(whole_ones, rank, size)
+        own = experts.gate_up_proj.shard.experts
+        tokens = [token for expert in range(own.start, own.stop) for token in (ids == expert).nonzero()[:, 0].tolist()]
+
+        def visit(x: Tensor, groups: Groups, experts: Experts = experts, tokens: list[int] = tokens) -> Tensor:
+            seen.append(int(groups.ends[-1]))
+            assert torch.equal(x[: seen[-1]], hidden[torch.tensor(tokens, dtype=torch.int64)])
+            return experts.visit_groups(x, groups)
+
+        route(experts, ids, weights).visit_groups(visit, hidden)
+    assert (len(seen), sum(seen)) == (size, ids.numel())
 
 
 @makes
@@ -281,6 +301,14 @@ def test_reports_say_what_experts_are_computed_with(
         layer.settle_groups()
     for layer in layers:
         assert layer.path.name == path
+
+
+def test_nothing_is_grouped_on_windows_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    with FakeTensorMode():
+        weight = torch.empty(4, 16, 24, dtype=BF16, device="cuda")
+    assert refuse_grouped(weight) == "torch does not build it for Windows"
 
 
 @pytest.mark.parametrize(

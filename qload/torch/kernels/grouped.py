@@ -4,6 +4,8 @@ What they ask for is in ATen's native/GroupedMMUtils.h, native/cuda/GroupedBlas.
 Rows beyond the last end are not computed: what is there is what the memory had.
 """
 
+import platform
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,7 @@ def refuse_grouped(weight: Tensor) -> str | None:
         return _refuse_count(experts)
     if weight.device.type != "cuda":
         return f"it is not for {weight.device.type}"
-    return _refuse_count(experts) or miss_capability(weight.device, (9, 0), (10, 9))
+    return _refuse_count(experts) or _miss_gpu(weight.device, (10, 9))
 
 
 def is_ahead(x: Tensor, rows: int, experts: int) -> bool:
@@ -79,7 +81,7 @@ class ScaledGroups(Kernel):
         if not _is_by_rows(self.rounding, scale, self.columns):
             return "inputs have other scales than one for each token"
         device = self.get_buffer("values").device
-        return _refuse_count(self.experts) or miss_capability(device, (9, 0), (9, 9))
+        return _refuse_count(self.experts) or _miss_gpu(device, (9, 9))
 
     def multiply_groups(self, x: Tensor, groups: Groups, agree: Agree) -> Tensor:
         inputs = self.inputs()
@@ -113,6 +115,13 @@ def _is_by_rows(rounding: Rounding, scale: Tensor | None, columns: int) -> bool:
         return False
     stored = None if scale is None else torch.ones(2, 1, dtype=scale.dtype)
     return tuple(rounding(torch.ones(2, columns), stored, keep)[1].shape) == (2, 1)
+
+
+def _miss_gpu(device: torch.device, most: tuple[int, int]) -> str | None:
+    """Why CUTLASS' kernels, which torch builds for Hopper on, do not run there; None if they do."""
+    if platform.system() == "Windows":
+        return "torch does not build it for Windows"
+    return miss_capability(device, (9, 0), most)
 
 
 def _refuse_count(experts: int) -> str | None:
