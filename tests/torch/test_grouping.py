@@ -131,6 +131,17 @@ def test_experts_at_once_are_experts_one_by_one(
     assert called == ["grouped_mm"] * 2 * size
 
 
+def test_one_row_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls it contiguous, whatever its stride."""
+    be_strict(monkeypatch)
+    experts, (hidden, ids, weights) = load_experts(), make_inputs(1)
+    plain = experts.gate
+    experts.gate = lambda fused: torch.as_strided(plain(fused), (1, INNER), (1, 1))
+    routing = route(experts, ids[:, :1], weights[:, :1])
+    found, expected = routing.visit_groups(experts.visit_groups, hidden), routing.visit(experts.visit, hidden)
+    assert measure(found, expected) < 1e-2
+
+
 @sizes
 def test_a_rank_multiplies_what_is_for_its_own_experts_and_no_more(size: int) -> None:
     """Rows in the order of experts, of which the others come last, and within each in that of tokens."""

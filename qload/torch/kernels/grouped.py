@@ -58,7 +58,7 @@ def is_ahead(x: Tensor, rows: int, experts: int) -> bool:
 
 def multiply_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x [rows, columns] times a weight [experts, outputs, columns], each by its own expert, into [rows, outputs]."""
-    return torch._grouped_mm(x.contiguous(), weight.transpose(1, 2), offs=ends)
+    return torch._grouped_mm(_lay_rows(x), weight.transpose(1, 2), offs=ends)
 
 
 class ScaledGroups(Kernel):
@@ -100,13 +100,18 @@ def multiply_scaled_groups(codes: Tensor, scale: Tensor, values: Tensor, factors
     """
     factors = factors.squeeze(1).expand(values.shape[:2]).clone(memory_format=torch.contiguous_format)
     return torch._scaled_grouped_mm(
-        codes.contiguous(),
+        _lay_rows(codes),
         values.transpose(1, 2),
         scale.flatten().contiguous(),
         factors,
         offs=ends,
         out_dtype=torch.bfloat16,
     )
+
+
+def _lay_rows(x: Tensor) -> Tensor:
+    """x with strides (columns, 1), also of one row, for which torch leaves others, and that the operators look at."""
+    return x.contiguous().flatten().view(x.shape)
 
 
 def _is_by_rows(rounding: Rounding, scale: Tensor | None, columns: int) -> bool:
