@@ -108,6 +108,17 @@ class Kernel(nn.Module):
         """Whether x, as `multiply` would have it, is better multiplied by `multiply_dense`."""
         return False
 
+    def refuse_groups(self, dtype: torch.dtype) -> str | None:
+        """Why `multiply_groups` cannot multiply x of that dtype, by a stack of experts; None if it can."""
+        return "it multiplies by one expert at a time"
+
+    def multiply_groups(self, x: Tensor, groups: Groups, agree: Agree) -> Tensor:
+        """x [rows, in_features], sorted by expert, into [rows, out_features], each row by its own expert's weight.
+
+        x is as `forward` has it, and rows of no expert may become anything.
+        """
+        raise NotImplementedError(f"{self.label} multiplies by one expert at a time")
+
     def forward(
         self,
         x: Tensor,
@@ -143,17 +154,6 @@ class Kernel(nn.Module):
             return (part.dequantize().to(x.dtype) for part in self.split(held))
 
         return multiply_strips(inputs.round(x, agree), decode, self.rows, bias)
-
-    def refuse_groups(self, dtype: torch.dtype) -> str | None:
-        """Why `multiply_groups` cannot multiply x of that dtype, by a stack of experts; None if it can."""
-        return "it multiplies by one expert at a time"
-
-    def multiply_groups(self, x: Tensor, groups: Groups, agree: Agree) -> Tensor:
-        """x [rows, in_features], sorted by expert, into [rows, out_features], each row by its own expert's weight.
-
-        x is as `forward` has it, and rows of no expert may become anything.
-        """
-        raise NotImplementedError(f"{self.label} multiplies by one expert at a time")
 
     def split(self, held: Mapping[str, Tensor]) -> Iterator[Weight]:
         """What `restore` gives, in strips of rows: on CPUs so few that they stay in its cache while they are used."""
