@@ -22,10 +22,10 @@ from timing import Runs
 from torch import Tensor
 from torch.nn import functional as F
 
+import qload
 from qload import Registry
 from qload.quantization import unquantized
 from qload.torch import Experts, Site, make_experts
-from qload.torch.kernels.table import BUILT_IN
 from qload.torch.layers.routing import Routing
 
 CASES = ("8,2,1", "8,2,16", "8,2,128", "8,2,512", "128,8,1", "128,8,4", "128,8,16", "128,8,128")
@@ -42,16 +42,19 @@ def gate(fused: Tensor) -> Tensor:
 
 def make_mixtures(experts: int, options: argparse.Namespace) -> tuple[Experts, Experts]:
     """The same experts twice, of random weights: as they are loaded, and without kernels."""
-    dtype = getattr(torch, options.dtype)
-    site = Site(unquantized(Registry.discover()), "moe", dtype=dtype)
-    made = [make_experts(experts, options.hidden, options.inner, site, gate=gate) for _ in range(2)]
-    for name in ("gate_up_proj", "down_proj"):
-        layers = [getattr(each, name) for each in made]
-        shape = tuple(layers[0].get_parameter("weight").shape)
-        weight = torch.randn(shape, dtype=dtype, device=options.device).mul_(shape[-1] ** -0.5)
-        for layer, table in zip(layers, (BUILT_IN, ()), strict=True):
-            layer.set_tensor("weight", weight)
-            layer.pack(table)
+    dtype, quantization = getattr(torch, options.dtype), unquantized(Registry.discover())
+    shapes = {"gate_proj": (options.inner, options.hidden), "up_proj": (options.inner, options.hidden)}
+    shapes["down_proj"] = options.hidden, options.inner
+    stored = {
+        f"moe.{expert}.{name}.weight": torch.randn(shape, dtype=dtype).mul_(shape[1] ** -0.5)
+        for expert in range(experts)
+        for name, shape in shapes.items()
+    }
+    made = []
+    for kernels in (None, ()):
+        site = Site(quantization, "moe", dtype=dtype)
+        made.append(make_experts(experts, options.hidden, options.inner, site, gate=gate))
+        qload.load_tensors(made[-1], stored, quantization, device=options.device, kernels=kernels)
     return made[0], made[1]
 
 

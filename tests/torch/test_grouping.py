@@ -18,7 +18,7 @@ import qload
 from qload import Quantization, Registry
 from qload.geometry import Part, column, expert_parallel, row
 from qload.plan import Source
-from qload.quantization import Treatment, unquantized
+from qload.quantization import unquantized
 from qload.torch import ExpertLinear, Experts, Site, make_experts
 from qload.torch.kernels import Groups
 from qload.torch.kernels.grouped import refuse_grouped
@@ -280,19 +280,14 @@ def test_gradients_flow_through_compiled_experts_as_through_others(trained: str)
 
 
 def test_a_mixture_of_which_one_layer_has_no_operator_has_none() -> None:
-    """Its second layer stays unquantized, and could."""
+    """Its second layer is not quantized, and could."""
     quantization = Quantization(registry_with(make_rows()).method("rows"), Registry.discover().method("unquantized"))
-    site, plain = Site(quantization, "moe", dtype=BF16), Treatment(quantization.unquantized, None)
-    made = make_experts(COUNT, HIDDEN, INNER, site, gate=gate)
-    down = ExpertLinear(
-        COUNT, INNER, [Part("", HIDDEN)], site.at("down"), sources=made.down_proj.sources, sharding=row, treatment=plain
-    )
-    down.allocate("cpu")
-    experts = Experts(load_experts().gate_up_proj, down, gate)
-    down.pack(qload.torch.kernels.table.BUILT_IN)
-    assert down.grouped == experts.gate_up_proj.grouped == "grouped_mm"
-    Experts(made.gate_up_proj, down, gate)
-    assert down.grouped == made.gate_up_proj.grouped == ""
+    quantized = make_experts(COUNT, HIDDEN, INNER, Site(quantization, "moe", dtype=BF16), gate=gate).gate_up_proj
+    experts = load_experts()
+    down = experts.down_proj
+    assert down.grouped == experts.gate_up_proj.grouped == down.path.name == "grouped_mm"
+    Experts(quantized, down, gate)
+    assert (down.grouped, quantized.grouped, down.path.name) == ("", "", "linear")
 
 
 @pytest.mark.parametrize(("capability", "path"), [((9, 0), "grouped_mm"), ((8, 0), "linear")])
