@@ -1,6 +1,5 @@
 """Experts that are computed at once give what each gives alone, whatever the operator leaves in rows of nobody."""
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,6 @@ from qload.plan import Source
 from qload.quantization import unquantized
 from qload.torch import ExpertLinear, Experts, Site, make_experts
 from qload.torch.kernels import Groups
-from qload.torch.kernels.grouped import refuse_grouped
 from qload.torch.layers import SortedExperts
 from qload.torch.layers.experts import expert_sources
 from qload.torch.layers.routing import Routing
@@ -307,44 +305,3 @@ def test_reports_say_what_experts_are_computed_with(
         layer.settle_groups()
     for layer in layers:
         assert layer.path.name == path
-
-
-def test_nothing_is_grouped_on_windows_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_gpu(monkeypatch, (9, 0))
-    monkeypatch.setattr(platform, "system", lambda: "Windows")
-    with FakeTensorMode():
-        weight = torch.empty(4, 16, 24, dtype=BF16, device="cuda")
-    assert refuse_grouped(weight) == "torch does not build it for Windows"
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "device", "capability", "reason"),
-    [
-        ((4, 16, 24), BF16, "cuda", (9, 0), None),
-        ((4, 16, 24), BF16, "cuda", (10, 0), None),
-        ((4, 16, 24), BF16, "cpu", (8, 0), None),
-        ((4, 16, 24), BF16, "cuda", (8, 0), "it needs compute capability 9.0, and this GPU has 8.0"),
-        ((4, 16, 24), BF16, "cuda", (12, 0), "it ends with compute capability 10.9, and this GPU has 12.0"),
-        ((4, 16, 24), torch.float16, "cuda", (9, 0), "it does not multiply float16"),
-        ((4, 16, 24), torch.float32, "cuda", (9, 0), "it does not multiply float32"),
-        ((4, 16, 20), torch.float32, "cpu", (9, 0), None),
-        ((4, 16, 24), torch.float64, "cpu", (9, 0), "it does not multiply float64"),
-        ((4, 16, 20), BF16, "cuda", (9, 0), "16 output and 20 input features are no multiples of 8"),
-        ((4, 20, 16), BF16, "cpu", (9, 0), "20 output and 16 input features are no multiples of 8"),
-        ((0, 16, 24), BF16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 0"),
-        ((1024, 8, 8), BF16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 1024"),
-        ((4, 16, 24), BF16, "meta", (9, 0), "it is not for meta"),
-    ],
-)  # fmt: skip
-def test_weights_that_the_operator_cannot_take_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: str,
-    capability: tuple[int, int],
-    reason: str | None,
-) -> None:
-    pretend_gpu(monkeypatch, capability)
-    with FakeTensorMode():
-        refused = refuse_grouped(torch.empty(shape, dtype=dtype, device=device))
-    assert refused is None if reason is None else reason in (refused or "")

@@ -1,5 +1,6 @@
 """Scaled products of groups: as each expert gives alone, and as torch's checks and a strict operator want them."""
 
+import platform
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from qload.torch import ExpertLinear, Experts, Site
 from qload.torch.activations import keep
 from qload.torch.kernels import Case, FloatWeight, Inputs, Kernel
 from qload.torch.kernels.float8 import Float8
+from qload.torch.kernels.grouped import refuse_grouped
 from qload.torch.kernels.groups import Groups, sort_rows
 from qload.torch.kernels.roundings import DynamicRounding, StaticRounding
 from qload.torch.kernels.upcast import Upcast
@@ -202,6 +204,47 @@ def test_mixtures_compute_codes_at_once_as_one_by_one(
             experts.gate_up_proj.quantize_activations = False
             assert not experts.gate_up_proj.can_group(hidden)
     assert called == ["scaled_grouped_mm"] * 2 * size
+
+
+def test_nothing_is_grouped_on_windows_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    with FakeTensorMode():
+        weight = torch.empty(4, 16, 24, dtype=torch.bfloat16, device="cuda")
+    assert refuse_grouped(weight) == "torch does not build it for Windows"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "device", "capability", "reason"),
+    [
+        ((4, 16, 24), torch.bfloat16, "cuda", (9, 0), None),
+        ((4, 16, 24), torch.bfloat16, "cuda", (10, 0), None),
+        ((4, 16, 24), torch.bfloat16, "cpu", (8, 0), None),
+        ((4, 16, 24), torch.bfloat16, "cuda", (8, 0), "it needs compute capability 9.0, and this GPU has 8.0"),
+        ((4, 16, 24), torch.bfloat16, "cuda", (12, 0), "it ends with compute capability 10.9, and this GPU has 12.0"),
+        ((4, 16, 24), torch.float16, "cuda", (9, 0), "it does not multiply float16"),
+        ((4, 16, 24), torch.float32, "cuda", (9, 0), "it does not multiply float32"),
+        ((4, 16, 20), torch.float32, "cpu", (9, 0), None),
+        ((4, 16, 24), torch.float64, "cpu", (9, 0), "it does not multiply float64"),
+        ((4, 16, 20), torch.bfloat16, "cuda", (9, 0), "16 output and 20 input features are no multiples of 8"),
+        ((4, 20, 16), torch.bfloat16, "cpu", (9, 0), "20 output and 16 input features are no multiples of 8"),
+        ((0, 16, 24), torch.bfloat16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 0"),
+        ((1024, 8, 8), torch.bfloat16, "cuda", (9, 0), "it multiplies by 1 to 1023 experts, not 1024"),
+        ((4, 16, 24), torch.bfloat16, "meta", (9, 0), "it is not for meta"),
+    ],
+)  # fmt: skip
+def test_weights_that_the_operator_cannot_take_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    capability: tuple[int, int],
+    reason: str | None,
+) -> None:
+    pretend_gpu(monkeypatch, capability)
+    with FakeTensorMode():
+        refused = refuse_grouped(torch.empty(shape, dtype=dtype, device=device))
+    assert refused is None if reason is None else reason in (refused or "")
 
 
 @needs_gpu
