@@ -39,6 +39,16 @@ def test_planning_is_measured(tmp_path: Path) -> None:
     assert found["machine"]["processor"]
 
 
+def test_experts_at_once_are_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    options = ["--hidden", "16", "--inner", "16", "--rounds", "2", "--backend", "eager", "--case", "4,2,3"]
+    printed = run("grouping.py", *options, "--json", kept)
+    found = json.loads(kept.read_text())
+    ways = {"one by one", "at once", "one by one, compiled", "at once, compiled"}
+    assert {way: len(runs) for way, runs in found["seconds"]["4,2,3"].items()} == dict.fromkeys(ways, 2)
+    assert printed.startswith("4,2,3: one by one ")
+
+
 def test_reading_all_is_measured(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     options = ["--layers", "1", "--hidden", "256", "--rounds", "2", "--json", str(kept)]

@@ -1,5 +1,6 @@
 """Kernels that multiply by quantized weights, and the table from which each layer gets one."""
 
+from qload.torch.kernels.groups import Groups
 from qload.torch.kernels.inputs import Inputs, Rounding, ScaledRounding
 from qload.torch.kernels.kernel import Blank, Case, Kernel, Kernels, Make
 from qload.torch.kernels.table import Choice, Table, choose_kernel, find_kernels
@@ -11,6 +12,7 @@ __all__ = [
     "Case",
     "Choice",
     "FloatWeight",
+    "Groups",
     "Inputs",
     "IntegerWeight",
     "Kernel",

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from qload.torch.activations import Agree
 from qload.torch.kernels.gpus import miss_capability, miss_cuda, takes_scales_of_rows
+from qload.torch.kernels.grouped import ScaledGroups
 from qload.torch.kernels.inputs import Inputs, Rounding
 from qload.torch.kernels.kernel import Blank, Case, Kernel
 from qload.torch.kernels.operands import lay_by_rows
@@ -21,7 +22,7 @@ _RECIPES = (4, 5)
 """torch.nn.functional.ScalingType.BlockWise1x128 and BlockWise128x128, as its operators have them."""
 
 
-class Float8(Kernel):
+class Float8(ScaledGroups):
     """Multiplies codes of x, E4M3, by weights in E4M3: with a scale for each row of either, or for all of it.
 
     Source: ATen's native/cuda/ScaledBlas.cpp, `_scaled_mm_out_cuda`: compute capability 8.9; x by rows and the weight

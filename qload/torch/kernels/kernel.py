@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qload.torch.activations import Agree, keep
+from qload.torch.kernels.groups import Groups
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.strips import multiply_strips
 from qload.torch.kernels.weights import Weight
@@ -60,6 +61,8 @@ class Kernel(nn.Module):
     """How its arithmetic differs from multiplying by the dequantized weight, in words."""
     is_fast: ClassVar[bool] = True
     """Whether it is ahead of dequantizing: of a layer that has one that is not, reports say why."""
+    grouped: ClassVar[str] = ""
+    """The operator's name that multiplies groups of tokens, where it has one."""
     knows: ClassVar[frozenset[str]] = frozenset()
     """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
 
@@ -104,6 +107,17 @@ class Kernel(nn.Module):
     def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
         """Whether x, as `multiply` would have it, is better multiplied by `multiply_dense`."""
         return False
+
+    def refuse_groups(self, dtype: torch.dtype) -> str | None:
+        """Why `multiply_groups` cannot multiply x of that dtype, by a stack of experts; None if it can."""
+        return "it multiplies by one expert at a time"
+
+    def multiply_groups(self, x: Tensor, groups: Groups, agree: Agree) -> Tensor:
+        """x [rows, in_features], sorted by expert, into [rows, out_features], each row by its own expert's weight.
+
+        x is as `forward` has it, and rows of no expert may become anything.
+        """
+        raise NotImplementedError(f"{self.label} multiplies by one expert at a time")
 
     def forward(
         self,

@@ -1,6 +1,7 @@
 """Trying a kernel on a few rows of a weight before it is trusted with all of its kind."""
 
-from collections.abc import Hashable
+import functools
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from math import lcm
 
@@ -35,8 +36,12 @@ class Trials:
         if not kernel.is_fast:
             return None
         key = (kernel, case.device, case.dtype, _describe(weight))
+        return self.once(key, functools.partial(_try, kernel, weight, case))
+
+    def once(self, key: Hashable, run: Callable[[], str | None]) -> str | None:
+        """What a trial found, which is run unless there was one of that key: why it is refused, or None."""
         if key not in self._found:
-            self._found[key] = _try(kernel, weight, case)
+            self._found[key] = run()
         return self._found[key]
 
 
@@ -54,13 +59,18 @@ def _count_rows(weight: Weight) -> int:
 
 def _try(kernel: type[Kernel], weight: Weight, case: Case) -> str | None:
     few = weight.cut(0, _count_rows(weight))
+    fault = catch_fault(functools.partial(_find_fault, kernel, few, replace(case, experts=None, make=None)))
+    return f"tried on {few.rows} rows, {fault}" if fault else None
+
+
+def catch_fault(run: Callable[[], str | None]) -> str | None:
+    """What a trial finds, or what it raises, in words."""
     try:
         with torch.no_grad():
-            fault = _find_fault(kernel, few, replace(case, experts=None, make=None))
+            return run()
     except Exception as error:
         # Operators that a device or a build lacks raise what they will.
-        fault = f"it raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return f"tried on {few.rows} rows, {fault}" if fault else None
+        return f"it raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _find_fault(kernel: type[Kernel], weight: Weight, case: Case) -> str | None:
@@ -69,16 +79,23 @@ def _find_fault(kernel: type[Kernel], weight: Weight, case: Case) -> str | None:
         return None
     if not torch.equal(replace(packed.unpack(), inputs=Inputs()).dequantize(), dense):
         return "it does not give back the weight that it packed"
-    generator = torch.Generator().manual_seed(0)
     for count in _TOKENS:
-        x = torch.randn(count, weight.columns, generator=generator).to(case.device, case.dtype)
+        x = make_inputs(count, weight.columns, case.device, case.dtype)
         rounded = weight.inputs.round(weight.inputs.arrange(x), keep)
-        error = _measure(packed(x), F.linear(rounded, dense.to(x.dtype)))
-        if error > _MOST_ERROR:
-            return f"it differs from the product of the dequantized weight by {error:.2g} of its norm"
+        fault = compare(packed(x), F.linear(rounded, dense.to(x.dtype)))
+        if fault is not None:
+            return fault
     return None
 
 
-def _measure(found: Tensor, expected: Tensor) -> float:
+def make_inputs(count: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Tokens for a trial, [count, columns], the same ones each time."""
+    return torch.randn(count, columns, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+def compare(found: Tensor, expected: Tensor) -> str | None:
+    """What a product has against the one that it should be; None if it is near, or if that one is no number."""
     norm = expected.float().norm()
-    return float((found.float() - expected.float()).norm() / norm) if norm.isfinite() and norm else 0.0
+    error = float((found.float() - expected.float()).norm() / norm) if norm.isfinite() and norm else 0.0
+    is_near = error <= _MOST_ERROR
+    return None if is_near else f"it differs from the product of the dequantized weight by {error:.2g} of its norm"

@@ -11,7 +11,10 @@ from qload.layout import Dim
 from qload.plan import Source
 from qload.quantization import Treatment
 from qload.torch.dtypes import dtype_code
-from qload.torch.layers.flow import Flow, Projection
+from qload.torch.kernels import Groups
+from qload.torch.kernels.grouped import is_ahead
+from qload.torch.layers.flow import Flow
+from qload.torch.layers.grouping import GroupedProjection, Mixture
 from qload.torch.layers.routing import Routing, must_be_static
 from qload.torch.parallel import copy, reduce
 from qload.torch.sites import Site
@@ -19,7 +22,7 @@ from qload.torch.sites import Site
 Gate = Callable[[Tensor], Tensor]
 
 
-class ExpertLinear(Projection):
+class ExpertLinear(GroupedProjection):
     """One linear layer for each expert, stored as a stack. `interleaved` parts alternate row by row."""
 
     def __init__(
@@ -52,6 +55,9 @@ class Experts(nn.Module):
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self.gate = gate
+        self._mixture = Mixture()
+        for layer in (gate_up_proj, down_proj):
+            layer.join_mixture(self._mixture)
         self.settle_flows()
 
     def settle_flows(self) -> None:
@@ -59,6 +65,7 @@ class Experts(nn.Module):
         is_divided = Dim.OUT in self.gate_up_proj.divided
         self.gate_up_proj.set_flow(Flow(gather_output=not is_divided))
         self.down_proj.set_flow(Flow(input_is_parallel=is_divided))
+        self._mixture.is_summed = self.is_summed
 
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """hidden [tokens, hidden_size], ids and weights [tokens, k], alike on all ranks, into [tokens, hidden_size]."""
@@ -92,6 +99,19 @@ class Experts(nn.Module):
         made = made if asked is None else torch.where(asked, made, 0)
         return (down.compute if self.is_summed else down.project)(made, expert)
 
+    def can_group(self, hidden: Tensor, weights: Tensor) -> bool:
+        """Whether tokens are visited by `visit_groups`, with those weights: gradients go through each expert alone."""
+        if torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad):
+            return False
+        up, down = self.gate_up_proj, self.down_proj
+        return (
+            up.can_group(hidden) and down.can_group(hidden) and is_ahead(hidden, weights.numel(), up.local.experts or 0)
+        )
+
+    def visit_groups(self, x: Tensor, groups: Groups) -> Tensor:
+        """What this rank's experts make of x [rows, hidden_size], sorted by them; of rows of none of them, anything."""
+        return self.down_proj.compute_groups(self.gate(self.gate_up_proj.compute_groups(x, groups)), groups)
+
 
 class SortedExperts(Experts):
     """Experts whose tokens come sorted: as many for each, one expert's after another's, and weighted already."""
@@ -99,15 +119,25 @@ class SortedExperts(Experts):
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
         """hidden [experts * tokens, hidden_size] into as much; tokens of zeros, which give zeros, are left out."""
         experts = self.gate_up_proj.geometry.experts or 1
-        if must_be_static(hidden, len(hidden) <= 2 * experts):
+        is_grouped = must_be_static(hidden, are_few=True) and self.can_group(hidden, hidden[:, :1])
+        visit = self._visit_sorted if is_grouped else self._visit_blocks
+        if is_grouped or must_be_static(hidden, len(hidden) <= 2 * experts):
             if not self.is_summed:
-                return self._visit_blocks(hidden, experts)
+                return visit(hidden, experts)
             group = self.gate_up_proj.group
-            return reduce(self._visit_blocks(copy(hidden, group), experts), group)
+            return reduce(visit(copy(hidden, group), experts), group)
         ids = torch.arange(experts, device=hidden.device).repeat_interleave(len(hidden) // experts)
         rows = torch.nonzero(hidden.any(-1)).squeeze(-1)
         found = super().forward(hidden[rows], ids[rows, None], torch.ones_like(hidden[rows, :1]))
         return torch.zeros_like(hidden).index_copy(0, rows, found)
+
+    def _visit_sorted(self, hidden: Tensor, experts: int) -> Tensor:
+        """This rank's share of `forward`, of all experts at once; tokens of zeros are as those of other ranks."""
+        shard, count = self.gate_up_proj.shard.experts, self.gate_up_proj.local.experts or 0
+        numbers = torch.arange(experts, device=hidden.device).repeat_interleave(len(hidden) // experts)
+        ids = torch.where(hidden.any(-1), numbers, -1).unsqueeze(-1)
+        routing = Routing(ids, torch.ones_like(hidden[:, :1]), shard.start, count, is_whole=False)
+        return routing.visit_groups(self.visit_groups, hidden)
 
     def _visit_blocks(self, hidden: Tensor, experts: int) -> Tensor:
         """This rank's share of `forward`, each expert with all that is its own: nobody asks what of it is zero."""
@@ -122,12 +152,16 @@ def apply_one_by_one(experts: Experts, hidden: Tensor, expert_ids: Tensor, exper
     """Compute each chosen expert on the tokens that chose it, and sum by weight; in the hidden dtype.
 
     Where what ranks have is summed, of this rank's share alone. A method's own hook may come back to it. In compiled
-    code, and for a few tokens on a device, the host does not wait to see which experts are chosen.
+    code, and for a few tokens on a device, the host does not wait to see which experts are chosen; nor does it where an
+    operator computes all experts at once.
     """
     shard, up_proj = experts.gate_up_proj.shard.experts, experts.gate_up_proj
     count = up_proj.local.experts or 0
     is_whole = count == up_proj.geometry.experts
-    return Routing(expert_ids, expert_weights, shard.start, count, is_whole).visit(experts.visit, hidden)
+    routing = Routing(expert_ids, expert_weights, shard.start, count, is_whole)
+    if experts.can_group(hidden, expert_weights):
+        return routing.visit_groups(experts.visit_groups, hidden)
+    return routing.visit(experts.visit, hidden)
 
 
 def make_experts(

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qload.torch.kernels.groups import Groups, sort_rows
 from qload.torch.waiting import must_not_wait
 
 Visit = Callable[[Tensor, int | Tensor, Tensor | None], Tensor]
 """What an expert of this rank, by its number here, makes of tokens; with a mask [tokens, 1], of those it has alone."""
+VisitGroups = Callable[[Tensor, Groups], Tensor]
+"""What all experts of this rank make of tokens that are sorted by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,21 @@ class Routing:
         if not must_be_static(hidden, self.are_few):
             return self._visit_chosen(visit, hidden)
         return self._visit_pairs(visit, hidden) if self.are_few else self._visit_all(visit, hidden)
+
+    def visit_groups(self, visit: VisitGroups, hidden: Tensor) -> Tensor:
+        """As `visit`, of all experts at once: each pair of a token and its expert is a row, and rows are sorted.
+
+        What an operator leaves in rows of other ranks' experts may be no number, so that they are not merely weighted.
+        """
+        if not self.ids.numel():
+            return torch.zeros_like(hidden)
+        local = self.ids - self.first
+        owned = (local >= 0) & (local < self.count)
+        order, groups = sort_rows(torch.where(owned, local, self.count).flatten(), self.count)
+        made = visit(hidden[order // self.ids.shape[1]], groups)
+        pairs = torch.empty_like(made).index_copy(0, order, made).unflatten(0, self.ids.shape)
+        pairs = pairs if self.is_whole else torch.where(owned.unsqueeze(-1), pairs, 0)
+        return (pairs * self.weights.unsqueeze(-1)).to(hidden.dtype).sum(1)
 
     @property
     def are_few(self) -> bool:

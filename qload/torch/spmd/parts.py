@@ -9,6 +9,7 @@ from qload.geometry import Geometry, Shard, Sharding
 from qload.layout import Dim
 from qload.sharding import divided_dims
 from qload.torch.layers import Layer
+from qload.torch.layers.packing import PLAIN
 from qload.torch.spmd.cuts import cut_tensors, put_tensors, trained
 
 
@@ -46,7 +47,7 @@ def make_part(layer: Layer, number: int) -> Layer:
     made = Layer.__new__(Layer)
     nn.Module.__init__(made)
     made.packed = None
-    made.path = layer.path
+    made.path = PLAIN if layer.treatment.scheme is None else layer.path
     made.geometry = replace(layer.geometry.select(number), experts=layer.geometry.experts)
     made.name = f"{layer.name}.{made.geometry.parts[0].name or number}"
     made.sources = tuple(source.of_part(number, layer.geometry) for source in layer.sources if source.has(number))
