@@ -68,6 +68,15 @@ ENTRIES = (
         gpu=True,
     ),
     Entry(
+        "grouping.py",
+        "experts of a mixture at once by grouped products, beside one after another, eager and compiled",
+        quick=("--rounds", "5", "--backend", "aot_eager"),
+        full=("--backend", "aot_eager"),
+        minutes=1.5,
+        memory=6,
+        gpu=True,
+    ),
+    Entry(
         "load_parts.py",
         "the time of each part of a load",
         quick=("--rounds", "3"),

@@ -119,6 +119,18 @@ def write_decoding(form: str, states: Kept) -> str:
     return f"**{form}, a whole model, tokens/s**\n\n{table(['way', *states], rows)}"
 
 
+def write_grouping(kept: Kept) -> str:
+    """A column for each way, and what is at once in relation to one by one, compiled or not."""
+    cases = kept["seconds"]
+    ways = list(dict.fromkeys(way for runs in cases.values() for way in runs))
+    rows = [
+        [case.replace(",", ", "), *(spread([1e3 * each for each in runs.get(way, [])], ".2f") for way in ways)]
+        for case, runs in cases.items()
+    ]
+    sizes = f"{kept['dtype']}, {kept['hidden']} and {kept['inner']} features, compiled by {kept['backend']}"
+    return f"{sizes}; milliseconds.\n\n{table(['experts, choices, tokens', *ways], rows)}"
+
+
 def write_load_memory(kept: Kept) -> str:
     times = {"load_seconds": "load, s", "answer_seconds": "first answer, s", "token_seconds": "one token, s"}
     sizes = {
@@ -230,6 +242,7 @@ WRITERS: dict[str, Callable[[Kept], str]] = {
     "reading": write_reading,
     "load_parts": write_parts,
     "computing": write_computing,
+    "grouping": write_grouping,
     "load_memory": write_load_memory,
     "quantize_load": write_quantize_load,
     "parallel_load": write_parallel_load,

@@ -16,12 +16,12 @@ from qload.torch.kernels.int8_cpu import CpuInt8
 from qload.torch.kernels.int8_dynamic import Int8Dynamic
 from qload.torch.kernels.kernel import Case, Kernel, Kernels
 from qload.torch.kernels.trials import Trials
-from qload.torch.kernels.upcast import Upcast
+from qload.torch.kernels.upcast import Upcast, UpcastStrips
 from qload.torch.kernels.weights import Weight
 
 BUILT_IN: Kernels = (
     *(CpuInt4, CudaInt4, Int8Dynamic, CpuInt8),
-    *(Float8, BlockFloat8, Float4, PowerFloat8, PowerFloat4, Upcast, Strips),
+    *(Float8, BlockFloat8, Float4, PowerFloat8, PowerFloat4, Upcast, UpcastStrips, Strips),
 )
 """In the order in which they are preferred."""
 

@@ -1,6 +1,6 @@
 """Weights of eight bits, multiplied as they are in a wider dtype, and scaled once multiplied."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qload.torch.activations import Agree
+from qload.torch.floats import decode_bytes
+from qload.torch.kernels.dense import Strips
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Blank, Case, Kernel
+from qload.torch.kernels.strips import divide_rows, multiply_strips
 from qload.torch.kernels.weights import FloatWeight, IntegerWeight, Weight
 
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -73,8 +76,41 @@ class Upcast(Kernel):
         return x.dtype not in _DTYPES
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        y, scale = F.linear(x, held["values"].to(x.dtype)), _widen(held["scale"]).flatten()
-        return (y / scale if self._divides else y * scale).to(x.dtype)
+        return _scale_sums(F.linear(x, held["values"].to(x.dtype)), held["scale"], self._divides)
+
+
+class UpcastStrips(Strips):
+    """As `upcast_mm`, with the values of some rows at a time, so that what they become never leaves a CPU's cache."""
+
+    label = "upcast by strips"
+    precision = Upcast.precision
+
+    @classmethod
+    def serves(cls, weight: Weight, case: Case) -> bool:
+        is_float = isinstance(weight, FloatWeight) and _is_of_bytes(weight)
+        return is_float and super().serves(weight, case) and case.dtype in _DTYPES
+
+    @classmethod
+    def refuse(cls, weight: Weight, case: Case) -> str | None:
+        is_ours = isinstance(weight, FloatWeight) and weight.whole is None and _is_by_rows(weight.block, weight)
+        return None if is_ours else f"{weight.label} has more scales than one for each output feature"
+
+    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
+        return x.dtype not in _DTYPES
+
+    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+        def decode() -> Iterator[Tensor]:
+            strips = divide_rows(self.rows, self.columns, least=x.numel())
+            return (decode_bytes(held["values"][start:stop], x.dtype) for start, stop in strips)
+
+        sums = multiply_strips(inputs.round(x, agree), decode, self.rows)
+        return _scale_sums(sums, held["scale"], isinstance(self._form, FloatWeight) and self._form.divides)
+
+
+def _scale_sums(y: Tensor, scale: Tensor, divides: bool) -> Tensor:
+    """Sums [tokens, rows] times, or over, the scales of their rows, in their dtype."""
+    factor = _widen(scale).flatten()
+    return (y / factor if divides else y * factor).to(y.dtype)
 
 
 def _is_of_bytes(weight: Weight) -> bool:

@@ -17,6 +17,7 @@ from qload.torch.kernels.int8_cpu import CpuInt8
 from qload.torch.kernels.int8_dynamic import Int8Dynamic
 from qload.torch.kernels.roundings import DynamicRounding, StaticRounding
 from qload.torch.kernels.table import BUILT_IN
+from qload.torch.kernels.upcast import UpcastStrips
 
 CPU = torch.device("cpu")
 TOKENS = [0, 1, 2, 16, 33, 300]
@@ -118,6 +119,12 @@ FLOATS: list[tuple[type[Kernel], Weight]] = [
     for values in (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8)
     for rows, block in ((48, (1, 192)), (48, (1, 32)), (4, (4, 192)), (100, (64, 64)))
 ]
+FLOATS += [
+    (UpcastStrips, replace(make_floats(values, rows, 192, block), divides=divides))
+    for values in (torch.float8_e4m3fn, torch.float8_e5m2)
+    for rows, block in ((48, (1, 192)), (4, (4, 192)))
+    for divides in (False, True)
+]
 
 
 @has_int4
@@ -168,6 +175,7 @@ KINDS: list[tuple[type[Kernel], Weight]] = [
     (CpuInt8, make_integers(8, 77, 128, 64, zero="whole")),
     (Int8Dynamic, replace(make_integers(8, 77, 64, 64), inputs=Inputs(rounding=PER_TOKEN))),
     (Strips, make_floats(torch.float8_e4m3fn, 100, 128, (64, 64))),
+    (UpcastStrips, make_floats(torch.float8_e4m3fn, 100, 128, (1, 128))),
 ]
 kinds = pytest.mark.parametrize(("kernel", "weight"), KINDS)
 
@@ -274,7 +282,8 @@ def test_products_come_in_several_strips(kernel: type[Kernel], weight: Weight, m
         (make_integers(8, 64, 72, 72), torch.bfloat16, ["no multiples of 16"]),
         (make_integers(8, 64, 64, 32), torch.bfloat16, ["too many products"]),
         (make_integers(3, 64, 64, 32), torch.bfloat16, ["no kernel multiplies by int3"]),
-        (make_floats(torch.float8_e4m3fn, 8, 64, (1, 64)), torch.bfloat16, ["no kernel multiplies by e4m3fn"]),
+        (make_floats(torch.float8_e4m3fn, 8, 64, (1, 64)), torch.float16, ["no kernel multiplies by e4m3fn"]),
+        (make_floats(torch.float8_e4m3fn, 8, 64, (8, 32)), torch.bfloat16, ["e4m3fn in blocks of 8x32 has more scales"]),
     ],
 )
 @has_int4
