@@ -146,6 +146,17 @@ def test_an_operator_that_computes_otherwise_is_not_chosen(monkeypatch: pytest.M
         assert {layer.path.name for layer in (experts.gate_up_proj, experts.down_proj)} == {"linear"}
 
 
+def test_numbers_of_no_expert_give_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_strict(monkeypatch)
+    experts, (hidden, ids, weights) = load_experts(), make_inputs()
+    ids = ids.clone()
+    ids[0, 0], ids[2] = -1, COUNT
+    routing = route(experts, ids, weights)
+    found, expected = routing.visit_groups(experts.visit_groups, hidden), routing.visit(experts.visit, hidden)
+    assert not found[2].any()
+    assert measure(found, expected) < 1e-2
+
+
 def test_one_row_may_lie_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch calls it contiguous, whatever its stride."""
     be_strict(monkeypatch)

@@ -91,6 +91,23 @@ def test_only_so_much_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
     assert max(counts) == most
 
 
+def test_threads_that_begin_meanwhile_have_all_cores(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    found = list[int]()
+
+    def begin(layer: LayerPiece) -> Weight:
+        found.append(torch.get_num_threads())
+        other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        return give(layer)
+
+    qload.load(tmp_path, registry=registry_with(make_rows(qload_weight=begin)))
+    # Others may set it at the moment.
+    assert set(found[::2]) == {1}
+    assert found[1::2][-1] == 3
+
+
 def test_models_of_inference_are_packed_so() -> None:
     with torch.inference_mode():
         model = qload.load(DEMO)

@@ -120,6 +120,8 @@ def _is_by_rows(rounding: Rounding, scale: Tensor | None, columns: int) -> bool:
 
 def _miss_gpu(device: torch.device, most: tuple[int, int]) -> str | None:
     """Why CUTLASS' kernels, which torch builds for Hopper on, do not run there; None if they do."""
+    if device.type == "meta":
+        return "it is not for meta"
     if platform.system() == "Windows":
         return "torch does not build it for Windows"
     return miss_capability(device, (9, 0), most)

@@ -10,8 +10,8 @@ from torch import Tensor
 class Groups:
     """How rows are divided among the experts of a stack: one expert's after another's, and last those of none of them.
 
-    ends: int32 [experts], the number of rows up to each expert's last; experts: int64 [rows], which each row is for, of
-    those of none that of some one.
+    ends: int32 [experts], the number of rows up to each expert's last; experts [rows], in the dtype of the ids, which
+    each row is for, of those of none that of some one.
     """
 
     ends: Tensor

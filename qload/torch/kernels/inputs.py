@@ -10,7 +10,7 @@ from qload.torch.activations import Agree
 
 
 class Rounding(Protocol):
-    """How inputs are quantized: a frozen value of the method's, without tensors, that can be pickled."""
+    """How inputs are quantized: a frozen value of the method's, without tensors, that can be hashed and pickled."""
 
     @property
     def dtype(self) -> torch.dtype:

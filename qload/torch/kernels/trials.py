@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qload.errors import QloadError
 from qload.torch.activations import keep
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Case, Kernel
@@ -21,11 +22,13 @@ _TOKENS = (3, 33)
 _MOST_ERROR = 0.05
 """Relative to the norm. Rounding explains 0.02 at most, with codes of eight bits; a wrong layout gives 1 and more."""
 
+_LEAST_NORM = 1e-30
+
 
 class Trials:
     """Finds which kernels compute otherwise than is known here, on a device that nobody has tried, or in another torch.
 
-    Each is tried once for all weights of a kind: a load has one of these, and so have the layers that it made.
+    One trial holds for all weights of a kind: a load has one of these, and so have the layers that it made.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,8 @@ class Trials:
         if not kernel.is_fast:
             return None
         key = (kernel, case.device, case.dtype, _describe(weight))
+        if key not in self._found and not _tells(weight):
+            return None  # another one of the kind will tell
         return self.once(key, functools.partial(_try, kernel, weight, case))
 
     def once(self, key: Hashable, run: Callable[[], str | None]) -> str | None:
@@ -57,8 +62,14 @@ def _count_rows(weight: Weight) -> int:
     return min(weight.rows, unit + weight.rows % unit)
 
 
+def _tells(weight: Weight) -> bool:
+    """Whether a product with its first rows can be compared: they are numbers, and not all of them zero."""
+    dense = weight.cut(0, _count_rows(weight)).dequantize()
+    return bool(dense.isfinite().all() and dense.any())
+
+
 def _try(kernel: type[Kernel], weight: Weight, case: Case) -> str | None:
-    few = weight.cut(0, _count_rows(weight))
+    few = weight.cut(0, _count_rows(weight)).to(case.device)
     fault = catch_fault(functools.partial(_find_fault, kernel, few, replace(case, experts=None, make=None)))
     return f"tried on {few.rows} rows, {fault}" if fault else None
 
@@ -68,6 +79,8 @@ def catch_fault(run: Callable[[], str | None]) -> str | None:
     try:
         with torch.no_grad():
             return run()
+    except (torch.OutOfMemoryError, MemoryError, QloadError):
+        raise
     except Exception as error:
         # Operators that a device or a build lacks raise what they will.
         return f"it raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -75,8 +88,6 @@ def catch_fault(run: Callable[[], str | None]) -> str | None:
 
 def _find_fault(kernel: type[Kernel], weight: Weight, case: Case) -> str | None:
     packed, dense = kernel([weight], case), replace(weight, inputs=Inputs()).dequantize()
-    if not dense.isfinite().all():
-        return None
     if not torch.equal(replace(packed.unpack(), inputs=Inputs()).dequantize(), dense):
         return "it does not give back the weight that it packed"
     for count in _TOKENS:
@@ -90,12 +101,15 @@ def _find_fault(kernel: type[Kernel], weight: Weight, case: Case) -> str | None:
 
 def make_inputs(count: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Tokens for a trial, [count, columns], the same ones each time."""
-    return torch.randn(count, columns, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, columns, generator=generator, device="cpu").to(device, dtype)
 
 
 def compare(found: Tensor, expected: Tensor) -> str | None:
     """What a product has against the one that it should be; None if it is near, or if that one is no number."""
     norm = expected.float().norm()
-    error = float((found.float() - expected.float()).norm() / norm) if norm.isfinite() and norm else 0.0
+    if not norm.isfinite():
+        return None
+    error = float((found.float() - expected.float()).norm() / norm.clamp_min(_LEAST_NORM))
     is_near = error <= _MOST_ERROR
     return None if is_near else f"it differs from the product of the dequantized weight by {error:.2g} of its norm"

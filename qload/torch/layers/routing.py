@@ -50,7 +50,7 @@ class Routing:
         order, groups = sort_rows(torch.where(owned, local, self.count).flatten(), self.count)
         made = visit(hidden[order // self.ids.shape[1]], groups)
         pairs = torch.empty_like(made).index_copy(0, order, made).unflatten(0, self.ids.shape)
-        pairs = pairs if self.is_whole else torch.where(owned.unsqueeze(-1), pairs, 0)
+        pairs = torch.where(owned.unsqueeze(-1), pairs, 0)
         return (pairs * self.weights.unsqueeze(-1)).to(hidden.dtype).sum(1)
 
     @property

@@ -1,6 +1,7 @@
 """Packs layers for their kernels in threads, while the caller goes on with the next ones."""
 
 import functools
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -27,12 +28,14 @@ class Packers:
         self._infers = torch.is_inference_mode_enabled()
         self._pending = deque[tuple[Future[None], int]]()
         self._nbytes = 0
-        count = min(_MOST_THREADS, torch.get_num_threads()) if arena.device.type == "cpu" and kernels.kernels else 1
-        self._pool = ThreadPoolExecutor(count, "qload-pack", torch.set_num_threads, (1,)) if count > 1 else None
+        cores = torch.get_num_threads()
+        count = min(_MOST_THREADS, cores) if arena.device.type == "cpu" and kernels.kernels else 1
+        self._pool = ThreadPoolExecutor(count, "qload-pack", _use_one_core, (cores,)) if count > 1 else None
 
     def pack(self, layer: Layer) -> None:
         """Pack a layer that is loaded, or have it packed. Raises what an earlier one raised."""
-        if self._pool is None:
+        if self._pool is None or layer.scheme is None:
+            # Nothing of a layer that is not quantized is packed.
             layer.pack(self._kernels, self._make)
             return
         nbytes = sum(each.nbytes for each in layer.parameters())
@@ -59,3 +62,13 @@ class Packers:
     def _run(self, layer: Layer) -> None:
         with torch.inference_mode(self._infers):
             layer.pack(self._kernels, self._make)
+
+
+def _use_one_core(cores: int) -> None:
+    """Leave one core to this thread's operators, and to those of threads that begin later as many as before."""
+    torch.get_num_threads()  # asked for the first time, it would be set anew
+    torch.set_num_threads(1)
+    # New threads begin with what was set last, in whatever thread.
+    other = threading.Thread(target=torch.set_num_threads, args=(cores,))
+    other.start()
+    other.join()

@@ -283,7 +283,11 @@ def test_products_come_in_several_strips(kernel: type[Kernel], weight: Weight, m
         (make_integers(8, 64, 64, 32), torch.bfloat16, ["too many products"]),
         (make_integers(3, 64, 64, 32), torch.bfloat16, ["no kernel multiplies by int3"]),
         (make_floats(torch.float8_e4m3fn, 8, 64, (1, 64)), torch.float16, ["no kernel multiplies by e4m3fn"]),
-        (make_floats(torch.float8_e4m3fn, 8, 64, (8, 32)), torch.bfloat16, ["e4m3fn in blocks of 8x32 has more scales"]),
+        (
+            make_floats(torch.float8_e4m3fn, 8, 64, (8, 32)),
+            torch.bfloat16,
+            ["blocks of 8x32 has more scales"],
+        ),
     ],
 )
 @has_int4

@@ -13,6 +13,7 @@ from qload.torch.activations import Agree
 from qload.torch.kernels import Case, Inputs, IntegerWeight, Table, Weight
 from qload.torch.kernels.int4_cpu import CpuInt4
 from qload.torch.kernels.table import BUILT_IN
+from qload.torch.kernels.trials import Trials, compare
 
 CASE = Case(torch.device("cpu"), torch.bfloat16)
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -109,6 +110,49 @@ def test_numbers_that_are_none_refuse_nothing() -> None:
     assert Table((CpuInt4,)).choose(weight, CASE).kernel is CpuInt4
     weight.scale.zero_()
     assert Table((CpuInt4,)).choose(weight, CASE).kernel is CpuInt4
+
+
+def test_another_of_the_kind_tells_where_one_does_not() -> None:
+    silent = [make_int4(128, 256, 64) for _ in range(2)]
+    silent[0].scale[0, 0] = torch.nan
+    silent[1].scale.zero_()
+    table = Table((Mistaken, *BUILT_IN))
+    for weight in silent:
+        assert table.choose(weight, CASE).kernel is Mistaken
+    for weight in (make_int4(128, 256, 64), *silent):
+        assert table.choose(weight, CASE).kernel is CpuInt4
+
+
+def test_something_in_place_of_nothing_is_a_mistake() -> None:
+    assert compare(torch.ones(2), torch.zeros(2)) is not None
+    assert compare(torch.zeros(2), torch.zeros(2)) is None
+
+
+def test_a_weight_is_tried_where_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is moved has its weights where it was."""
+    found = list[torch.device]()
+
+    def find(kernel: type[CpuInt4], weight: IntegerWeight, case: Case) -> None:
+        found.extend((weight.values.device, kernel([weight], case).get_buffer("values").device))
+
+    monkeypatch.setattr("qload.torch.kernels.trials._find_fault", find)
+    Trials().refuse(CpuInt4, make_int4(128, 256, 64), Case(torch.device("meta"), torch.bfloat16))
+    assert {each.type for each in found} == {"meta"}
+
+
+def test_a_default_device_changes_nothing() -> None:
+    weight = make_int4(128, 256, 64)
+    with torch.device("meta"):
+        assert Table((CpuInt4,)).choose(weight, CASE).kernel is CpuInt4
+
+
+def test_a_machine_without_memory_is_no_fault_of_the_kernels() -> None:
+    class Greedy(CpuInt4):
+        def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
+            raise torch.OutOfMemoryError(f"{x.nbytes} bytes")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Table((Greedy,)).choose(make_int4(128, 256, 64), CASE)
 
 
 def test_trying_draws_no_random_numbers() -> None:
