@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 from qload.torch.arithmetic import extend_sign
-from qload.torch.floats import E2M1, Float, decode_e2m1, decode_e8m0, decode_float, encode_e8m0, round_float
+from qload.torch.floats import (
+    E2M1,
+    Float,
+    decode_bytes,
+    decode_e2m1,
+    decode_e8m0,
+    decode_float,
+    encode_e8m0,
+    round_float,
+)
 
 FORMATS = [(2, 1), (2, 3), (3, 2)]
 
@@ -97,3 +106,19 @@ def test_rounding_keeps_the_dtype_and_ends_at_the_greatest(exponent: int, mantis
     assert rounded.dtype == dtype
     assert rounded[:-1].tolist() == [0, greatest, -greatest, greatest, -greatest, 0]
     assert rounded[-1].isnan()
+
+
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("small", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("kept", [0, 1, 127, 128, 256])
+def test_bytes_become_what_torch_makes_of_them(small: torch.dtype, wide: torch.dtype, kept: int) -> None:
+    """All of the codes, NaN and infinities among them; none but numbers; and none at all; whatever their strides."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = torch.cat((codes[:127], codes[128:255]))[:kept] if kept < 256 else codes
+    values = torch.stack((codes, codes.flip(0)), 1).view(small)
+    for each in (values, values[:, 1], values.T):
+        found, expected = decode_bytes(each, wide), each.to(wide)
+        assert (found.dtype, found.shape) == (wide, expected.shape)
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert torch.equal(found.nan_to_num(nan=3), expected.nan_to_num(nan=3))
+        assert torch.equal(found.signbit(), expected.signbit())
