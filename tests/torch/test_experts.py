@@ -1,11 +1,14 @@
 """Experts: however they are divided over ranks, together they are each token's weighted sum of dense ones."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+import stacks
 import torch
 from samples import DATA
+from stacks import COUNT, HIDDEN, NAMES, gate
 from strangers import make_rows, registry_with
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,32 +24,12 @@ from qload.testing import check_method
 from qload.testing.tensors import make_tensors
 from qload.torch import ExpertLinear, Experts, Layer, Site, apply_one_by_one, make_experts
 from qload.torch.layers import SortedExperts
-from qload.torch.layers.experts import expert_sources
 from qload.torch.layers.routing import Routing
 from qload.torch.parallel import Group
 
-COUNT, HIDDEN, INNER = 4, 16, 8
-NAMES = ("gate_proj", "up_proj", "down_proj")
+INNER = 8
+by_columns, whole_ones = (partial(make, inner=INNER) for make in (stacks.by_columns, stacks.whole_ones))
 IDS = torch.tensor([[0, 3], [1, 2], [3, 1], [0, 2], [2, 3]])
-
-
-def gate(fused: Tensor) -> Tensor:
-    first, second = fused.chunk(2, -1)
-    return F.silu(first) * second
-
-
-def by_columns(site: Site) -> Experts:
-    return make_experts(COUNT, HIDDEN, INNER, site, gate=gate)
-
-
-def whole_ones(site: Site) -> Experts:
-    """Each rank has some of the experts, whole."""
-
-    def stack(in_features: int, names: tuple[str, ...], rows: int) -> ExpertLinear:
-        parts, sources = [Part(name, rows) for name in names], expert_sources(site, COUNT, names)
-        return ExpertLinear(COUNT, in_features, parts, site.at(names[0]), sources=sources, sharding=expert_parallel)
-
-    return Experts(stack(HIDDEN, NAMES[:2], INNER), stack(INNER, NAMES[2:], HIDDEN), gate)
 
 
 @pytest.mark.parametrize("make", [by_columns, whole_ones])
@@ -194,8 +177,9 @@ def test_interleaved_experts_with_biases_are_cut_as_others_are(make: Sharding) -
         assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_sorted_tokens_go_to_each_expert_in_equal_shares() -> None:
-    """Those of zeros are left out, for nothing comes of them."""
+@pytest.mark.parametrize(("kernels", "visits"), [((), [3, 3, 1]), (None, [7])])
+def test_sorted_tokens_go_to_each_expert_in_equal_shares(kernels: tuple[()] | None, visits: list[int]) -> None:
+    """Those of zeros are left out, for nothing comes of them, one by one and at once."""
     quantization, asked = unquantized(Registry.discover()), list[int]()
     made = make_experts(COUNT, HIDDEN, INNER, Site(quantization, "moe"), gate=gate)
 
@@ -205,14 +189,15 @@ def test_sorted_tokens_go_to_each_expert_in_equal_shares() -> None:
 
     experts = SortedExperts(made.gate_up_proj, made.down_proj, count)
     stored = dict(make_stored(quantization, experts))
-    qload.load_tensors(experts, stored, quantization)
+    qload.load_tensors(experts, stored, quantization, kernels=kernels)
+    experts.requires_grad_(False)
     x = torch.randn(COUNT, 3, HIDDEN)
     x[1] = x[3, :2] = 0
     found = experts(x.reshape(-1, HIDDEN)).reshape(x.shape)
     for e in range(COUNT):
         up = torch.cat([stored[f"moe.{e}.{name}.weight"] for name in NAMES[:2]])
         assert torch.allclose(found[e], gate(x[e] @ up.T) @ stored[f"moe.{e}.down_proj.weight"].T, atol=1e-4)
-    assert sum(asked) == 3 + 3 + 1
+    assert asked == visits
 
 
 def test_each_expert_has_its_own_bias() -> None:

@@ -1,13 +1,16 @@
 """Experts that are computed at once give what each gives alone, whatever the operator leaves in rows of nobody."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import stacks
 import torch
 from gpus import pretend_gpu
 from grouped import be_strict
 from samples import DATA
+from stacks import COUNT, HIDDEN, NAMES, gate
 from strangers import make_rows, registry_with
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -15,41 +18,21 @@ from torch.nn import functional as F
 
 import qload
 from qload import Quantization, Registry
-from qload.geometry import Part, column, expert_parallel, row
+from qload.geometry import Part, column, row
 from qload.plan import Source
 from qload.quantization import unquantized
 from qload.torch import ExpertLinear, Experts, Site, make_experts
 from qload.torch.kernels import Groups
 from qload.torch.kernels.trials import Trials
 from qload.torch.layers import SortedExperts
-from qload.torch.layers.experts import expert_sources
 from qload.torch.layers.routing import Routing
 from qload.torch.parallel import Group
 
-COUNT, HIDDEN, INNER = 4, 16, 32
-NAMES = ("gate_proj", "up_proj", "down_proj")
+INNER = 32
+by_columns, whole_ones = (partial(make, inner=INNER) for make in (stacks.by_columns, stacks.whole_ones))
 IDS = torch.tensor([[0, 3], [3, 0], [3, 1], [0, 1], [1, 3]])
 """Nobody chose the third."""
 BF16 = torch.bfloat16
-
-
-def gate(fused: Tensor) -> Tensor:
-    first, second = fused.chunk(2, -1)
-    return F.silu(first) * second
-
-
-def by_columns(site: Site) -> Experts:
-    return make_experts(COUNT, HIDDEN, INNER, site, gate=gate)
-
-
-def whole_ones(site: Site) -> Experts:
-    """Each rank has some of the experts, whole."""
-
-    def stack(in_features: int, names: tuple[str, ...], rows: int) -> ExpertLinear:
-        parts, sources = [Part(name, rows) for name in names], expert_sources(site, COUNT, names)
-        return ExpertLinear(COUNT, in_features, parts, site.at(names[0]), sources=sources, sharding=expert_parallel)
-
-    return Experts(stack(HIDDEN, NAMES[:2], INNER), stack(INNER, NAMES[2:], HIDDEN), gate)
 
 
 def interleaved(site: Site) -> Experts:
