@@ -1,6 +1,5 @@
 """torch's scaled products of small floats in groups of columns, on GPUs that multiply these as they are."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -8,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qload.torch.activations import Agree
 from qload.torch.floats import encode_e8m0
+from qload.torch.kernels.coding import Coding
 from qload.torch.kernels.gpus import miss_capability, miss_cuda
 from qload.torch.kernels.inputs import Inputs, ScaledRounding
-from qload.torch.kernels.kernel import Blank, Case, Kernel
-from qload.torch.kernels.operands import count_tiled, lay_by_rows, tile_scales, untile_scales
+from qload.torch.kernels.kernel import Blank, Case
+from qload.torch.kernels.operands import count_tiled, tile_scales, untile_scales
 from qload.torch.kernels.weights import FloatWeight, Weight, list_tensors
 
 _ROWS, _COLUMNS = 16, 32
@@ -24,7 +23,7 @@ _POWERS_OF_FOUR_BITS = 3, 1
 """torch.nn.functional.ScalingType.BlockWise1x32 and SwizzleType.SWIZZLE_32_4_4, as its operators have them."""
 
 
-class Grouped(Kernel):
+class Grouped(Coding):
     """Multiplies codes of x in groups of features by a weight in the same format, with the scales of both in tiles.
 
     The values are held as they are given, and without a copy where they begin at 16 bytes; the scales as `tile_scales`
@@ -101,23 +100,6 @@ class Grouped(Kernel):
     def restore(self, held: Mapping[str, Tensor]) -> Weight:
         found: dict[str, Any] = {**held, "scale": untile_scales(held["scale"], self.rows, self.columns // self.group)}
         return replace(self._form, **found)
-
-    def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
-        return inputs.rounding is None
-
-    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if inputs.rounding is None:
-            return self.multiply_dense(x, held, inputs, agree)
-        if not len(x):
-            return x.new_empty(0, self.rows)
-        codes, scale = inputs.rounding(x, inputs.scale, agree)
-        return self.multiply_codes(lay_by_rows(codes), scale, held, inputs, x.dtype)
-
-    @abstractmethod
-    def multiply_codes(
-        self, codes: Tensor, scale: Tensor, held: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype
-    ) -> Tensor:
-        """codes [tokens, columns], or half as many bytes of pairs, of scale [tokens, groups], into [tokens, rows]."""
 
 
 class Float4(Grouped):
@@ -197,7 +179,7 @@ class PowerFloat4(Grouped):
         return miss_capability(device, (10, 0), (10, 9)) or miss_cuda((12, 8))
 
     def is_dense(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs) -> bool:
-        return inputs.rounding is None or torch.compiler.is_compiling()
+        return super().is_dense(x, held, inputs) or torch.compiler.is_compiling()
 
     def multiply_codes(
         self, codes: Tensor, scale: Tensor, held: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype

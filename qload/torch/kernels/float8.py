@@ -4,13 +4,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from qload.torch.activations import Agree
+from qload.torch.kernels.coding import Coding
 from qload.torch.kernels.gpus import miss_capability, miss_cuda, takes_scales_of_rows
 from qload.torch.kernels.grouped import ScaledGroups
 from qload.torch.kernels.inputs import Inputs, Rounding
-from qload.torch.kernels.kernel import Blank, Case, Kernel
+from qload.torch.kernels.kernel import Blank, Case
 from qload.torch.kernels.operands import lay_by_rows
 from qload.torch.kernels.weights import FloatWeight, Weight
 
@@ -71,16 +70,13 @@ class Float8(ScaledGroups):
         scale = held["scale"].to(self._scale).reshape(self._shape)
         return FloatWeight(held["values"], self._element, self.columns, scale, self._block)
 
-    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if inputs.rounding is None:
-            return self.multiply_dense(x, held, inputs, agree)
-        if not len(x):
-            return x.new_empty(0, self.rows)
-        codes, scale = inputs.rounding(x, inputs.scale, agree)
-        return multiply_scaled(codes, scale.float(), held["values"], held["scale"], x.dtype, by_rows=self._by_rows)
+    def multiply_codes(
+        self, codes: Tensor, scale: Tensor, held: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype
+    ) -> Tensor:
+        return multiply_scaled(codes, scale.float(), held["values"], held["scale"], dtype, by_rows=self._by_rows)
 
 
-class BlockFloat8(Kernel):
+class BlockFloat8(Coding):
     """Multiplies codes of x in groups of 128 features by E4M3 weights in blocks of 128 by 128.
 
     Scales of the weight are float32 [rows / 128, columns / 128], the latter filled up to a multiple of 4: with other
@@ -91,6 +87,7 @@ class BlockFloat8(Kernel):
     """
 
     label = "scaled_mm_128x128"
+    tokens = 4
     devices = "CUDA"
     precision = "codes of inputs and weights are multiplied as they are, sums are of float32"
 
@@ -132,13 +129,10 @@ class BlockFloat8(Kernel):
         scale = held["scale"].narrow(1, 0, self.columns // _BLOCK).to(self._scale)
         return FloatWeight(held["values"], self._element, self.columns, scale, (_BLOCK, _BLOCK))
 
-    def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
-        if inputs.rounding is None:
-            return self.multiply_dense(x, held, inputs, agree)
-        if not len(x):
-            return x.new_empty(0, self.rows)
-        codes, scale = inputs.rounding(F.pad(x, (0, 0, 0, -len(x) % 4)), inputs.scale, agree)
-        return multiply_blocks(codes, scale.float(), held["values"], held["scale"], x.dtype).narrow(0, 0, len(x))
+    def multiply_codes(
+        self, codes: Tensor, scale: Tensor, held: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype
+    ) -> Tensor:
+        return multiply_blocks(codes, scale.float(), held["values"], held["scale"], dtype)
 
 
 def multiply_blocks(codes: Tensor, scale: Tensor, values: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from qload.torch.activations import Agree, keep
+from qload.torch.kernels.coding import Coding
 from qload.torch.kernels.gpus import miss_capability
 from qload.torch.kernels.groups import Groups
 from qload.torch.kernels.inputs import Rounding
-from qload.torch.kernels.kernel import Kernel
 from qload.torch.kernels.operands import lay_by_rows
 
 GROUPED = "grouped_mm"
@@ -62,7 +62,7 @@ def multiply_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return torch._grouped_mm(lay_by_rows(x), weight.transpose(1, 2), offs=ends)
 
 
-class ScaledGroups(Kernel):
+class ScaledGroups(Coding):
     """Of a kernel that holds E4M3 `values` and a `scale` for each row of them, or for all: grouped products of codes.
 
     Each row of x has a scale of its own, found in it, or stored for its expert. ATen's `_scaled_grouped_mm_cuda` asks

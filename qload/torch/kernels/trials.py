@@ -23,6 +23,7 @@ _MOST_ERROR = 0.05
 """Relative to the norm. Rounding explains 0.02 at most, with codes of eight bits; a wrong layout gives 1 and more."""
 
 _LEAST_NORM = 1e-30
+"""In place of none: whatever is not zero is then wrong."""
 
 
 class Trials:
