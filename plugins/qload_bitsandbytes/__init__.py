@@ -104,6 +104,10 @@ def qload_create_weights(scheme: FourBitScheme | Int8Scheme, geometry: Geometry)
     return tuple(specs)
 
 
+def qload_kernels() -> tuple[str, ...]:
+    return ("qload_bitsandbytes.kernels.cpu:CpuCodebook", "qload_bitsandbytes.kernels.cuda:CudaCodebook")
+
+
 def qload_tile(scheme: FourBitScheme | Int8Scheme) -> Tile | None:
     """Source: bitsandbytes' `matmul_4bit`, which warns of input features that are not whole blocks."""
     return Tile(1, scheme.block_size, "bitsandbytes' gemv") if isinstance(scheme, FourBitScheme) else None

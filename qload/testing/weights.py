@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qload.torch import Layer
 from qload.torch.activations import keep
 from qload.torch.floats import decode_e2m1
-from qload.torch.kernels import FloatWeight, Inputs, IntegerWeight, Rounding, Weight
+from qload.torch.kernels import CodebookWeight, FloatWeight, Inputs, IntegerWeight, Rounding, Weight
 from qload.torch.pieces import Piece
 
 _CLOSE = 1e-4
@@ -33,7 +33,7 @@ def check_weight(layer: Layer, piece: Piece) -> Iterator[str]:
         if not weight.strip():
             yield "qload_weight gives no weight, and no reason"
         return
-    if not isinstance(weight, IntegerWeight | FloatWeight):
+    if not isinstance(weight, IntegerWeight | FloatWeight | CodebookWeight):
         yield f"qload_weight returns {type(weight).__name__}, not a weight or a reason"
         return
     found, expected = weight.dequantize(), layer.hooks.dequantize(piece)

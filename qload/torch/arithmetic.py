@@ -91,6 +91,14 @@ def write_out(numbers: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat(found)
 
 
+def look_up_pairs(codes: Tensor, table: Tensor) -> Tensor:
+    """The values [rows, 2n] in a table float32 [16] of bytes [rows, n] of two codes, the first in the high bits."""
+    # A pair is looked up as one number, which takes a tenth of the time that two floats do.
+    pairs = torch.cartesian_prod(table, table).view(torch.int64).flatten()
+    found = pairs.index_select(0, codes.flatten().int())
+    return found.view(torch.float32).view(len(codes), -1)
+
+
 def find_rows(rows: Tensor, columns: int) -> Tensor:
     """The positions of the values of some rows in a matrix made flat: int64 [len(rows), columns]."""
     return rows.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)

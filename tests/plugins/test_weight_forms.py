@@ -70,10 +70,10 @@ def test_blocks_whose_scales_are_not_those_of_the_element_have_none(name: str, c
     assert "scales beyond" in answer
 
 
-def make_layer(section: dict[str, Any], **changed: Tensor) -> Layer:
+def make_layer(section: dict[str, Any], columns: int = 128, **changed: Tensor) -> Layer:
     """A layer of random tensors; some are changed."""
     quantization = make_quantization(section)
-    geometry = single(64, 128)
+    geometry = single(64, columns)
     treatment = quantization.treat(ModuleInfo(("layer",), classes=("Linear", "Module")))
     layer = Layer(geometry, (Source("layer"),), Site(quantization, "layer"), treatment, column)
     tensors = make_tensors(quantization, treatment, geometry, layer.sources)
@@ -102,7 +102,6 @@ def torchao(name: str, **data: Any) -> dict[str, Any]:
 
 FP6 = spec("fp6_e2m3", "per_group", group_size=32, scale_format="e8m0", ch_axis=-1)
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
-    "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "a table"),
     "online": ({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}, "ternary"),
     "normed": (
         {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
@@ -113,6 +112,11 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "six bits": (quark(weight=FP6), "6 bits"),
     "twice": ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "rounded to fp8"),
 }
+
+
+def test_blocks_that_end_inside_of_rows_have_no_form() -> None:
+    layer = make_layer({"quant_method": "bitsandbytes", "load_in_4bit": True}, columns=96)
+    assert ask(layer) == "blocks of 64 go on from one row to the next"
 
 
 @pytest.mark.parametrize("name", REASONS)

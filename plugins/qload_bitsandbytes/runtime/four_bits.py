@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from qload.hookspecs import LayerPiece
-from qload.torch.arithmetic import find_rows, scale_groups
+from qload.torch.arithmetic import find_rows, look_up_pairs, scale_groups
+from qload.torch.kernels import CodebookWeight, Weight
+from qload_bitsandbytes.schemes import FourBitScheme
 
 
 def dequantize(layer: LayerPiece) -> Tensor:
     """The weight, in the dtype that it was quantized from."""
-    values, scale = _decode(layer.weight_quantized, layer.quant_map), _scales(layer)
+    values, scale = look_up_pairs(_codes(layer), layer.quant_map), _scales(layer)
     if not layer.scheme.is_aligned(layer.in_features):
         values = values.view(1, -1)[:, : layer.out_features * layer.in_features]
         scale = scale.view(1, -1)
@@ -24,14 +26,22 @@ def look_up(layer: LayerPiece, ids: Tensor) -> Tensor:
     """Rows of the weight."""
     if not layer.scheme.is_aligned(layer.in_features):
         return _look_up_flat(layer, ids)
-    values = _decode(layer.weight_quantized[ids], layer.quant_map)
+    values = look_up_pairs(layer.weight_quantized[ids].view(torch.uint8), layer.quant_map)
     return scale_groups(values, _scales(layer, ids), 0, layer.scheme.block_size).to(layer.dense_like.dtype)
 
 
-def _decode(packed: Tensor, table: Tensor) -> Tensor:
-    """The values of two codes to a byte, the first in the high bits; packed [rows, n], of any dtype."""
-    pairs = torch.cartesian_prod(table, table)
-    return pairs[packed.view(torch.uint8).int()].flatten(-2)
+def find_weight(layer: LayerPiece) -> Weight | str:
+    """The form that kernels know."""
+    scheme: FourBitScheme = layer.scheme
+    if not scheme.is_aligned(layer.in_features):
+        return f"blocks of {scheme.block_size} go on from one row to the next"
+    dtype = layer.dense_like.dtype
+    return CodebookWeight(_codes(layer), scheme.quant_type, layer.quant_map, _scales(layer), scheme.block_size, dtype)
+
+
+def _codes(layer: LayerPiece) -> Tensor:
+    """Two to a byte, the first in the high bits, stored as any dtype."""
+    return layer.weight_quantized.view(torch.uint8)
 
 
 def _scales(layer: LayerPiece, rows: Tensor | None = None) -> Tensor:

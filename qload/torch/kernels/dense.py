@@ -74,7 +74,7 @@ class Strips(Dequantized):
 
     def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
         weight = self.restore(held)
-        height = 1 if isinstance(weight, IntegerWeight) else min(weight.block[0], self.rows)
+        height = min(weight.height, self.rows)
         return (weight.cut(start, stop) for start, stop in divide_rows(self.rows, self.columns, height, least=least))
 
 

@@ -13,7 +13,7 @@ from qload.errors import QloadError
 from qload.torch.activations import keep
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Case, Kernel
-from qload.torch.kernels.weights import IntegerWeight, Weight, list_tensors
+from qload.torch.kernels.weights import Weight, list_tensors
 
 _ROWS = 128
 """As many as the largest blocks that kernels pack apart have; what is left of others is tried with them."""
@@ -58,8 +58,7 @@ def _describe(weight: Weight) -> Hashable:
 
 def _count_rows(weight: Weight) -> int:
     """Of whole blocks, and what the last one lacks."""
-    height = 1 if isinstance(weight, IntegerWeight) else weight.block[0]
-    unit = _ROWS if height >= weight.rows else lcm(_ROWS, height)
+    unit = _ROWS if weight.height >= weight.rows else lcm(_ROWS, weight.height)
     return min(weight.rows, unit + weight.rows % unit)
 
 

@@ -44,7 +44,7 @@ class Upcast(Kernel):
             if weight.whole is not None or not _is_by_rows(weight.block, weight):
                 return f"{weight.label} has more scales than one for each output feature"
             return None
-        if weight.group < weight.columns:
+        if not isinstance(weight, IntegerWeight) or weight.group < weight.columns:
             return f"{weight.label} has more scales than one for each output feature"
         return None if _is_centered(weight) else "its zero-points are not all in the middle"
 

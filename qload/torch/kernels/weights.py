@@ -1,4 +1,4 @@
-"""Weights as kernels know them, whatever method stores them: integers, or small floats, and their scales."""
+"""Weights as kernels know them, whatever method stores them: integers, small floats or codes, and their scales."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeGuard
@@ -6,7 +6,7 @@ from typing import Any, Self, TypeGuard
 import torch
 from torch import Tensor
 
-from qload.torch.arithmetic import scale_blocks, scale_groups, unpack
+from qload.torch.arithmetic import look_up_pairs, scale_blocks, scale_groups, unpack
 from qload.torch.floats import decode_bytes, decode_e2m1_pairs
 from qload.torch.kernels.inputs import Inputs
 
@@ -42,6 +42,11 @@ class IntegerWeight:
     @property
     def rows(self) -> int:
         return self.values.shape[0]
+
+    @property
+    def height(self) -> int:
+        """The rows that share scales."""
+        return 1
 
     @property
     def is_paired(self) -> bool:
@@ -122,6 +127,11 @@ class FloatWeight:
         return self.values.shape[0]
 
     @property
+    def height(self) -> int:
+        """The rows that share scales."""
+        return self.block[0]
+
+    @property
     def label(self) -> str:
         rows, columns = self.block
         if rows > 1 and (rows < self.rows or columns < self.columns):
@@ -172,7 +182,63 @@ class FloatWeight:
         return replace(self, **move_tensors(self, device))
 
 
-Weight = IntegerWeight | FloatWeight
+@dataclass(frozen=True, slots=True, eq=False)
+class CodebookWeight:
+    """table[values] * scale, in float32, rounded to `dtype` once, with a scale for every `group` columns of a row.
+
+    values: uint8 [out, columns / 2] of codes of four bits, two to a byte, that of the even column high. table float32
+    [16], whose name is `element`. scale float32 [out, groups]; the last group may be short.
+    """
+
+    values: Tensor
+    element: str
+    table: Tensor
+    scale: Tensor
+    group: int
+    dtype: torch.dtype
+    inputs: Inputs = field(default_factory=_leave_inputs)
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return 2 * self.values.shape[1]
+
+    @property
+    def height(self) -> int:
+        """The rows that share scales."""
+        return 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.element} {_describe_group(self.group, self.columns)}"
+
+    @property
+    def further(self) -> frozenset[str]:
+        """See `Kernel.knows`."""
+        return frozenset()
+
+    def dequantize(self) -> Tensor:
+        """The weight [out, columns] in `dtype`, for inputs to which nothing is done."""
+        dense = look_up_pairs(self.values, self.table)
+        return self.inputs.restore(scale_groups(dense, self.scale, 0, self.group).to(self.dtype))
+
+    def cut(self, start: int, stop: int) -> Self:
+        """Some of its rows."""
+        return replace(self, values=self.values[start:stop], scale=self.scale[start:stop])
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """The same: it has no scales of 16 bits, and what it is rounded to is a part of what it means."""
+        return self
+
+    def to(self, device: torch.device) -> Self:
+        """The same weight on a device."""
+        return replace(self, **move_tensors(self, device))
+
+
+Weight = IntegerWeight | FloatWeight | CodebookWeight
 
 
 def name_element(values: Tensor) -> str:

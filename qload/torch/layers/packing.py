@@ -14,7 +14,7 @@ from qload.torch.hooks import Hooks
 from qload.torch.kernels.dense import Dequantized
 from qload.torch.kernels.kernel import Case, Kernel
 from qload.torch.kernels.table import Choice, Table
-from qload.torch.kernels.weights import FloatWeight, IntegerWeight, Weight
+from qload.torch.kernels.weights import CodebookWeight, FloatWeight, IntegerWeight, Weight
 
 HOOK = "qload_weight"
 
@@ -155,6 +155,6 @@ def _read_weight(hooks: Hooks, layer: Any, number: int, expert: int | None) -> W
 
 
 def _read(answer: object) -> Weight | str:
-    if isinstance(answer, IntegerWeight | FloatWeight | str):
+    if isinstance(answer, IntegerWeight | FloatWeight | CodebookWeight | str):
         return answer
     raise TypeError(f"it returns {type(answer).__name__}, not a weight or a reason")

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qload.torch.kernels import E2M1, Case, FloatWeight, Inputs, IntegerWeight, Kernel, Weight, choose_kernel
+from qload.torch.kernels import (
+    E2M1,
+    Case,
+    CodebookWeight,
+    FloatWeight,
+    Inputs,
+    IntegerWeight,
+    Kernel,
+    Weight,
+    choose_kernel,
+)
 from qload.torch.kernels.dense import Strips
 from qload.torch.kernels.int4_cpu import CpuInt4
 from qload.torch.kernels.int8_cpu import CpuInt8
@@ -55,6 +65,13 @@ def make_floats(dtype: torch.dtype, rows: int, columns: int, block: tuple[int, i
         return FloatWeight(values, E2M1, columns, scale.to(torch.float8_e8m0fnu), block)
     values = torch.randn(rows, columns, generator=generator).to(dtype)
     return FloatWeight(values, str(dtype).removeprefix("torch.float8_"), columns, scale, block)
+
+
+def make_codes(rows: int, columns: int, group: int, dtype: torch.dtype = torch.bfloat16) -> CodebookWeight:
+    generator = torch.Generator().manual_seed(rows * columns)
+    values = torch.randint(0, 256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
+    scale = torch.rand(rows, -(-columns // group), generator=generator) + 0.1
+    return CodebookWeight(values, "table", torch.randn(16, generator=generator), scale, group, dtype)
 
 
 def pack(kernel: type[Kernel], weight: Weight, dtype: torch.dtype) -> Kernel:
@@ -114,6 +131,9 @@ INTEGERS += [
 INTEGERS += [(CpuInt8, replace(make_integers(8, 37, 64, 64, zero="signed"), whole=torch.tensor(1 / 127)))]
 INTEGERS += [(CpuInt4, replace(make_integers(4, 64, 64, 64, zero="whole"), shift=torch.rand(64, 1).bfloat16()))]
 INTEGERS += [(Strips, make_integers(bits, 33, 80, 16, zero="whole")) for bits in (2, 3, 4, 5, 8)]
+CODES: list[tuple[type[Kernel], Weight]] = [
+    (Strips, make_codes(rows, columns, group)) for rows, columns, group in ((33, 192, 64), (33, 192, 192), (8, 74, 32))
+]
 FLOATS: list[tuple[type[Kernel], Weight]] = [
     (Strips, make_floats(values, rows, 192, block))
     for values in (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8)
@@ -129,13 +149,13 @@ FLOATS += [
 
 @has_int4
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize(("kernel", "weight"), INTEGERS + FLOATS)
+@pytest.mark.parametrize(("kernel", "weight"), INTEGERS + FLOATS + CODES)
 def test_products_are_those_of_the_dequantized_weight(kernel: type[Kernel], weight: Weight, tokens: int) -> None:
     check(pack(kernel, weight, torch.bfloat16), weight, draw(tokens, weight.columns, torch.bfloat16))
 
 
 @has_int4
-@pytest.mark.parametrize(("kernel", "weight"), INTEGERS + FLOATS)
+@pytest.mark.parametrize(("kernel", "weight"), INTEGERS + FLOATS + CODES)
 def test_nothing_of_a_weight_is_lost(kernel: type[Kernel], weight: Weight) -> None:
     check_restored(pack(kernel, weight, torch.bfloat16), weight)
 
@@ -176,6 +196,7 @@ KINDS: list[tuple[type[Kernel], Weight]] = [
     (Int8Dynamic, replace(make_integers(8, 77, 64, 64), inputs=Inputs(rounding=PER_TOKEN))),
     (Strips, make_floats(torch.float8_e4m3fn, 100, 128, (64, 64))),
     (UpcastStrips, make_floats(torch.float8_e4m3fn, 100, 128, (1, 128))),
+    (Strips, make_codes(100, 128, 64)),
 ]
 kinds = pytest.mark.parametrize(("kernel", "weight"), KINDS)
 

@@ -1,0 +1,1 @@
+"""bitsandbytes' own operators, where that package is installed, as kernels."""
