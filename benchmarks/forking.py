@@ -44,6 +44,7 @@ class Running:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+        self._pending = b""
 
     def __enter__(self) -> "Running":
         return self
@@ -65,16 +66,23 @@ class Running:
 
     def _read(self, traces: Sequence[Trace]) -> str:
         """The next line of the template, and samples until it comes."""
-        output = self._process.stdout
-        if output is None:
-            return ""
+        while b"\n" not in self._pending:
+            self._wait(traces)
+        line, self._pending = self._pending.split(b"\n", 1)
+        return line.decode()
+
+    def _wait(self, traces: Sequence[Trace]) -> None:
+        """Take what the template writes next; two lines may come at once, of which a stream would hide the second."""
+        if self._process.stdout is None:
+            raise SystemExit("the template of the runs has no output")
+        output = self._process.stdout.fileno()
         while not select.select([output], [], [], PERIOD)[0]:
             for trace in traces:
                 trace.sample()
-        line = output.readline()
-        if not line:
+        found = os.read(output, 1 << 16)
+        if not found:
             raise SystemExit(f"the template of the runs ended with {self._process.wait()}")
-        return line
+        self._pending += found
 
 
 def serve() -> None:
