@@ -1,6 +1,7 @@
-"""torch's own low-bit kernels and torchao's layers, called with nothing around them: what a layer could cost.
+"""torch's own low-bit kernels, bitsandbytes', and torchao's layers, called with nothing around them.
 
-Weights are random, of the shape and the format that a checkpoint has. Inputs are quantized before the clock starts.
+It is what a layer could cost. Weights are random, of the shape and the format that a checkpoint has. Inputs are
+quantized before the clock starts.
 """
 
 import importlib
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from checkpoints import BLOCK, GROUP, SCALE, make_floats
+from checkpoints import BLOCK, GROUP, NF4, NF4_GROUP, SCALE, make_floats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,14 +69,27 @@ def scaled(rows: int, columns: int, x: Tensor, input_scales: Tensor, weight_scal
     return lambda: torch._scaled_mm(inputs, weight.t(), input_scales, weight_scales, out_dtype=x.dtype)
 
 
+def make_nf4(rows: int, columns: int, x: Tensor) -> Call:
+    """Scales lie by groups, in bfloat16, on CPUs, and by rows, in float32, on GPUs."""
+    importlib.import_module("bitsandbytes")
+    operators, shape = torch.ops.bitsandbytes, (rows, columns)
+    codes = torch.randint(0, 256, (rows * columns // 2, 1), dtype=torch.uint8, device=x.device)
+    scales = torch.full((rows * columns // NF4_GROUP,), SCALE, device=x.device)
+    if x.is_cuda:
+        return lambda: operators.gemm_4bit(x, codes, shape, scales, NF4_GROUP, "nf4")
+    packed, by_groups = codes.view(rows, -1), scales.to(torch.bfloat16).view(-1, rows)
+    return lambda: operators.gemv_4bit(x, packed, shape, by_groups, NF4, NF4_GROUP)
+
+
 BARE: dict[str, tuple[str, Make]] = {
     "int4 g128": ("_weight_int4pack_mm", make_int4),
     "int8": ("_weight_int8pack_mm", make_int8),
     "w8a8 int8": ("_int_mm", make_w8a8),
     "fp8": ("_scaled_mm", make_fp8),
     "block fp8": ("_scaled_mm", make_fp8_blocks),
+    "nf4": ("bitsandbytes::gemv_4bit", make_nf4),
 }
-"""The name of torch's kernel for each format that it has one for."""
+"""The name of the kernel for each format that there is one for: torch's, or bitsandbytes' own."""
 
 
 def configure_torchao(form: str, device: str) -> Any:

@@ -10,12 +10,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-GROUP, BLOCK, MX_GROUP = 128, 128, 32
+GROUP, BLOCK, MX_GROUP, NF4_GROUP = 128, 128, 32, 64
 PER_WORD = 8
 """4-bit values in a word of 32 bits."""
 SCALE = 0.002
 ZEROS = 0x77777777
 """GPTQ's zero-points of a symmetric weight, one below 8, in a word."""
+
+NF4 = torch.tensor(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ]
+)
+"""The values of bitsandbytes' table of that name."""
 
 Linear = Callable[[int, int], dict[str, Tensor]]
 """The tensors of a linear layer of so many rows and columns, by the ends of their names."""
@@ -170,6 +180,17 @@ def store_mxfp4(rows: int, columns: int) -> dict[str, Tensor]:
     }
 
 
+def store_nf4(rows: int, columns: int) -> dict[str, Tensor]:
+    """As bitsandbytes saves it: flat codes, a scale for each block, the table, and a document beside them."""
+    state = {"quant_type": "nf4", "blocksize": NF4_GROUP, "dtype": "bfloat16", "shape": [rows, columns]}
+    return {
+        "weight": torch.randint(0, 256, (rows * columns // 2, 1), dtype=torch.uint8),
+        "weight.absmax": make_scales(rows * columns // NF4_GROUP, dtype=torch.float32) * 16,
+        "weight.quant_map": NF4.clone(),
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }
+
+
 def compress(form: str, weights: dict[str, Any], inputs: dict[str, Any] | None = None) -> dict[str, Any]:
     """What compressed-tensors writes into the config, for one scheme of all linear layers but the head."""
     group = {"targets": ["Linear"], "format": form, "weights": {"symmetric": True, "dynamic": False, **weights}}
@@ -209,6 +230,16 @@ FORMATS = {
     "block fp8": Format(
         store_fp8_blocks,
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]},
+    ),
+    "nf4": Format(
+        store_nf4,
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_use_double_quant": False,
+        },
     ),
     "mxfp4": Format(store_mxfp4, compress("mxfp4-pack-quantized", number(4, "float", "group", MX_GROUP))),
 }

@@ -3,11 +3,11 @@
     python benchmarks/computing.py [--rounds 5] [--device cpu] [--formats "int4 g128" ...] [--json FILE]
 
 Layers are of a 7B Llama's shapes, several of each, so that weights come from memory and not from a cache. Ways: qload
-as it loads, qload that makes every weight dense (`kernels=()`), the kernel that torch has for the format and nothing
-around it, torchao's layer, and a dense layer in bfloat16. The whole model is small and deep: tokens a second of
-decoding, and of a prompt of 512, beside transformers with compressed-tensors, torchao and a dense model. Ways take
-turns in a new order each round, in one process; ratios are taken inside a round. On a GPU each call is a CUDA graph
-where it can be one. What a way cannot do is kept with its error.
+as it loads, qload that makes every weight dense (`kernels=()`), the kernel that torch has for the format, or
+bitsandbytes for its own, and nothing around it, torchao's layer, and a dense layer in bfloat16. The whole model is
+small and deep: tokens a second of decoding, and of a prompt of 512, beside transformers with the format's own package,
+torchao and a dense model. Ways take turns in a new order each round, in one process; ratios are taken inside a round.
+On a GPU each call is a CUDA graph where it can be one. What a way cannot do is kept with its error.
 """
 
 import argparse
@@ -43,8 +43,7 @@ QLOAD, DENSIFYING, BARE_KERNEL, TORCHAO, PLAIN = (
     "torchao",
     "dense bf16",
 )
-COMPRESSED = "transformers + compressed-tensors"
-PACKAGES = ("torch", "transformers", "compressed-tensors", "torchao")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "torchao", "bitsandbytes")
 
 Seconds = dict[str, list[float]]
 Errors = dict[str, str]
@@ -196,7 +195,7 @@ def measure_model(
     makers: dict[str, Callable[[], nn.Module]] = {
         QLOAD: lambda: load(packed, device),
         DENSIFYING: lambda: load(packed, device, dense=True),
-        COMPRESSED: lambda: load_transformers(packed, device),
+        name_transformers(form): lambda: load_transformers(packed, device),
         TORCHAO: lambda: load_torchao(plain, form, device),
         PLAIN: lambda: load_transformers(plain, device),
     }
@@ -214,6 +213,10 @@ def measure_model(
     seconds = take_turns(prompts, errors, device, rounds)
     found[f"prompt {LONG}"] = {way: [LONG / each for each in runs] for way, runs in seconds.items()}
     return found, errors
+
+
+def name_transformers(form: str) -> str:
+    return f"transformers + {(FORMATS[form].config or {}).get('quant_method')}"
 
 
 def make_step(model: nn.Module, batch: int, device: str) -> Iterator[Call]:
@@ -325,7 +328,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS), help="of the layers")
-    parser.add_argument("--models", nargs="*", choices=FORMATS, default=["int4 g128", "int8"], help="decoded wholly")
+    parser.add_argument(
+        "--models", nargs="*", choices=FORMATS, default=["int4 g128", "int8", "nf4"], help="decoded wholly"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--layers", type=int, default=2, help="decoder layers of the wide model")
     parser.add_argument("--depth", type=int, default=12, help="decoder layers of the deep one")

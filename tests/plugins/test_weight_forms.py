@@ -1,5 +1,6 @@
 """The forms of weights that kernels get: of each of ggml's types, and where a scheme has none, or has a lesser one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -70,14 +71,14 @@ def test_blocks_whose_scales_are_not_those_of_the_element_have_none(name: str, c
     assert "scales beyond" in answer
 
 
-def make_layer(section: dict[str, Any], columns: int = 128, **changed: Tensor) -> Layer:
+def make_layer(section: dict[str, Any], columns: int = 128, changed: Mapping[str, Tensor] | None = None) -> Layer:
     """A layer of random tensors; some are changed."""
     quantization = make_quantization(section)
     geometry = single(64, columns)
     treatment = quantization.treat(ModuleInfo(("layer",), classes=("Linear", "Module")))
     layer = Layer(geometry, (Source("layer"),), Site(quantization, "layer"), treatment, column)
     tensors = make_tensors(quantization, treatment, geometry, layer.sources)
-    tensors |= {f"layer.{name}": tensor for name, tensor in changed.items()}
+    tensors |= {f"layer.{name}": tensor for name, tensor in (changed or {}).items()}
     qload.load_tensors(layer, tensors, quantization, kernels=())
     return layer
 
@@ -136,7 +137,7 @@ def test_weights_that_are_rounded_twice_have_a_form_where_inputs_are_not_rounded
 @pytest.mark.parametrize("low", [-8, -9])
 def test_values_beyond_their_bits_are_of_eight(low: int) -> None:
     values = torch.full((64, 128), low, dtype=torch.int8)
-    weight = ask(make_layer(torchao("IntxWeightOnlyConfig", weight_dtype="int4"), _weight_qdata=values))
+    weight = ask(make_layer(torchao("IntxWeightOnlyConfig", weight_dtype="int4"), changed={"_weight_qdata": values}))
     assert isinstance(weight, IntegerWeight)
     assert weight.bits == (4 if low == -8 else 8)
 
@@ -145,7 +146,7 @@ def test_values_beyond_their_bits_are_of_eight(low: int) -> None:
 def test_zero_points_that_are_all_zero_are_none(zero: int) -> None:
     section = quark(weight=spec("int8"), input_tensors=spec("int8"))
     zeros = {f"{name}_zero_point": torch.tensor(zero, dtype=torch.int8) for name in ("weight", "input")}
-    weight = ask(make_layer(section, **zeros))
+    weight = ask(make_layer(section, changed=zeros))
     assert isinstance(weight, IntegerWeight)
     assert isinstance(weight.zero, Tensor) == (zero != 0)
     assert weight.inputs.rounding == StaticRounding(8, is_float=False, has_zero=zero != 0)
