@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpus import needs_gpu
 from qload_bitsandbytes.kernels.cpu import CpuCodebook
 from qload_bitsandbytes.kernels.cuda import CudaCodebook
 from torch import Tensor
@@ -144,6 +145,16 @@ def test_layers_compile_whole(package: Any, kernel: type[Kernel]) -> None:
     with torch.no_grad():
         compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), packed(x))
+
+
+@needs_gpu
+@kinds
+@pytest.mark.parametrize("tokens", [1, 5, 300])
+def test_products_on_a_gpu(package: Any, quant_type: str, group: int, tokens: int) -> None:
+    weight, x = read(*quantize(package, quant_type, group)).to(torch.device("cuda")), draw(tokens).cuda()
+    packed = CudaCodebook([weight], Case(x.device, x.dtype))
+    assert find_error(packed(x), x.double() @ weight.dequantize().double().T) < torch.finfo(x.dtype).eps
+    assert torch.equal(packed.unpack().dequantize(), weight.dequantize())
 
 
 def test_a_trial_takes_it(package: Any, kernel: type[Kernel]) -> None:

@@ -21,12 +21,12 @@ class RowProduct(Kernel):
 
     @classmethod
     def serves(cls, weight: Weight, case: Case) -> bool:
-        """What it is made for. Where an extension that it needs is not installed, this is the place to say no."""
+        """What it is made for."""
         return isinstance(weight, IntegerWeight) and weight.values.dtype == torch.int8
 
     @classmethod
     def refuse(cls, weight: Weight, case: Case) -> str | None:
-        """What of that it cannot do, in words that reports show."""
+        """What of that it cannot do, in words that reports show; also that an extension of it is not installed."""
         if not isinstance(weight, IntegerWeight) or weight.group < weight.columns or weight.zero != 0:
             return "it multiplies rows of one scale, without zero-points"
         return "inputs are not rounded by it" if weight.inputs.rounding is not None else None
