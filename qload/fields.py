@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from qload.patterns import Dialect, Overrides, Patterns
@@ -63,6 +63,9 @@ OverridesByName = dict[Annotated[str, AfterValidator(_check_override)], T]
 
 class Provenance(BaseModel):
     """What tools note beside what loading needs: a config model inherits it, and may read some of it."""
+
+    # Of the models of all methods that are asked whether a checkpoint is theirs, one or none is to be built.
+    model_config = ConfigDict(defer_build=True)
 
     meta: Unread = Field(None, description="What the tool notes of itself and of its settings, in a form of its own.")
     provider: Unread = Field(None, description="The tool that wrote the checkpoint.")

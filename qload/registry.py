@@ -17,7 +17,7 @@ from qload import hooks
 from qload.calls import BoundHook, Origin, PluginWarning, ask, call
 from qload.catalogue import Rule
 from qload.checkpoint import TensorEntry
-from qload.entries import Declaration, load_declaration, load_plugin, load_runtime, read_origin
+from qload.entries import Declaration, load_declaration, load_plugin, load_runtime, read_origins
 from qload.errors import MethodConflictError, MethodError, PluginError, UnknownMethodError
 from qload.findings import Finding
 from qload.hooks import Hook
@@ -167,9 +167,10 @@ class Registry:
         """
         environ = os.environ if environ is None else environ
         chosen = dict(_pairs(environ.get("QLOAD_PREFER", "")))
+        installed = entry_points()
         return cls(
-            map(read_origin, entry_points(group=METHODS_GROUP)),
-            plugins=map(read_origin, entry_points(group=PLUGINS_GROUP)),
+            read_origins(installed.select(group=METHODS_GROUP)),
+            plugins=read_origins(installed.select(group=PLUGINS_GROUP)),
             prefer=chosen | dict(prefer or {}),
             blocked=[name.strip() for name in environ.get("QLOAD_DISABLE", "").split(",")],
         )

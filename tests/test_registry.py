@@ -6,7 +6,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from strangers import make_plugin, origin
 
 from qload.checkpoint import Checkpoint, Folder
-from qload.entries import read_origin
+from qload.entries import read_origins
 from qload.errors import MethodConflictError, PluginError, UnknownMethodError
 from qload.hookspecs import HOOKSPEC_VERSION, Capabilities, MethodInfo
 from qload.registry import UNQUANTIZED, Origin, PluginWarning, Registry, Status
@@ -193,6 +193,8 @@ def test_the_runtime_module_is_imported_when_it_is_needed(runtime_module: types.
         ("from somewhere import qload_dequantize", None),
         ("from somewhere import *", None),
         ("if 1:\n    qload_dequantize = print", None),
+        ("print(qload_dequantize)", "read_runtime: it lacks qload_dequantize"),
+        ("def make():\n    qload_dequantize = print", "read_runtime: it lacks qload_dequantize"),
     ],
 )
 def test_what_the_runtime_lacks_is_known_without_importing_it(
@@ -296,7 +298,7 @@ def test_methods_are_listed_by_name_and_not_in_the_order_of_installing() -> None
 
 
 def test_an_entry_point_that_no_distribution_owns_is_called_so() -> None:
-    found = read_origin(EntryPoint("m", "m_module", "qload.methods"))
+    (found,) = read_origins([EntryPoint("m", "m_module", "qload.methods")])
     assert (found.method, found.target, found.distribution, found.version) == ("m", "m_module", "unknown", "")
     assert str(found.blame("it fails")).endswith("report it to unknown (m_module), or do without: QLOAD_DISABLE=m")
 
@@ -316,8 +318,8 @@ def test_a_blocked_plugin_is_never_imported() -> None:
 
 
 def test_what_is_installed_is_found_in_both_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = {"qload.methods": [EntryPoint("m", "m_module", "")], "qload.plugins": [EntryPoint("p", "opener", "")]}
-    monkeypatch.setattr("qload.registry.entry_points", lambda group: groups[group])
+    installed = [EntryPoint("m", "m_module", "qload.methods"), EntryPoint("p", "opener", "qload.plugins")]
+    monkeypatch.setattr("qload.registry.entry_points", lambda: EntryPoints(installed))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "opener.py").write_text(
         "from qload.checkpoint import Checkpoint\n"

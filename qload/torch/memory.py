@@ -16,6 +16,8 @@ from torch import Tensor
 CHUNK_BYTES = 256 << 20
 ALIGNMENT = 64
 _HUGE_PAGE = 2 << 20
+_LEAST_FREED = 64 << 10
+"""Less is kept until its mapping goes: to take it out of a huge page, the system has to split that, and all wait."""
 _CAN_MAP = hasattr(mmap, "MAP_ANONYMOUS")
 _ADVICE_HUGE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _ADVICE_FREE: int | None = getattr(mmap, "MADV_DONTNEED", None)
@@ -25,9 +27,9 @@ class Arena:
     """Makes tensors on one device; on the CPU, out of mappings of many.
 
     Each tensor has a storage of its own, of just its bytes, that begins at a multiple of 64 bytes and cannot be
-    resized. The pages that no other tensor has a part in go back to the system when its last view is gone, and a
-    mapping when the last of its tensors is. The arena itself keeps none of them, and threads may share it. On other
-    devices, and on systems without anonymous mappings, the tensors are torch's own.
+    resized. The pages that no other tensor has a part in go back to the system when its last view is gone, unless they
+    are few, and a mapping when the last of its tensors is. The arena itself keeps none of them, and threads may share
+    it. On other devices, and on systems without anonymous mappings, the tensors are torch's own.
     """
 
     def __init__(self, device: torch.device, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -84,7 +86,7 @@ class _Chunk:
         piece = self._view[start:stop]
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         size = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if size > 0 and _ADVICE_FREE is not None:
+        if size >= _LEAST_FREED and _ADVICE_FREE is not None:
             # A process that ends gives everything back.
             weakref.finalize(piece, _advise, self._map, _ADVICE_FREE, first, size).atexit = False
         return piece

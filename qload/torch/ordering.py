@@ -25,10 +25,11 @@ def settle_group_index(layer: Layer, name: str, group: int, *, ordered: bool) ->
         if cut and ordered:
             layer.set_tensor(name, _make_index(layer, name, group))
         return
-    position = (torch.arange(start, start + columns, device=index.device) // group).to(index.dtype)
-    settled = torch.where((index < 0).all(-1, keepdim=True), position, index)
-    plain = torch.equal(settled, position.expand_as(index))
-    if plain and not (cut and ordered):
+    position = (torch.arange(start, start + columns, dtype=index.dtype, device=index.device) // group).expand_as(index)
+    # Nearly all are plain as they are stored.
+    plain = torch.equal(index, position)
+    settled = index if plain else torch.where((index < 0).all(-1, keepdim=True), position, index)
+    if (plain or torch.equal(settled, position)) and not (cut and ordered):
         layer.set_tensor(name, None)
     elif cut and not ordered:
         raise ModelError(

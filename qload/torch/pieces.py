@@ -61,8 +61,8 @@ def select_pieces(specs: Iterable[ParameterSpec], geometry: Geometry, local: Geo
     specs = tuple(specs)
     solid = any(spec.layout.is_solid(Dim.OUT) for spec in specs)
     rows = geometry if solid else local
-    if _is_uniform(specs, local, solid):
-        return (Selection(rows.out_features, {spec.name: () for spec in specs}),)
+    if len(local.parts) == 1 or _is_uniform(specs, local, solid):
+        return (Selection(rows.out_features, {spec.name: _index_first(spec.layout) for spec in specs}),)
     return tuple(
         Selection(part.size, {spec.name: _index(spec, geometry, local, number) for spec in specs})
         for number, part in enumerate(rows.parts)
@@ -108,8 +108,6 @@ def cast_scale(tensor: Tensor, spec: ParameterSpec, dtype: torch.dtype) -> Tenso
 def _is_uniform(specs: tuple[ParameterSpec, ...], local: Geometry, solid: bool) -> bool:
     if any(spec.layout.follows(Dim.PART) for spec in specs):
         return False
-    if len(local.parts) == 1:
-        return True
     if solid:
         return False
     units = [spec.layout.unit(Dim.OUT) for spec in specs]
@@ -126,6 +124,13 @@ def _place(layout: Layout, geometry: Geometry, local: Geometry, place: Place) ->
         for axis, interval in zip(layout.axes, region, strict=True)
         if axis.dim is not Dim.EXPERT
     )
+
+
+def _index_first(layout: Layout) -> Index:
+    """What to index the tensor of a single piece with: all of it, but for the axis of parts."""
+    if not layout.follows(Dim.PART):
+        return ()
+    return tuple(0 if axis.dim is Dim.PART else slice(None) for axis in layout.axes if axis.dim is not Dim.EXPERT)
 
 
 def _index(spec: ParameterSpec, geometry: Geometry, local: Geometry, part: int) -> Index:

@@ -51,8 +51,8 @@ class FloatWatch(Watch):
     is_negative: bool = False
 
     def see(self, bits: Bits) -> None:
-        # Nearly all scales are as they should be, which two passes without memory of their own show.
-        if self.number.signed and not self.signed and _are_all_useful(bits, self.number):
+        # Nearly all scales are positive and as they should be, which two passes without memory of their own show.
+        if self.number.signed and _are_all_useful(bits, self.number):
             return
         self.is_odd = self.is_odd or has_odd(bits, self.number)
         if not self.signed and self.number.signed and not self.is_negative:
@@ -184,8 +184,9 @@ class VersionWatch(Watch):
     def see(self, bits: Bits) -> None:
         step = len(self.other.words)
         alike = [bits[..., place::step] == word for place, word in enumerate(self.other.words)]
-        self.is_all = self.is_all and all(bool(each.all()) for each in alike)
-        self.is_some = self.is_some or any(bool(each.any()) for each in alike)
+        is_some = any(bool(each.any()) for each in alike)
+        self.is_all = self.is_all and is_some and all(bool(each.all()) for each in alike)
+        self.is_some = self.is_some or is_some
 
     @property
     def is_suspect(self) -> bool:

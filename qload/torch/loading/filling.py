@@ -14,6 +14,7 @@ from qload.findings import Finding
 from qload.layout import volume
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled, torch_dtype
+from qload.torch.garbage import putting_off_collections
 from qload.torch.kernels import Table
 from qload.torch.layers import Layer
 from qload.torch.loading.orders import Order, Reader, reading
@@ -65,7 +66,7 @@ class Filling:
         self._begun: dict[int, _Work] = {}
         self._next = 0
         self._done = 0
-        self._total = plan.bytes_read
+        self._total = 0 if progress is None else plan.bytes_read
         self._started = time.perf_counter()
         self.seconds = 0.0
         self.findings: list[Finding] = []
@@ -167,6 +168,7 @@ def _leave_cores(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(count)
 
 
+@putting_off_collections()
 def fill(
     plan: Plan,
     find: Callable[[str], nn.Module],

@@ -12,6 +12,7 @@ from qload.presets import Asked
 from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.torch.dtypes import dtype_code
+from qload.torch.garbage import putting_off_collections
 from qload.torch.kernels import Table, find_kernels
 from qload.torch.layers import Layer, ParallelLMHead
 from qload.torch.loading.checkpoints import list_entries
@@ -90,6 +91,7 @@ def load_tensors(
     return _load_module(loading, module, prefix, quantize_activations)
 
 
+@putting_off_collections()
 def _load_module(loading: Load, module: nn.Module, prefix: str, quantize_activations: bool) -> LoadReport:
     layers = {name: child for name, child in module.named_modules() if isinstance(child, Layer) and _has_own(child)}
     for layer in layers.values():

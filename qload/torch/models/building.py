@@ -147,7 +147,8 @@ def _read_generation_config(model: PreTrainedModel, path: Path) -> None:
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    held = (*module._parameters.items(), *module._buffers.items())
+    return [(name, tensor) for name, tensor in held if tensor is not None]
 
 
 def _put_unwritten(module: nn.Module, leaf: str, device: torch.device) -> None:

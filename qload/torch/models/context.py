@@ -1,7 +1,7 @@
 """What a module's replacement is made from: the model, the checkpoint's names, and its quantization."""
 
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Hashable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ class Context:
     group: Group
     heads: Heads
     by_experts: bool = False
+    _shardings: dict[Hashable, Sharding] = field(default_factory=dict, init=False, repr=False)
 
     def source(self, name: str) -> Source:
         """The checkpoint's module for one of the model's; one of the same name where it has none."""
@@ -66,12 +67,17 @@ class Context:
     def choose_sharding(self, name: str, geometry: Geometry, treatment: Treatment) -> Sharding:
         """How a module of the checkpoint is divided, as whoever plans without the model has it too.
 
-        Raises ShardError where no way fits, with the numbers of ranks for which one does.
+        It is worked out once for all that end with the same word and are alike. Raises ShardError where no way fits,
+        with the numbers of ranks for which one does.
         """
         if self.group.size == 1:
             return replicated
-        specs = self.quantization.declare(treatment, geometry)
-        return settle_sharding(name, geometry, specs, self.group.size)
+        key = (name.rpartition(".")[2], treatment.method.name, treatment.scheme, geometry)
+        found = self._shardings.get(key)
+        if found is None:
+            specs = self.quantization.declare(treatment, geometry)
+            found = self._shardings[key] = settle_sharding(name, geometry, specs, self.group.size)
+        return found
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from qload.quantization import Quantization
 from qload.registry import Registry
 from qload.roles import read_heads
 from qload.torch.dtypes import dtype_code
+from qload.torch.garbage import putting_off_collections
 from qload.torch.loading.load import Load, LoadOptions, choose_device
 from qload.torch.loading.modules import target_of
 from qload.torch.loading.orders import ReaderFactory
@@ -124,6 +125,7 @@ class Planned:
         return self.made.layers.get(name) or self.stages.get(name) or self.model.get_submodule(name)
 
 
+@putting_off_collections()
 def plan_load(
     loading: Load, dtype: torch.dtype | str | None, quantize_activations: bool, *, by_experts: bool
 ) -> Planned:

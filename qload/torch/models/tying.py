@@ -63,7 +63,8 @@ def settle_names(model: PreTrainedModel, names: Names) -> Names:
 def find_ties(model: PreTrainedModel, names: Names) -> Ties:
     """What a model's config ties, and its checkpoint does not store or does."""
     tied = _tied_modules(model)
-    there = (*names.tensors, *names.converted)
+    # Most configs tie nothing, and names are many.
+    there = (*names.tensors, *names.converted) if tied else ()
     stored = {split_name(name)[0] for name in there if not name.endswith(".bias")}
     return Ties(
         {target: owner for target, owner in tied.items() if target not in stored},
