@@ -30,6 +30,7 @@ from qload.hookspecs import ModuleInfo
 from qload.torch import ReplicatedLinear, Site, VocabParallelEmbedding
 from qload.torch.activations import fake_quantize, fake_quantize_dynamic
 from qload.torch.layers.linear import Linear
+from qload.torch.ordering import settle_group_index
 
 CONFIGS = [
     config["quantization_config"]
@@ -382,6 +383,17 @@ def test_only_an_order_of_groups_needs_an_index(actorder: str, ordered: bool, re
     assert ("weight_g_idx" in layer.declared) == ordered
     if ordered:
         assert layer.declared["weight_g_idx"].bounds == (-1, 2)
+
+
+@pytest.mark.parametrize("index", [[-1] * 64, [0] * 32 + [1] * 32, [1] * 32 + [0] * 32])
+def test_an_index_below_zero_or_in_order_is_dropped(index: list[int], registry: Registry) -> None:
+    args = {"num_bits": 4, "strategy": "group", "group_size": 32, "actorder": "group"}
+    layer = ReplicatedLinear(64, 32, Site(quantization_of("pack-quantized", args, registry), "a"))
+    layer.allocate("cpu")
+    held = layer.get_parameter("weight_g_idx")
+    layer.set_tensor("weight_g_idx", torch.tensor(index, dtype=held.dtype).view(held.shape))
+    settle_group_index(layer, "weight_g_idx", 32, ordered=True)
+    assert (layer.weight_g_idx is not None) == (index[0] == 1)
 
 
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor"}
