@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightTransform
 
 from qload.checkpoint import Checkpoint
@@ -21,10 +21,6 @@ from qload.patterns import NUMBER
 from qload.plan import Source
 from qload.torch.models.converting import Conversion
 from qload.torch.models.likeness import Match, Shapes, Template, tell_numbers
-
-# transformers makes its table of a thousand regexes when it is first asked for one of a kind of model. It depends on no
-# checkpoint: it is made with the imports, whose time is seconds, and not in a load.
-get_checkpoint_conversion_mapping("")
 
 _STACK = "MergeModulelist"
 _FUSE = "Concatenate"
