@@ -23,6 +23,12 @@ def view_pairs(words: Tensor) -> Tensor:
     return (words if words.is_contiguous() else copy_afresh(words)).view(torch.uint8)
 
 
+def pair_words(words: Tensor) -> Tensor:
+    """Words int32 [columns / 8, rows] of eight columns each, low bits first, as pairs uint8 [rows, columns / 2]."""
+    # Rows that lie apart are turned many times as slowly.
+    return copy_afresh(words.contiguous().T).view(torch.uint8)
+
+
 def pair_transposed(words: Tensor, order: Sequence[int]) -> Tensor:
     """Words int32 [columns, rows / 8] of eight rows each as pairs uint8 [rows, columns / 2].
 

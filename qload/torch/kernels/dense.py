@@ -63,6 +63,7 @@ class Strips(Dequantized):
 
     label = "dequantize by strips"
     devices = "CPU"
+    takes_words = True
 
     @classmethod
     def serves(cls, weight: Weight, case: Case) -> bool:
