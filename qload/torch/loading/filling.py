@@ -22,6 +22,9 @@ from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.memory import Arena
 from qload.torch.values import check_values, watch_values
 
+SPARE_BYTES = 48 << 20
+"""Of memory that packed layers have left, kept for the next ones: as much as waits to be packed."""
+
 
 @dataclass(slots=True)
 class _Work:
@@ -183,8 +186,9 @@ def fill(
     The reader is closed, whatever comes. Raises CheckpointError with every scale that is not a number and every
     index out of range, once all are read.
     """
-    filling = Filling(plan, find, Arena(device), progress, synchronize, kernels)
-    with closing(reader):
+    arena = Arena(device, spare_bytes=SPARE_BYTES)
+    filling = Filling(plan, find, arena, progress, synchronize, kernels)
+    with closing(reader), closing(arena):
         filling.run(reader)
     if filling.findings:
         raise CheckpointError(path, filling.findings)
