@@ -63,7 +63,6 @@ class Strips(Dequantized):
 
     label = "dequantize by strips"
     devices = "CPU"
-    takes_words = True
 
     @classmethod
     def serves(cls, weight: Weight, case: Case) -> bool:

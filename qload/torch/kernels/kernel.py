@@ -101,7 +101,7 @@ class Kernel(nn.Module):
         """Pack a weight, or one for each expert; each is dropped before the next is asked for."""
         super().__init__()
         for number, given in enumerate(weights):
-            weight = self.prepare(given if self.takes_words else _pair_words(given))
+            weight = self.prepare(given if self.takes_words else _pair_words(given, case))
             if not number:
                 self._begin(weight, case)
             self.fill(weight, self._pick(None if case.experts is None else number))
@@ -228,8 +228,8 @@ class Kernel(nn.Module):
         return f"{self.label}, {self.columns} to {self.rows}"
 
 
-def _pair_words(weight: Weight) -> Weight:
-    return weight.pair() if isinstance(weight, IntegerWeight) else weight
+def _pair_words(weight: Weight, case: Case) -> Weight:
+    return weight.pair(case.make) if isinstance(weight, IntegerWeight) else weight
 
 
 def _list_inputs(inputs: Inputs) -> list[tuple[str, Tensor]]:

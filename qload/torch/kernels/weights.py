@@ -1,5 +1,6 @@
 """Weights as kernels know them, whatever method stores them: integers, or small floats, and their scales."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeGuard
 
@@ -71,9 +72,12 @@ class IntegerWeight:
         values = self.pair().values
         return values if values.shape[1] == self.columns else unpack(values, 4, self.columns)
 
-    def pair(self) -> Self:
-        """With pairs in place of words."""
-        return replace(self, values=pair_words(self.values)) if self.is_worded else self
+    def pair(self, make: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None) -> Self:
+        """With pairs in place of words, in memory that `make` makes."""
+        if not self.is_worded:
+            return self
+        into = None if make is None else make((self.rows, self.columns // 2), torch.uint8)
+        return replace(self, values=pair_words(self.values, into))
 
     def outline(self) -> Self:
         """As `pair`, for whoever looks at shapes and dtypes alone: the values are not these."""

@@ -22,7 +22,7 @@ from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.memory import Arena
 from qload.torch.values import check_values, watch_values
 
-SPARE_BYTES = 48 << 20
+SPARE_BYTES = 24 << 20
 """Of memory that packed layers have left, kept for the next ones: as much as waits to be packed."""
 
 
