@@ -47,6 +47,23 @@ def test_small_tensors_are_made_of_what_larger_ones_left() -> None:
         assert all(bool((part == fill).all()) for fill, part in enumerate(parts))
 
 
+def test_a_tensor_has_a_storage_of_its_bytes_in_memory_of_a_few_more() -> None:
+    with closing(Arena(CPU, spare_bytes=SIZE)) as arena:
+        place = take(arena).data_ptr()
+        tensor = take(arena, SIZE - 100)
+        assert tensor.data_ptr() == place
+        assert (len(tensor), tensor.untyped_storage().nbytes()) == (SIZE - 100, SIZE - 100)
+        del tensor
+        assert take(arena).data_ptr() == place
+
+
+def test_what_is_too_large_to_keep_takes_nothing_else_s_place() -> None:
+    with closing(Arena(CPU, spare_bytes=SIZE)) as arena:
+        place = take(arena).data_ptr()
+        take(arena, 2 * SIZE)
+        assert take(arena).data_ptr() == place
+
+
 def test_zeros_are_zeros() -> None:
     with closing(Arena(CPU, spare_bytes=SIZE)) as arena:
         take(arena)

@@ -331,6 +331,7 @@ def test_inputs_that_lie_anywhere_do_not_crash() -> None:
 def test_words_are_pairs_that_are_turned(weight: IntegerWeight) -> None:
     pairs = weight.pair()
     assert pairs.is_paired
+    assert not weight.is_paired
     assert (weight.rows, weight.label) == (pairs.rows, pairs.label)
     assert torch.equal(word(pairs).values, weight.values)
     outline = weight.outline()
