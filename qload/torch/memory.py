@@ -25,9 +25,9 @@ class Arena:
 
     Each tensor has a storage of its own, of just its bytes, that begins at a multiple of 64 bytes and cannot be
     resized. The pages that no other tensor has a part in go back to the system when its last view is gone, and a
-    mapping when the last of its tensors is. Until it is closed, the arena itself keeps up to `spare_bytes` of them for
-    tensors to come. Threads may share it. On other devices, and on systems without anonymous mappings, the tensors are
-    torch's own.
+    mapping when the last of its tensors is. Until it is closed, the arena itself keeps up to `spare_bytes` of them, or
+    the last tensor's, for those to come. Threads may share it. On other devices, and on systems without anonymous
+    mappings, the tensors are torch's own.
     """
 
     def __init__(self, device: torch.device, chunk_bytes: int = CHUNK_BYTES, spare_bytes: int = 0) -> None:

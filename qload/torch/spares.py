@@ -45,7 +45,7 @@ class Span:
 
 
 class Spares:
-    """Keeps up to `most` bytes of what tensors have left; of more the oldest go back to the system.
+    """Keeps up to `most` bytes of what tensors have left, or the last one alone; the oldest go back to the system.
 
     Memory that was written to before is there at once, where each fresh page is a fault, and a page of zeros to make.
     Threads may share it, and collecting garbage may give it something at any time.
@@ -58,12 +58,12 @@ class Spares:
 
     def give(self, span: Span) -> None:
         """Keep what nothing uses any more, or give it back to the system."""
-        if span.nbytes < _LEAST or span.nbytes > self._most:
+        if span.nbytes < _LEAST or not self._most:
             span.free()
             return
         with self._lock:
             self._spans.append(span)
-            self._shrink()
+            self._shrink(1)
 
     def take(self, nbytes: int) -> Span | None:
         """So many bytes of anything, or a few more, out of the span that has the least to spare."""
@@ -82,7 +82,7 @@ class Spares:
         """Keep nothing from now on."""
         with self._lock:
             self._most = 0
-            self._shrink()
+            self._shrink(0)
 
     def _remove(self, span: Span) -> bool:
         """Whether it was still there: what garbage gives meanwhile may take its place."""
@@ -92,8 +92,8 @@ class Spares:
             return False
         return True
 
-    def _shrink(self) -> None:
-        while sum([span.nbytes for span in self._spans]) > self._most:
+    def _shrink(self, least: int) -> None:
+        while len(self._spans) > least and sum([span.nbytes for span in self._spans]) > self._most:
             self._spans.pop(0).free()
 
 

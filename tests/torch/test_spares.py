@@ -57,11 +57,14 @@ def test_a_tensor_has_a_storage_of_its_bytes_in_memory_of_a_few_more() -> None:
         assert take(arena).data_ptr() == place
 
 
-def test_what_is_too_large_to_keep_takes_nothing_else_s_place() -> None:
+def test_the_last_one_is_kept_however_large_it_is() -> None:
     with closing(Arena(CPU, spare_bytes=SIZE)) as arena:
-        place = take(arena).data_ptr()
-        take(arena, 2 * SIZE)
-        assert take(arena).data_ptr() == place
+        first = take(arena)
+        place = take(arena, 2 * SIZE).data_ptr()
+        old = first.data_ptr()
+        assert take(arena, 2 * SIZE).data_ptr() == place
+        del first
+        assert take(arena, SIZE).data_ptr() == old
 
 
 def test_zeros_are_zeros() -> None:

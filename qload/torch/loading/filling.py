@@ -22,8 +22,8 @@ from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.memory import Arena
 from qload.torch.values import check_values, watch_values
 
-SPARE_BYTES = 24 << 20
-"""Of memory that packed layers have left, kept for the next ones: as much as waits to be packed."""
+SPARE_BYTES = 16 << 20
+"""Of memory that packed layers have left, kept for the next ones; of larger ones the last."""
 
 
 @dataclass(slots=True)

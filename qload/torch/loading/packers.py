@@ -11,7 +11,7 @@ from qload.torch.kernels import Table
 from qload.torch.layers import Layer
 from qload.torch.memory import Arena
 
-PENDING_BYTES = 32 << 20
+PENDING_BYTES = 48 << 20
 """Of stored tensors that wait to be packed, or are: both forms of a layer are there meanwhile. One layer is enough."""
 _MOST_THREADS = 8
 
