@@ -36,11 +36,13 @@ def qload_weight(layer: LayerPiece) -> Weight | str:
 
 
 def _values(layer: LayerPiece, order: Tensor | None) -> Tensor:
-    """The values with their columns in that order: in pairs of four bits, else one to a byte."""
+    """The values with their columns in that order: of four bits in the words that are stored, else one to a byte."""
     bits, words, columns = layer.scheme.bits, layer.qweight, layer.in_features
     if order is not None and (bits == 3 or columns * bits % 32):
         return unpack(words.T, bits, columns).index_select(1, order)
     words = words if order is None else reorder(words, bits, order)
+    if bits == 4 and columns % 8 == 0:
+        return words
     is_whole = bits == 8 or (bits == 4 and columns % 2 == 0)
     return view_pairs(words.T)[:, : columns * bits // 8] if is_whole else unpack(words.T, bits, columns)
 

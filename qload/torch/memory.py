@@ -7,20 +7,17 @@ system has none.
 
 import mmap
 import threading
-import weakref
 from math import prod
 
 import torch
 from torch import Tensor
 
+from qload.torch.spares import ALIGNMENT, Span, Spares, advise
+
 CHUNK_BYTES = 256 << 20
-ALIGNMENT = 64
 _HUGE_PAGE = 2 << 20
-_LEAST_FREED = 64 << 10
-"""Less is kept until its mapping goes: to take it out of a huge page, the system has to split that, and all wait."""
 _CAN_MAP = hasattr(mmap, "MAP_ANONYMOUS")
 _ADVICE_HUGE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
-_ADVICE_FREE: int | None = getattr(mmap, "MADV_DONTNEED", None)
 
 
 class Arena:
@@ -28,24 +25,32 @@ class Arena:
 
     Each tensor has a storage of its own, of just its bytes, that begins at a multiple of 64 bytes and cannot be
     resized. The pages that no other tensor has a part in go back to the system when its last view is gone, unless they
-    are few, and a mapping when the last of its tensors is. The arena itself keeps none of them, and threads may share
-    it. On other devices, and on systems without anonymous mappings, the tensors are torch's own.
+    are few, and a mapping when the last of its tensors is. Until it is closed, the arena itself keeps up to
+    `spare_bytes` of them, or the last tensor's, for those to come. Threads may share it. On other devices, and on
+    systems without anonymous mappings, the tensors are torch's own.
     """
 
-    def __init__(self, device: torch.device, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, device: torch.device, chunk_bytes: int = CHUNK_BYTES, spare_bytes: int = 0) -> None:
         self.device = device
+        self._spares = Spares(spare_bytes)
         self._chunk_bytes = chunk_bytes
         self._chunk: _Chunk | None = None
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, *, zeros: bool = True) -> Tensor:
-        """A new contiguous tensor of zeros; with `zeros=False`, on some devices, of anything."""
+        """A new contiguous tensor of zeros; with `zeros=False`, of anything: what other tensors have left serves."""
         count = prod(shape)
         if self.device.type != "cpu" or not count or not _CAN_MAP:
             return (torch.zeros if zeros else torch.empty)(shape, dtype=dtype, device=self.device)
-        return torch.frombuffer(self._cut(count * dtype.itemsize), dtype=dtype).view(shape)
+        nbytes = count * dtype.itemsize
+        span = (None if zeros else self._spares.take(nbytes)) or self._cut(nbytes)
+        return torch.frombuffer(span.lend(self._spares), dtype=dtype, count=count).view(shape)
 
-    def _cut(self, nbytes: int) -> memoryview:
+    def close(self) -> None:
+        """Keep none of what tensors leave from now on; new ones can be made all the same."""
+        self._spares.close()
+
+    def _cut(self, nbytes: int) -> Span:
         with self._lock:
             if self._chunk is None or not self._chunk.has_room(nbytes):
                 self._chunk = _Chunk(max(self._chunk_bytes, nbytes))
@@ -72,28 +77,14 @@ class _Chunk:
         self._size = -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
         self._map = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if _ADVICE_HUGE is not None:
-            _advise(self._map, _ADVICE_HUGE, 0, self._size)
-        self._view = memoryview(self._map)
+            advise(self._map, _ADVICE_HUGE, 0, self._size)
         self._place = -torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr() % _HUGE_PAGE
 
     def has_room(self, nbytes: int) -> bool:
         return self._place + nbytes <= self._size
 
-    def cut(self, nbytes: int) -> memoryview:
-        """The next bytes; the object that is returned stands for them, and takes their pages with it."""
+    def cut(self, nbytes: int) -> Span:
+        """The next bytes."""
         start, stop = self._place, self._place + nbytes
         self._place = -(-stop // ALIGNMENT) * ALIGNMENT
-        piece = self._view[start:stop]
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if size >= _LEAST_FREED and _ADVICE_FREE is not None:
-            # A process that ends gives everything back.
-            weakref.finalize(piece, _advise, self._map, _ADVICE_FREE, first, size).atexit = False
-        return piece
-
-
-def _advise(mapping: mmap.mmap, advice: int, start: int, size: int) -> None:
-    try:
-        mapping.madvise(advice, start, size)
-    except OSError:  # advice that the system does not take changes nothing but speed
-        return
+        return Span(self._map, start, stop)

@@ -23,6 +23,20 @@ def view_pairs(words: Tensor) -> Tensor:
     return (words if words.is_contiguous() else copy_afresh(words)).view(torch.uint8)
 
 
+def pair_words(words: Tensor, into: Tensor | None = None) -> Tensor:
+    """Words int32 [columns / 8, rows] of eight columns each, low bits first, as pairs uint8 [rows, columns / 2].
+
+    They are put into contiguous memory of that shape, if there is any.
+    """
+    count, rows = words.shape
+    pairs = make_afresh((rows, 4 * count), torch.uint8, words.device) if into is None else into
+    turned, step = pairs.view(torch.int32), rows if words.is_contiguous() else max(1, _STRIP // max(1, count))
+    for start in range(0, rows, max(1, step)):
+        # Rows that lie apart are turned many times as slowly.
+        turned[start : start + step].copy_(words[:, start : start + step].contiguous().T)
+    return pairs
+
+
 def pair_transposed(words: Tensor, order: Sequence[int]) -> Tensor:
     """Words int32 [columns, rows / 8] of eight rows each as pairs uint8 [rows, columns / 2].
 

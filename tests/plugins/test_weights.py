@@ -24,7 +24,8 @@ from qload.sharding import fitting_sizes
 from qload.testing.tensors import make_tensors
 from qload.testing.weights import check_weight
 from qload.torch import Layer, Site
-from qload.torch.kernels import Weight
+from qload.torch.kernels import Table, Weight
+from qload.torch.kernels.table import BUILT_IN
 from qload.torch.parallel import Group
 
 SOUND = [path for path in samples() if is_sound(path)]
@@ -68,6 +69,14 @@ def test_so_is_what_is_given_of_a_rank_s_share(path: Path, sharding: Sharding) -
             for rank in range(2):
                 share = load_share(layer, quantization, stored, sharding, rank)
                 assert list(list_faults(share)) == []
+                check_packed(share)
+
+
+def check_packed(layer: Layer) -> None:
+    """Kernels hold the weight that the layer has."""
+    expected = layer.dequantize()
+    layer.pack(Table(BUILT_IN))
+    assert torch.equal(layer.dequantize(), expected)
 
 
 def shape_of(geometry: Geometry) -> tuple[int, ...]:
@@ -197,7 +206,19 @@ def test_every_scheme_has_a_form(name: str) -> None:
     assert list(list_faults(layer)) == []
 
 
-@pytest.mark.parametrize("name", ["gptq 4", "gptq 4 ordered", "awq gemm", "awq gemv_fast", "packed 4 ordered", "hqq 4"])
+@pytest.mark.parametrize("name", ["gptq 4", "gptq 4 ordered"])
+def test_words_by_columns_are_given_as_they_are_stored(name: str) -> None:
+    layer = make_layer(SECTIONS[name])
+    weight = ask(layer)
+    assert isinstance(weight, qload.torch.kernels.IntegerWeight)
+    assert weight.is_worded
+    assert torch.equal(weight.pair().dequantize(), weight.dequantize())
+    stored = layer.own_tensor("qweight")
+    assert stored is not None
+    assert weight.inputs.order is not None or weight.values.data_ptr() == stored.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["awq gemm", "awq gemv_fast", "packed 4 ordered", "hqq 4"])
 def test_four_bits_are_given_in_pairs(name: str) -> None:
     weight = ask(make_layer(SECTIONS[name]))
     assert isinstance(weight, qload.torch.kernels.IntegerWeight)

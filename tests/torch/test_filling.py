@@ -1,7 +1,9 @@
 """Filling: layers in the order of their bytes, memory only for what landed, and what no copy fills is no data."""
 
+import gc
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +12,20 @@ from torch import Tensor, nn
 from qload.declare import ParameterKind
 from qload.layout import Interval
 from qload.plan import Copy, LayerPlan, Plan, Slot
+from qload.torch import spares
 from qload.torch.feeding import describe
+from qload.torch.loading import filling
 from qload.torch.loading.filling import fill
 from qload.torch.loading.holding import MemoryReader
 from qload.torch.loading.orders import Order
 from qload.torch.loading.progress import Progress
+from qload.torch.memory import Arena
 
 CPU = torch.device("cpu")
 STORED = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(3, 4), "c": torch.full((3, 4), 2.0)}
 
 
-def make_plan(rows: int = 3, order: str = "cab") -> Plan:
+def make_plan(rows: int = 3, order: str = "cab", blank: float = math.nan) -> Plan:
     """A plain layer for each stored tensor, of which so many rows are copied; their bytes are in the given order."""
     layers = []
     for name, tensor in STORED.items():
@@ -28,7 +33,7 @@ def make_plan(rows: int = 3, order: str = "cab") -> Plan:
         entry = type(found)(name, found.dtype, found.shape, "f", order.index(name) * 48, order.index(name) * 48 + 48)
         region = (Interval(0, rows), Interval(0, 4))
         copy = Copy(entry, (3, 4), region, region)
-        layers.append(LayerPlan(name, (Slot("weight", ParameterKind.WEIGHT, "F32", (3, 4), math.nan, (copy,)),)))
+        layers.append(LayerPlan(name, (Slot("weight", ParameterKind.WEIGHT, "F32", (3, 4), blank, (copy,)),)))
     return Plan(tuple(layers), ())
 
 
@@ -54,6 +59,23 @@ def test_what_no_copy_fills_is_no_data() -> None:
     for name, tensor in weights(modules).items():
         assert torch.equal(tensor[:2], STORED[name][:2])
         assert bool(tensor[2:].isnan().all())
+
+
+def test_what_is_blank_is_zero_also_in_memory_that_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "_LEAST", 1)
+    monkeypatch.setattr(filling, "Arena", make_used)
+    modules = make_modules()
+    fill(make_plan(rows=2, blank=0.0), modules.get_submodule, MemoryReader(STORED), CPU, path="x")
+    assert all(torch.equal(tensor[2:], torch.zeros(1, 4)) for tensor in weights(modules).values())
+
+
+def make_used(device: torch.device, **options: Any) -> Arena:
+    """An arena that keeps what a tensor has left, which is not zero."""
+    arena = Arena(device, **options)
+    arena.take((64, 4), torch.float32).fill_(7)
+    gc.collect()
+    assert arena.take((16, 4), torch.float32, zeros=False).max() == 7
+    return arena
 
 
 class Backwards(MemoryReader):

@@ -12,21 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import on_linux, resident
 from torch import Tensor
 
 from qload.torch.dtypes import _TORCH
 from qload.torch.memory import Arena
 
 CPU = torch.device("cpu")
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing of pages")
-
-
-def resident() -> int:
-    """This process's anonymous memory, in bytes."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) << 10
-    raise LookupError("Anonymous")
 
 
 def mappings() -> int:

@@ -15,9 +15,10 @@ from torch import Tensor
 import qload
 from qload.errors import PluginError
 from qload.hookspecs import LayerPiece
-from qload.torch import Layer
+from qload.torch import Layer, spares
 from qload.torch.kernels import IntegerWeight, Weight
-from qload.torch.loading import packers
+from qload.torch.loading import filling, packers
+from qload.torch.memory import Arena
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,36 @@ def test_threads_pack_what_the_caller_does(path: Path, monkeypatch: pytest.Monke
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(bits(ours[name]), bits(tensor)), name
+
+
+@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+def test_memory_that_other_layers_left_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = qload.load(path, dtype=torch.bfloat16)
+    monkeypatch.setattr(spares, "_LEAST", 64)
+    found = qload.load(path, dtype=torch.bfloat16)
+    theirs = tensors_of(found)
+    assert all(torch.equal(bits(theirs[name]), bits(tensor)) for name, tensor in tensors_of(expected).items())
+
+
+def test_a_load_keeps_nothing_of_what_its_layers_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path)
+    arenas = list[Arena]()
+
+    class Watched(Arena):
+        is_open = True
+
+        def __init__(self, device: torch.device, spare_bytes: int) -> None:
+            super().__init__(device, spare_bytes=spare_bytes)
+            assert spare_bytes == filling.SPARE_BYTES
+            arenas.append(self)
+
+        def close(self) -> None:
+            self.is_open = False
+            super().close()
+
+    monkeypatch.setattr(filling, "Arena", Watched)
+    qload.load(tmp_path, registry=registry_with(make_rows(qload_weight=give)))
+    assert [getattr(arena, "is_open", None) for arena in arenas] == [False]
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -133,12 +133,10 @@ def _fits(weight: IntegerWeight) -> bool:
 
 
 def _fill_scales(weight: IntegerWeight, into: Tensor) -> None:
-    groups = into.shape[0]
     scale = weight.scale.expand(weight.rows, -1)
     zero = weight.zero if isinstance(weight.zero, Tensor) else torch.tensor(weight.zero, device=scale.device)
     # A group without a scale is zero, whatever its offset would come to.
     offset = (HALF - zero.float()) * scale.float()
     offset = offset if weight.shift is None else offset + weight.shift.float()
     for place, each in enumerate((scale, offset)):
-        spread = each.repeat_interleave(groups // each.shape[1], 1)
-        into[..., place].copy_(spread.T)
+        into.unflatten(0, (each.shape[1], -1))[..., place].copy_(each.T.unsqueeze(1))

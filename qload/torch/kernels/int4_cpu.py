@@ -19,6 +19,9 @@ _BLOCKS = {"AVX512": 64, "AVX2": 32}
 """The rows that the kernel takes at once, by the CPU's instructions."""
 _HALF = 4
 """Bits of a byte."""
+_STRIP = 1 << 17
+"""The words that are packed at once, about: operators take their time to begin, and these are still in the cache."""
+_LOW = 0x0F0F0F0F0F0F0F0F
 _MOST_ROWS = {torch.bfloat16: 128}
 """The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
 
@@ -34,6 +37,7 @@ class CpuInt4(Affine):
     devices = "CPU"
     precision = "scales and offsets are rounded to x's dtype, sums are of float32"
     groups = (256, 128, 64, 32)
+    takes_words = True
 
     @classmethod
     def serves(cls, weight: Weight, case: Case) -> bool:
@@ -56,16 +60,12 @@ class CpuInt4(Affine):
 
     @classmethod
     def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
-        scratch = _make_scratch(into, min(len(into), _find_block()))
-        for packed, values, apart in zip(
-            _list_blocks(into), _list_blocks(weight.values), _list_kinds(into, _find_block()), strict=True
-        ):
-            block = packed.view(weight.columns, -1)
-            if weight.is_paired:
-                _pack_pairs(values, block, apart, scratch[: len(values)])
-            else:
-                low, high = _halve(values, apart)
-                block.copy_((low | high << _HALF).t())
+        whole = weight.rows // _find_block() * _find_block() if weight.is_worded else 0
+        if whole:
+            blocks = into[:whole].view(-1, weight.columns, _find_block() // 2)
+            _pack_words(weight.values[:, :whole], blocks)
+        if whole < weight.rows:
+            _pack_rows(weight.cut(whole, weight.rows).pair(), into[whole:])
 
     def settle(self, weight: Weight, case: Case) -> None:
         super().settle(weight, case)
@@ -103,10 +103,6 @@ def _find_block() -> int:
     return _BLOCKS[torch.backends.cpu.get_cpu_capability()]
 
 
-def _list_blocks(rows: Tensor) -> Iterator[Tensor]:
-    return iter(rows.split(_find_block()))
-
-
 def _list_kinds(rows: Tensor, block: int) -> list[bool]:
     """Of each block whether it is whole, so that the rows that share a byte lie apart."""
     return [start + block <= len(rows) for start in range(0, len(rows), block)]
@@ -116,6 +112,47 @@ def _halve(rows: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
     """The rows whose values are low, and those whose are high."""
     half = len(rows) // 2
     return (rows[:half], rows[half:]) if apart else (rows[::2], rows[1::2])
+
+
+def _pack_rows(weight: IntegerWeight, into: Tensor) -> None:
+    """Values of rows into blocks, of which the last may be smaller."""
+    size = _find_block()
+    scratch = _make_scratch(into, min(len(into), size))
+    for packed, values, apart in zip(into.split(size), weight.values.split(size), _list_kinds(into, size), strict=True):
+        block = packed.view(weight.columns, -1)
+        if weight.is_paired:
+            _pack_pairs(values, block, apart, scratch[: len(values)])
+        else:
+            low, high = _halve(values, apart)
+            block.copy_((low | high << _HALF).t())
+
+
+def _pack_words(words: Tensor, blocks: Tensor) -> None:
+    """Words by columns [columns / 8, rows] into whole blocks [rows / 64, columns, 32] of rows that lie apart.
+
+    They are not turned as a whole: of a word's bytes, each of one even and one odd column, rows follow each other.
+    """
+    count, _, half = blocks.shape
+    step = max(1, _STRIP // max(1, words.shape[1]))
+    scratch = words.new_empty(3, min(step, len(words)), count, half)
+    into = blocks.view(count, len(words), 4, 2, half).transpose(0, 1)
+    for start in range(0, len(words), step):
+        strip = words[start : start + step].unflatten(1, (count, 2, half))
+        low, high, other = scratch[:, : len(strip)]
+        low.copy_(strip[:, :, 0])
+        high.copy_(strip[:, :, 1])
+        for place, joined in enumerate(_join_words(low, high, other)):
+            for byte in range(4):
+                # What is left of a word that becomes a byte is its lowest.
+                into[start : start + step, :, byte, place].copy_(joined.bitwise_right_shift_(8) if byte else joined)
+
+
+def _join_words(low: Tensor, high: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """As `join_nibbles`, in the memory of what is joined, that of `high` first, and in some more."""
+    first, second, odd = (each.view(torch.uint8).view(torch.int64) for each in (low, high, scratch))
+    torch.bitwise_right_shift(first, 4, out=odd).bitwise_xor_(second).bitwise_and_(_LOW).bitwise_xor_(second)
+    second.bitwise_left_shift_(4).bitwise_xor_(first).bitwise_and_(~_LOW).bitwise_xor_(first)
+    return high, scratch
 
 
 def _pack_pairs(pairs: Tensor, block: Tensor, apart: bool, scratch: Tensor) -> None:

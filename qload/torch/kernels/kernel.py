@@ -12,7 +12,7 @@ from qload.torch.activations import Agree, keep
 from qload.torch.kernels.groups import Groups
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.strips import multiply_strips
-from qload.torch.kernels.weights import Weight
+from qload.torch.kernels.weights import IntegerWeight, Weight
 from qload.torch.pieces import pick_expert
 
 Make = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -66,6 +66,9 @@ class Kernel(nn.Module):
     knows: ClassVar[frozenset[str]] = frozenset()
     """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
 
+    takes_words: ClassVar[bool] = False
+    """Whether it packs four bits that are words by columns as they are: others are given pairs in place of them."""
+
     @classmethod
     @abstractmethod
     def serves(cls, weight: Weight, case: Case) -> bool:
@@ -98,7 +101,7 @@ class Kernel(nn.Module):
         """Pack a weight, or one for each expert; each is dropped before the next is asked for."""
         super().__init__()
         for number, given in enumerate(weights):
-            weight = self.prepare(given)
+            weight = self.prepare(given if self.takes_words else _pair_words(given, case))
             if not number:
                 self._begin(weight, case)
             self.fill(weight, self._pick(None if case.experts is None else number))
@@ -187,6 +190,11 @@ class Kernel(nn.Module):
             self.register_buffer(name, case.allocate(tuple(each.shape), each.dtype))
 
     @classmethod
+    def see(cls, weight: Weight) -> Weight:
+        """The weight as `serves`, `refuse`, `prepare` and `declare` are to look at it, before it is packed."""
+        return weight if cls.takes_words or not isinstance(weight, IntegerWeight) else weight.outline()
+
+    @classmethod
     def prepare(cls, weight: Weight) -> Weight:
         """The weight as `declare`, `fill` and `settle` want it."""
         return weight
@@ -218,6 +226,10 @@ class Kernel(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.label}, {self.columns} to {self.rows}"
+
+
+def _pair_words(weight: Weight, case: Case) -> Weight:
+    return weight.pair(case.make) if isinstance(weight, IntegerWeight) else weight
 
 
 def _list_inputs(inputs: Inputs) -> list[tuple[str, Tensor]]:

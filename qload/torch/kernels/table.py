@@ -50,8 +50,9 @@ def choose_kernel(kernels: Iterable[type[Kernel]], weight: Weight, case: Case, t
     """The first of the kernels that can multiply by such a weight; else why those made for it cannot."""
     reasons: list[str] = []
     for kernel in kernels:
-        if kernel.serves(weight, case):
-            reason = _refuse_further(kernel, weight) or kernel.refuse(weight, case)
+        seen = kernel.see(weight)
+        if kernel.serves(seen, case):
+            reason = _refuse_further(kernel, weight) or kernel.refuse(seen, case)
             if reason is None and trials is not None:
                 reason = trials.refuse(kernel, weight, case)
             if reason is None:

@@ -1,5 +1,6 @@
 """Weights as kernels know them, whatever method stores them: integers, small floats or codes, and their scales."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeGuard
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from qload.torch.arithmetic import look_up_pairs, scale_blocks, scale_groups, unpack
 from qload.torch.floats import decode_bytes, decode_e2m1_pairs
 from qload.torch.kernels.inputs import Inputs
+from qload.torch.nibbles import pair_words
 
 E2M1 = "e2m1"
 
@@ -23,8 +25,10 @@ class IntegerWeight:
     """(values - zero) * scale + shift, computed in the scale's dtype, with a scale for every `group` columns of a row.
 
     values: int8 [out, columns], or uint8, of `bits` bits each; or uint8 [out, columns / 2] of four bits, two to a byte,
-    that of the even column low. scale [out, groups], or [1, groups] where all rows share them; zero likewise, of any
-    dtype, or a number; shift likewise, of any float. The last group may be short. All of it is times `whole` [] then.
+    that of the even column low; or int32 [columns / 8, out] of four bits, words of eight columns, low bits first, which
+    `pair` turns into these for whoever does not take words. scale [out, groups], or [1, groups] where all rows share
+    them; zero likewise, of any dtype, or a number; shift likewise, of any float. The last group may be short. All of it
+    is times `whole` [] then.
     If `wide`, it is computed in float32 and rounded to the scale's dtype once.
     """
 
@@ -41,7 +45,12 @@ class IntegerWeight:
 
     @property
     def rows(self) -> int:
-        return self.values.shape[0]
+        return self.values.shape[int(self.is_worded)]
+
+    @property
+    def is_worded(self) -> bool:
+        """Whether the values are words by columns."""
+        return self.values.dtype == torch.int32
 
     @property
     def height(self) -> int:
@@ -50,8 +59,8 @@ class IntegerWeight:
 
     @property
     def is_paired(self) -> bool:
-        """Whether a byte holds two values."""
-        return self.values.shape[1] != self.columns
+        """Whether a byte holds two values, of a row."""
+        return not self.is_worded and self.values.shape[1] != self.columns
 
     @property
     def label(self) -> str:
@@ -65,7 +74,20 @@ class IntegerWeight:
 
     def spread(self) -> Tensor:
         """The values, one to a byte, [out, columns]."""
-        return unpack(self.values, 4, self.columns) if self.is_paired else self.values
+        values = self.pair().values
+        return values if values.shape[1] == self.columns else unpack(values, 4, self.columns)
+
+    def pair(self, make: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None) -> Self:
+        """With pairs in place of words, in memory that `make` makes."""
+        if not self.is_worded:
+            return self
+        into = None if make is None else make((self.rows, self.columns // 2), torch.uint8)
+        return replace(self, values=pair_words(self.values, into))
+
+    def outline(self) -> Self:
+        """As `pair`, for whoever looks at shapes and dtypes alone: the values are not these."""
+        blank = self.values.new_empty(1, 1, dtype=torch.uint8).expand(self.rows, self.columns // 2)
+        return replace(self, values=blank) if self.is_worded else self
 
     def dequantize(self) -> Tensor:
         """The weight [out, columns] in the scale's dtype, for inputs to which nothing is done."""
@@ -88,7 +110,8 @@ class IntegerWeight:
         zero = _cut(self.zero, start, stop) if isinstance(self.zero, Tensor) else self.zero
         shift = None if self.shift is None else _cut(self.shift, start, stop)
         scale = _cut(self.scale, start, stop)
-        return replace(self, values=self.values[start:stop], scale=scale, zero=zero, shift=shift)
+        values = self.values[:, start:stop] if self.is_worded else self.values[start:stop]
+        return replace(self, values=values, scale=scale, zero=zero, shift=shift)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """With scales of 16 bits, and zero-points of as many, in `dtype`, so that it is computed in."""

@@ -127,7 +127,8 @@ def _choose(table: Table, weight: Weight | str, case: Case, stored: Any) -> Choi
 def _grows(kernel: type[Kernel], weight: Weight, case: Case, stored: Any) -> bool:
     """Whether a kernel that is not fast would take more memory than a piece as it is stored."""
     packed = sum(
-        prod(blank.shape) * blank.dtype.itemsize for blank in kernel.declare(kernel.prepare(weight), case).values()
+        prod(blank.shape) * blank.dtype.itemsize
+        for blank in kernel.declare(kernel.prepare(kernel.see(weight)), case).values()
     )
     return packed > _MOST_GROWTH * sum(each.nbytes for each in vars(stored).values() if isinstance(each, Tensor))
 

@@ -23,6 +23,9 @@ from qload.torch.loading.progress import Progress, ProgressHook
 from qload.torch.memory import Arena
 from qload.torch.values import check_values, watch_values
 
+SPARE_BYTES = 16 << 20
+"""Of memory that packed layers have left, kept for the next ones; of larger ones the last."""
+
 
 @dataclass(slots=True)
 class _Work:
@@ -185,8 +188,9 @@ def fill(
     The reader is closed, whatever comes. Raises CheckpointError with every scale that is not a number and every
     index out of range, once all are read.
     """
-    filling = Filling(plan, find, Arena(device), progress, synchronize, kernels)
-    with closing(reader):
+    arena = Arena(device, spare_bytes=SPARE_BYTES)
+    filling = Filling(plan, find, arena, progress, synchronize, kernels)
+    with closing(reader), closing(arena):
         filling.run(reader)
     if filling.findings:
         raise CheckpointError(path, filling.findings)

@@ -56,6 +56,13 @@ def make_integers(
     return IntegerWeight(values, bits, columns, scale, zeros[zero], group)
 
 
+def word(weight: IntegerWeight) -> IntegerWeight:
+    """The same weight in words by columns."""
+    whole = weight.spread().T.reshape(weight.columns // 8, 8, weight.rows).to(torch.int64)
+    words = (whole << torch.arange(0, 32, 4).view(8, 1)).sum(1)
+    return replace(weight, values=words.to(torch.int32))
+
+
 def make_floats(dtype: torch.dtype, rows: int, columns: int, block: tuple[int, int]) -> FloatWeight:
     generator = torch.Generator().manual_seed(rows * columns)
     blocks = -(-rows // block[0]), -(-columns // block[1])
@@ -131,6 +138,15 @@ INTEGERS += [
 INTEGERS += [(CpuInt8, replace(make_integers(8, 37, 64, 64, zero="signed"), whole=torch.tensor(1 / 127)))]
 INTEGERS += [(CpuInt4, replace(make_integers(4, 64, 64, 64, zero="whole"), shift=torch.rand(64, 1).bfloat16()))]
 INTEGERS += [(Strips, make_integers(bits, 33, 80, 16, zero="whole")) for bits in (2, 3, 4, 5, 8)]
+WORDED = [
+    word(make_integers(4, rows, columns, 32, zero=zero))
+    for rows, columns in ((64, 512), (16, 32), (48, 96), (80, 96), (208, 64), (192, 4096))
+    for zero in ("none", "whole", "float")
+]
+INTEGERS += [(kernel, weight) for weight in WORDED for kernel in (CpuInt4, Strips)]
+INTEGERS += [
+    (Strips, word(make_integers(4, rows, columns, 8))) for rows, columns in ((1, 8), (33, 8), (1, 16), (7, 40))
+]
 CODES: list[tuple[type[Kernel], Weight]] = [
     (Strips, make_codes(rows, columns, group)) for rows, columns, group in ((33, 192, 64), (33, 192, 192), (8, 74, 32))
 ]
@@ -192,6 +208,8 @@ def test_inputs_are_multiplied_put_in_order_and_rounded(kernel: type[Kernel]) ->
 
 KINDS: list[tuple[type[Kernel], Weight]] = [
     (CpuInt4, make_integers(4, 80, 128, 64, zero="whole")),
+    (CpuInt4, word(make_integers(4, 80, 128, 64, zero="whole"))),
+    (Strips, word(make_integers(4, 77, 128, 64, zero="whole"))),
     (CpuInt8, make_integers(8, 77, 128, 64, zero="whole")),
     (Int8Dynamic, replace(make_integers(8, 77, 64, 64), inputs=Inputs(rounding=PER_TOKEN))),
     (Strips, make_floats(torch.float8_e4m3fn, 100, 128, (64, 64))),
@@ -328,3 +346,75 @@ def test_inputs_that_lie_anywhere_do_not_crash() -> None:
     check(pack(CpuInt8, weight, torch.bfloat16), weight, x)
     four = make_integers(4, 64, 64, 64)
     check(pack(CpuInt4, four, torch.bfloat16), four, x)
+
+
+@pytest.mark.parametrize("weight", WORDED)
+def test_words_are_pairs_that_are_turned(weight: IntegerWeight) -> None:
+    pairs = weight.pair()
+    assert pairs.is_paired
+    assert not weight.is_paired
+    assert (weight.rows, weight.label) == (pairs.rows, pairs.label)
+    assert torch.equal(word(pairs).values, weight.values)
+    outline = weight.outline()
+    assert (outline.values.shape, outline.values.dtype) == (pairs.values.shape, pairs.values.dtype)
+    assert outline.is_paired
+
+
+@pytest.mark.parametrize("weight", WORDED)
+@pytest.mark.parametrize(("start", "stop"), [(0, 16), (1, 2), (5, 16), (3, None), (0, 0)])
+def test_words_are_cut_anywhere(weight: IntegerWeight, start: int, stop: int | None) -> None:
+    some = weight.cut(start, weight.rows if stop is None else stop)
+    assert some.is_worded
+    assert torch.equal(some.dequantize(), weight.dequantize()[start:stop])
+    assert torch.equal(some.spread(), weight.spread()[start:stop])
+
+
+@has_int4
+@pytest.mark.parametrize("kernel", [CpuInt4, Strips])
+@pytest.mark.parametrize("rows", [16, 64, 144])
+@pytest.mark.parametrize("strip", [1, 100, 1 << 17])
+def test_words_of_some_rows_are_packed_wherever_they_lie(
+    kernel: type[Kernel], rows: int, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("kernels.int4_cpu", "nibbles"):
+        monkeypatch.setattr(f"qload.torch.{module}._STRIP", strip)
+    whole = word(make_integers(4, 160, 256, 32, zero="whole"))
+    for start in (0, 1, 7, 16):
+        some = whole.cut(start, start + rows)
+        found, expected = (pack(kernel, each, torch.bfloat16) for each in (some, some.pair()))
+        held = dict(expected.named_buffers())
+        assert all(torch.equal(each, held[name]) for name, each in found.named_buffers())
+        check_restored(found, some)
+
+
+class Paired(Strips):
+    """A kernel that was written for pairs."""
+
+    label = "paired"
+
+    @classmethod
+    def serves(cls, weight: Weight, case: Case) -> bool:
+        return isinstance(weight, IntegerWeight) and weight.is_paired
+
+    @classmethod
+    def refuse(cls, weight: Weight, case: Case) -> str | None:
+        shape = tuple(weight.values.shape)
+        return None if shape == (weight.rows, weight.columns // 2) else f"values are {shape}"
+
+
+@pytest.mark.parametrize("experts", [None, 2])
+def test_a_kernel_that_takes_no_words_sees_and_is_given_pairs(experts: int | None) -> None:
+    weight, made = word(make_integers(4, 80, 96, 32)), list[Tensor]()
+
+    def make(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        made.append(torch.empty(shape, dtype=dtype))
+        return made[-1]
+
+    case = Case(CPU, torch.bfloat16, experts, make)
+    assert choose_kernel([Paired], weight, case).kernel is Paired
+    packed = Paired([weight] * (experts or 1), case)
+    assert torch.equal(packed.unpack(None if experts is None else 1).dequantize(), weight.dequantize())
+    shapes = {tuple(each.shape) for each in made}
+    assert (80, 48) in shapes
+    held = packed.get_buffer("values").data_ptr()
+    assert held in {each.data_ptr() for each in made}

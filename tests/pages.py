@@ -1,0 +1,16 @@
+"""What this process has of memory, for tests of what is held and given back."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing of pages")
+
+
+def resident() -> int:
+    """This process's anonymous memory, in bytes."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) << 10
+    raise LookupError("Anonymous")
