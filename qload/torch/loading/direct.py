@@ -17,7 +17,7 @@ from qload.torch.memory import Arena
 BLOCK_BYTES = 4096
 """What places and sizes of such reads are multiples of: the largest block of the disks that there are."""
 SCRATCH_BYTES = 4 << 20
-THREADS = 8
+THREADS = 6
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
