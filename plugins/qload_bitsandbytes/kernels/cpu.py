@@ -1,6 +1,7 @@
 """bitsandbytes' operator for CPUs."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from qload.torch.activations import Agree
 from qload.torch.kernels import Blank, Case, CodebookWeight, Inputs, Weight
 from qload.torch.kernels.strips import divide_rows
 from qload.torch.nibbles import join_nibbles
-from qload_bitsandbytes.kernels.codebook import Codebook, as_codes
+from qload_bitsandbytes.kernels.codebook import Codebook
 
 _BLOCK = 32
 """The rows that the operator takes at once."""
+_ROUNDED = "rounded_scale"
 _MOST_GROUP = 1024
 """Longer ones bitsandbytes itself does not give its vectors."""
 
@@ -45,7 +47,7 @@ class CpuCodebook(Codebook):
     def declare(cls, weight: Weight, case: Case) -> Mapping[str, Blank]:
         declared = super().declare(weight, case)
         rows, groups = declared["scale"].shape
-        return {**declared, "rounded_scale": Blank((groups, rows), torch.bfloat16)}
+        return {**declared, _ROUNDED: Blank((groups, rows), torch.bfloat16)}
 
     @classmethod
     def adopt(cls, weight: Weight) -> Mapping[str, Tensor]:
@@ -53,18 +55,17 @@ class CpuCodebook(Codebook):
 
     @classmethod
     def fill(cls, weight: Weight, into: Mapping[str, Tensor]) -> None:
-        super().fill(weight, {name: into[name] for name in ("scale", "table")})
-        weight = as_codes(weight)
-        into["rounded_scale"].copy_(weight.scale.T)
+        super().fill(replace(weight, values=into["values"]), into)
+        into[_ROUNDED].copy_(weight.scale.T)
         for block, rows in zip(into["values"].split(_BLOCK), weight.values.split(_BLOCK), strict=True):
             _pack_rows(rows, block)
 
-    def restore(self, held: Mapping[str, Tensor]) -> CodebookWeight:
+    def restore(self, held: Mapping[str, Tensor]) -> Weight:
         packed = held["values"]
         values = torch.empty_like(packed)
         for rows, block in zip(values.split(_BLOCK), packed.split(_BLOCK), strict=True):
             _unpack_rows(block, rows)
-        return super().restore({**held, "values": values})
+        return super().restore({"values": values, "scale": held["scale"], "table": held["table"]})
 
     def split(self, held: Mapping[str, Tensor], least: int = 0) -> Iterator[Weight]:
         for start, stop in divide_rows(self.rows, self.columns, _BLOCK, least=least):
@@ -76,7 +77,7 @@ class CpuCodebook(Codebook):
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         shape, rounded = (self.rows, self.columns), inputs.round(x, agree).contiguous()
         y: Tensor = torch.ops.bitsandbytes.gemv_4bit(
-            rounded, held["values"], shape, held["rounded_scale"], held["table"], self._form.group
+            rounded, held["values"], shape, held[_ROUNDED], held["table"], self.group
         )
         return y
 

@@ -29,5 +29,5 @@ class CudaCodebook(Codebook):
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         shape, rounded = (self.rows, self.columns), inputs.round(x, agree)
         codes, scale = held["values"].view(-1, 1), held["scale"].flatten()
-        y: Tensor = torch.ops.bitsandbytes.gemm_4bit(rounded, codes, shape, scale, self._form.group, self._form.element)
+        y: Tensor = torch.ops.bitsandbytes.gemm_4bit(rounded, codes, shape, scale, self.group, self.element)
         return y
