@@ -8,21 +8,16 @@ import subprocess
 import sys
 import threading
 from math import prod
-from pathlib import Path
 
 import pytest
 import torch
-from pages import on_linux, resident
+from residence import is_mapped, on_linux, resident
 from torch import Tensor
 
 from qload.torch.dtypes import _TORCH
 from qload.torch.memory import Arena
 
 CPU = torch.device("cpu")
-
-
-def mappings() -> int:
-    return len(Path("/proc/self/maps").read_text().splitlines())
 
 
 @pytest.mark.parametrize("dtype", _TORCH.values(), ids=str)
@@ -56,15 +51,15 @@ def test_what_is_freed_goes_back_page_by_page() -> None:
 
 @on_linux
 def test_a_mapping_goes_with_its_last_tensor() -> None:
-    before = mappings()
     arena = Arena(CPU, chunk_bytes=4 << 20)
     tensors = [arena.take((3 << 20,), torch.uint8).fill_(1) for _ in range(20)]
-    assert mappings() > before
+    places = [tensor.data_ptr() for tensor in tensors]
     del arena
+    assert all(is_mapped(place) for place in places)
     assert all(bool(tensor.all()) for tensor in tensors)
     tensors.clear()
     gc.collect()
-    assert mappings() <= before + 1
+    assert not any(is_mapped(place) for place in places)
 
 
 def test_a_tensor_larger_than_a_mapping() -> None:

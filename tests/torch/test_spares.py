@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from pages import on_linux, resident
+from residence import on_linux, resident
 from torch import Tensor
 
 from qload.torch.memory import Arena

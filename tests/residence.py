@@ -14,3 +14,9 @@ def resident() -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) << 10
     raise LookupError("Anonymous")
+
+
+def is_mapped(address: int) -> bool:
+    """Whether this process has memory there."""
+    spans = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(start, 16) <= address < int(stop, 16) for start, stop in spans)
