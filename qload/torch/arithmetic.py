@@ -96,7 +96,7 @@ def look_up_pairs(codes: Tensor, table: Tensor) -> Tensor:
     # A pair is looked up as one number, which takes a tenth of the time that two floats do.
     pairs = torch.cartesian_prod(table, table).view(torch.int64).flatten()
     found = pairs.index_select(0, codes.flatten().int())
-    return found.view(torch.float32).view(len(codes), -1)
+    return found.view(torch.float32).view(len(codes), 2 * codes.shape[1])
 
 
 def find_rows(rows: Tensor, columns: int) -> Tensor:

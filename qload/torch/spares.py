@@ -60,12 +60,9 @@ class Spares:
         """Keep what nothing uses any more, or give it back to the system."""
         if span.nbytes < _LEAST:
             return
-        if not self._most:
-            span.free()
-            return
         with self._lock:
             self._spans.append(span)
-            self._shrink(1)
+            self._shrink(1 if self._most else 0)
 
     def take(self, nbytes: int) -> Span | None:
         """So many bytes of anything, or a few more, out of the span that has the least to spare."""

@@ -1,11 +1,12 @@
 """bitsandbytes' operators as kernels: they compute what bitsandbytes does, and nothing of a weight is lost."""
 
 import copy
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,16 +202,61 @@ def test_weights_of_other_kinds_and_devices_are_not_theirs() -> None:
     assert CudaCodebook.serves(known, Case(torch.device("cuda"), torch.bfloat16))
 
 
+def report_of(path: Path) -> str:
+    return " ".join(qload.report(qload.load(path, dtype=torch.bfloat16)).reasons)
+
+
 def test_without_the_package_layers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    report = qload.report(qload.load(CHECKPOINT, dtype=torch.bfloat16))
-    assert "bitsandbytes::gemv_4bit: bitsandbytes is not installed" in " ".join(report.reasons)
+    def find(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("qload_bitsandbytes.kernels.codebook.importlib", SimpleNamespace(import_module=find))
+    assert "bitsandbytes::gemv_4bit: bitsandbytes is not installed" in report_of(CHECKPOINT)
 
 
-def test_a_package_that_cannot_be_imported_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
-        raise RuntimeError(f"{name}: no CUDA runtime\nfound anywhere")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no CUDA runtime\nfound anywhere"), ModuleNotFoundError("no CUDA runtime", name="packaging")]
+)
+def test_a_package_that_cannot_be_imported_is_passed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise error
 
     monkeypatch.setattr("qload_bitsandbytes.kernels.codebook.importlib", SimpleNamespace(import_module=fail))
-    report = qload.report(qload.load(CHECKPOINT, dtype=torch.bfloat16))
-    assert "importing bitsandbytes raises RuntimeError: bitsandbytes: no CUDA runtime" in " ".join(report.reasons)
+    assert f"importing bitsandbytes raises {type(error).__name__}: no CUDA runtime" in report_of(CHECKPOINT)
+
+
+def test_another_package_of_that_name_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    assert "what is installed as bitsandbytes has no 4-bit types" in report_of(CHECKPOINT)
+
+
+def test_the_package_is_not_imported_where_it_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("qload_bitsandbytes.kernels.codebook.importlib", SimpleNamespace(import_module=fail))
+    assert "dtype=bfloat16 is what it is for" in " ".join(
+        qload.report(qload.load(CHECKPOINT, dtype=torch.float32)).reasons
+    )
+
+
+def test_another_process_computes_alike(package: Any, kernel: type[Kernel], tmp_path: Path) -> None:
+    if kernel is HereCodebook:
+        pytest.skip("no other process has the class")
+    packed, x = kernel([read(*quantize(package, "nf4", 64))], Case(CPU, torch.bfloat16)), draw(3)
+    torch.save((packed, x, packed(x)), tmp_path / "packed")
+    code = f"""
+import torch
+packed, x, expected = torch.load({str(tmp_path / "packed")!r}, weights_only=False)
+assert torch.equal(packed(x), expected)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_kernel_is_not_had_back_without_its_operator(
+    package: Any, kernel: type[Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = kernel([read(*quantize(package, "nf4", 64))], Case(CPU, torch.bfloat16))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    with pytest.raises(qload.QloadError, match="packed for an operator that is not here"):
+        copy.deepcopy(packed)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qload.torch.arithmetic import (
+    look_up_pairs,
     pack,
     scale_blocks,
     scale_by_index,
@@ -137,3 +138,10 @@ def test_codes_of_small_floats_are_those_that_decode_to_them() -> None:
     assert torch.equal(encode_e2m1(decode_e2m1(codes, torch.float32)), codes)
     between = torch.tensor([0.25, 0.75, -0.75, 2.5, 5.0, 7.0, -0.1])
     assert decode_e2m1(encode_e2m1(between), torch.float32).tolist() == [0.0, 1.0, -1.0, 2.0, 4.0, 6.0, -0.0]
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (0, 4), (4, 0)])
+def test_pairs_are_looked_up_one_by_one(shape: tuple[int, int]) -> None:
+    codes, table = torch.randint(0, 256, shape, dtype=torch.uint8), torch.randn(16)
+    expected = torch.stack((table[(codes >> 4).long()], table[(codes & 15).long()]), -1).flatten(-2)
+    assert torch.equal(look_up_pairs(codes, table), expected)

@@ -33,15 +33,17 @@ class CpuCodebook(Codebook):
     precision = "scales and weights are rounded to bfloat16, sums are of float32"
 
     @classmethod
-    def refuse_here(cls, weight: CodebookWeight, case: Case, package: Any) -> str | None:
-        has_vectors = getattr(package.functional, "has_avx512bf16", lambda: False)
-        if not has_vectors():
-            return "it wants a CPU with AVX512_BF16, and bitsandbytes 0.49 or later"
+    def refuse_weight(cls, weight: CodebookWeight, case: Case) -> str | None:
         if case.dtype != torch.bfloat16:
             return f"it rounds {str(case.dtype).removeprefix('torch.')} to bfloat16: dtype=bfloat16 is what it is for"
         if weight.rows % _BLOCK:
             return f"{weight.rows} output features are no multiple of {_BLOCK}"
         return f"groups of {weight.group} columns are beyond {_MOST_GROUP}" if weight.group > _MOST_GROUP else None
+
+    @classmethod
+    def refuse_package(cls, package: Any) -> str | None:
+        has_vectors = getattr(package.functional, "has_avx512bf16", lambda: False)
+        return None if has_vectors() else "it wants a CPU with AVX512_BF16, and bitsandbytes 0.49 or later"
 
     @classmethod
     def declare(cls, weight: Weight, case: Case) -> Mapping[str, Blank]:

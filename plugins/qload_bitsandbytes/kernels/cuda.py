@@ -19,7 +19,11 @@ class CudaCodebook(Codebook):
     precision = "each weight is rounded to x's dtype, sums are of float32"
 
     @classmethod
-    def refuse_here(cls, weight: CodebookWeight, case: Case, package: Any) -> str | None:
+    def refuse_weight(cls, weight: CodebookWeight, case: Case) -> str | None:
+        return None
+
+    @classmethod
+    def refuse_package(cls, package: Any) -> str | None:
         has_operator = hasattr(torch.ops.bitsandbytes, "gemm_4bit")
         return None if has_operator else f"bitsandbytes {package.__version__} has no such operator: 0.50 has"
 

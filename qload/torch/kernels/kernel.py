@@ -65,7 +65,6 @@ class Kernel(nn.Module):
     """The operator's name that multiplies groups of tokens, where it has one."""
     knows: ClassVar[frozenset[str]] = frozenset()
     """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
-
     takes_words: ClassVar[bool] = False
     """Whether it packs four bits that are words by columns as they are: others are given pairs in place of them."""
 

@@ -65,6 +65,8 @@ def _count_rows(weight: Weight) -> int:
 def _tells(weight: Weight) -> bool:
     """Whether a product with its first rows can be compared: they are numbers, and not all of them zero."""
     dense = weight.cut(0, _count_rows(weight)).dequantize()
+    if not dense.numel():
+        return False
     ends = torch.stack((dense.amin(), dense.amax()))
     return bool(ends.isfinite().all() and ends.any())
 

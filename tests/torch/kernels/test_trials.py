@@ -161,3 +161,7 @@ def test_trying_draws_no_random_numbers() -> None:
     torch.manual_seed(0)
     qload.load(DATA / "ct-w4a16-g128-asym", dtype=torch.bfloat16)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_weight_of_no_rows_tells_nothing() -> None:
+    assert Trials().refuse(Transposed, make_int4(16, 64, 32).cut(0, 0), CASE) is None
