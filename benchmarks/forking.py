@@ -6,6 +6,7 @@ A run's process has imported what the template has, and nothing else has happene
 sides of a fork: only the runs use it, and a template whose imports do is an error.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -149,4 +150,6 @@ if __name__ == "__main__":
         importlib.import_module(module)
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         sys.exit("an import of the template uses the GPU, which its runs then cannot")
+    # Else what the imports left would be looked through for garbage in whichever run comes to make the next object.
+    gc.collect()
     serve()
