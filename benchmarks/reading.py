@@ -9,6 +9,7 @@ buffer. Memory is the greatest resident set, mapped pages of files included, abo
 """
 
 import argparse
+import importlib
 import json
 import mmap
 import os
@@ -204,7 +205,11 @@ def shard_bytes(folder: Path, size: int) -> int:
 
 
 def measure(way: str, folder: Path) -> dict[str, float]:
-    """One way, in this process."""
+    """One way, in this process.
+
+    All of them import the same first: memory that the last process freed is cheap, until the host has taken it back.
+    """
+    importlib.import_module("qload.torch.models.loading")
     if is_cold(way):
         drop_pages(folder)
     run = WAYS[way](folder)
