@@ -14,6 +14,8 @@ GROUP, BLOCK, MX_GROUP, NF4_GROUP = 128, 128, 32, 64
 PER_WORD = 8
 """4-bit values in a word of 32 bits."""
 SCALE = 0.002
+E4M3_MOST, FLOATS_SPREAD = 448, 100
+"""The greatest value of E4M3, and how far from zero such weights are: a row's greatest is scaled to the former."""
 ZEROS = 0x77777777
 """GPTQ's zero-points of a symmetric weight, one below 8, in a word."""
 
@@ -125,8 +127,8 @@ def make_scales(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def make_floats(*shape: int) -> Tensor:
-    """Random E4M3 below 2, of which none is NaN."""
-    return (torch.randint(0, 256, shape, dtype=torch.uint8) & 0b10111111).view(torch.float8_e4m3fn)
+    """E4M3 over all of its range, as producers scale weights to it: with few values so small that CPUs trip on them."""
+    return (torch.randn(shape) * FLOATS_SPREAD).clamp(-E4M3_MOST, E4M3_MOST).to(torch.float8_e4m3fn)
 
 
 def store_dense(rows: int, columns: int) -> dict[str, Tensor]:
@@ -164,12 +166,13 @@ def store_w8a8(rows: int, columns: int) -> dict[str, Tensor]:
 
 
 def store_fp8(rows: int, columns: int) -> dict[str, Tensor]:
-    return {"weight": make_floats(rows, columns), "weight_scale": make_scales(rows, 1)}
+    return {"weight": make_floats(rows, columns), "weight_scale": make_scales(rows, 1) / FLOATS_SPREAD}
 
 
 def store_fp8_blocks(rows: int, columns: int) -> dict[str, Tensor]:
     shape = (-(-rows // BLOCK), -(-columns // BLOCK))
-    return {"weight": make_floats(rows, columns), "weight_scale_inv": make_scales(*shape, dtype=torch.float32)}
+    scales = make_scales(*shape, dtype=torch.float32) / FLOATS_SPREAD
+    return {"weight": make_floats(rows, columns), "weight_scale_inv": scales}
 
 
 def store_mxfp4(rows: int, columns: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qload.torch.activations import Agree, keep
 from qload.torch.kernels.groups import Groups
 from qload.torch.kernels.inputs import Inputs
-from qload.torch.kernels.strips import multiply_strips
+from qload.torch.kernels.strips import find_least, multiply_strips
 from qload.torch.kernels.weights import IntegerWeight, Weight
 from qload.torch.pieces import pick_expert
 
@@ -153,7 +153,7 @@ class Kernel(nn.Module):
         """As `multiply`, by the dequantized weight: what gradients go through, and what large batches take."""
 
         def decode() -> Iterator[Tensor]:
-            return (part.dequantize().to(x.dtype) for part in self.split(held, x.numel()))
+            return (part.dequantize().to(x.dtype) for part in self.split(held, find_least(x)))
 
         return multiply_strips(inputs.round(x, agree), decode, self.rows, bias)
 

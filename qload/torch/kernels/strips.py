@@ -11,12 +11,21 @@ Strips = Callable[[], Iterator[Tensor]]
 """Gives the weight anew, from its first rows on, in strips [some rows, columns] of x's dtype."""
 _VALUES = 1 << 19
 """In a strip: a megabyte of 16 bits each, as the second level of caches has. Measured: half of it is as quick."""
+_MOST_ROWS = 1024
+"""Of strips for many tokens. Measured on AMX: 384 to 768 rows take 512 tokens or more twice as long as 1024 do."""
+
+
+def find_least(x: Tensor) -> int:
+    """The values that a strip has, at least, to be multiplied by x [tokens, columns]: all of x passes through the cache
+    for each strip, and a product that is hardly wider than it has tokens is slow.
+    """
+    return x.shape[-1] * min(2 * len(x), _MOST_ROWS)
 
 
 def divide_rows(rows: int, columns: int, unit: int = 64, *, least: int = 0) -> Iterator[tuple[int, int]]:
     """Where strips begin and end: all but the last have a multiple of `unit` rows.
 
-    They have `least` values, about, if that is more than a cache has room for.
+    They have `least` values, about, if that is more than a cache has room for: see `find_least`.
     """
     step = max(1, max(_VALUES, least) // max(1, columns * unit)) * unit
     return ((start, min(start + step, rows)) for start in range(0, rows, step))

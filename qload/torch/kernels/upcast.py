@@ -13,7 +13,7 @@ from qload.torch.floats import decode_bytes
 from qload.torch.kernels.dense import Strips
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Blank, Case, Kernel
-from qload.torch.kernels.strips import divide_rows, multiply_strips
+from qload.torch.kernels.strips import divide_rows, find_least, multiply_strips
 from qload.torch.kernels.weights import FloatWeight, IntegerWeight, Weight
 
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -103,7 +103,7 @@ class UpcastStrips(Strips):
 
     def multiply(self, x: Tensor, held: Mapping[str, Tensor], inputs: Inputs, agree: Agree) -> Tensor:
         def decode() -> Iterator[Tensor]:
-            strips = divide_rows(self.rows, self.columns, least=x.numel())
+            strips = divide_rows(self.rows, self.columns, least=find_least(x))
             return (decode_bytes(held["values"][start:stop], x.dtype) for start, stop in strips)
 
         sums = multiply_strips(inputs.round(x, agree), decode, self.rows)
