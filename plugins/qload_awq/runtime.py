@@ -6,7 +6,7 @@ from torch import Tensor
 from qload.hookspecs import LayerPiece
 from qload.torch.arithmetic import find_places, scale_groups, take, unpack
 from qload.torch.kernels import IntegerWeight, Weight
-from qload.torch.nibbles import pair_transposed, view_pairs
+from qload.torch.nibbles import view_pairs
 from qload_awq import BITS, GEMM, GEMV, STRIDE
 
 # The value of a word that holds each of its eight columns.
@@ -32,7 +32,7 @@ def qload_weight(layer: LayerPiece) -> Weight | str:
     if layer.scheme.version == GEMM:
         places = find_places(torch.arange(layer.out_features, device=layer.qweight.device), _ORDER)
         zeros = unpack(layer.qzeros, BITS, layer.out_features)[:, places].T
-        return IntegerWeight(pair_transposed(layer.qweight, _ORDER), BITS, columns, layer.scales.T, zeros, group)
+        return IntegerWeight(layer.qweight, BITS, columns, layer.scales.T, zeros, group, order=_ORDER)
     if layer.scheme.version == GEMV:
         zeros = unpack(layer.qzeros, BITS, groups)
         return IntegerWeight(view_pairs(layer.qweight), BITS, columns, layer.scales[:, :groups], zeros, group)

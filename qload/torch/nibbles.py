@@ -37,13 +37,15 @@ def pair_words(words: Tensor, into: Tensor | None = None) -> Tensor:
     return pairs
 
 
-def pair_transposed(words: Tensor, order: Sequence[int]) -> Tensor:
+def pair_transposed(words: Tensor, order: Sequence[int], into: Tensor | None = None) -> Tensor:
     """Words int32 [columns, rows / 8] of eight rows each as pairs uint8 [rows, columns / 2].
 
-    Row `place` of eight is in the bits `4 * order[place]` and up; columns are a multiple of 8.
+    Row `place` of eight is in the bits `4 * order[place]` and up; columns are a multiple of 8. They are put into
+    contiguous memory of that shape, if there is any.
     """
     columns, count = words.shape
-    paired = make_afresh((count, 8, columns // 2), torch.uint8, words.device)
+    pairs = make_afresh((8 * count, columns // 2), torch.uint8, words.device) if into is None else into
+    paired = pairs.view(count, 8, columns // 2)
     scratch = paired.new_empty(2, LINE, columns // 2 + LINE)[..., : columns // 2]
     for start in range(0, count, LINE // 4):
         strip = words[:, start : start + LINE // 4].contiguous().view(torch.uint8).view(columns // 2, 2, -1)
@@ -52,7 +54,7 @@ def pair_transposed(words: Tensor, order: Sequence[int]) -> Tensor:
         into = view_lanes(paired[start : start + LINE // 4])
         for row, place in enumerate(order):
             into[:, row].copy_(halves[place % 2][place // 2 :: 4])
-    return paired.flatten(0, 1)
+    return pairs
 
 
 def join_nibbles(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -206,8 +206,8 @@ def test_every_scheme_has_a_form(name: str) -> None:
     assert list(list_faults(layer)) == []
 
 
-@pytest.mark.parametrize("name", ["gptq 4", "gptq 4 ordered"])
-def test_words_by_columns_are_given_as_they_are_stored(name: str) -> None:
+@pytest.mark.parametrize("name", ["gptq 4", "gptq 4 ordered", "awq gemm"])
+def test_words_are_given_as_they_are_stored(name: str) -> None:
     layer = make_layer(SECTIONS[name])
     weight = ask(layer)
     assert isinstance(weight, qload.torch.kernels.IntegerWeight)
@@ -218,7 +218,7 @@ def test_words_by_columns_are_given_as_they_are_stored(name: str) -> None:
     assert weight.inputs.order is not None or weight.values.data_ptr() == stored.data_ptr()
 
 
-@pytest.mark.parametrize("name", ["awq gemm", "awq gemv_fast", "packed 4 ordered", "hqq 4"])
+@pytest.mark.parametrize("name", ["awq gemv_fast", "packed 4 ordered", "hqq 4"])
 def test_four_bits_are_given_in_pairs(name: str) -> None:
     weight = ask(make_layer(SECTIONS[name]))
     assert isinstance(weight, qload.torch.kernels.IntegerWeight)

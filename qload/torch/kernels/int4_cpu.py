@@ -1,6 +1,6 @@
 """torch's CPU kernel for weights of four bits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ _HALF = 4
 _STRIP = 1 << 17
 """The words that are packed at once, about: operators take their time to begin, and these are still in the cache."""
 _LOW = 0x0F0F0F0F0F0F0F0F
+_BYTES = 0xFF, 0xFF00, 0xFF0000, ~0xFFFFFF
+"""The bits of each byte of an int32."""
 _MOST_ROWS = {torch.bfloat16: 128}
 """The tokens up to which it is ahead of multiplying by the dequantized weight, as measured."""
 
@@ -63,7 +65,11 @@ class CpuInt4(Affine):
         whole = weight.rows // _find_block() * _find_block() if weight.is_worded else 0
         if whole:
             blocks = into[:whole].view(-1, weight.columns, _find_block() // 2)
-            _pack_words(weight.values[:, :whole], blocks)
+            words = weight.cut(0, whole).values
+            if weight.order is None:
+                _pack_words(words, blocks)
+            else:
+                _pack_words_of_rows(words, weight.order, blocks)
         if whole < weight.rows:
             _pack_rows(weight.cut(whole, weight.rows).pair(), into[whole:])
 
@@ -145,6 +151,32 @@ def _pack_words(words: Tensor, blocks: Tensor) -> None:
             for byte in range(4):
                 # What is left of a word that becomes a byte is its lowest.
                 into[start : start + step, :, byte, place].copy_(joined.bitwise_right_shift_(8) if byte else joined)
+
+
+def _pack_words_of_rows(words: Tensor, order: Sequence[int], blocks: Tensor) -> None:
+    """Words [columns, rows / 8] of eight rows, in an order, into whole blocks as those of `_pack_words`.
+
+    Nothing is turned: what a block has of a column lies together already, and its bytes change their places.
+    """
+    count, _, half = blocks.shape
+    step = max(1, _STRIP // max(1, words.shape[1]))
+    for start in range(0, len(words), step):
+        strip = words[start : start + step].unflatten(1, (count, 2, half // 8))
+        low, high = (strip[:, :, place].contiguous().view(torch.int64) for place in range(2))
+        halves = [each.view(torch.int32) for each in join_nibbles(low, high)]
+        joined = torch.stack([_gather_bytes(halves, order[:4]), _gather_bytes(halves, order[4:])], -1)
+        blocks[:, start : start + step].copy_(joined.view(torch.uint8).flatten(2).transpose(0, 1))
+
+
+def _gather_bytes(halves: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """A word of the bytes at four places: of those of eight the even ones are in the first half's words."""
+    found: Tensor | None = None
+    for byte, place in enumerate(places):
+        shift, words = 8 * (byte - place // 2), halves[place % 2]
+        moved = words << shift if shift > 0 else words >> -shift
+        masked = moved.bitwise_and_(_BYTES[byte])
+        found = masked if found is None else found.bitwise_or_(masked)
+    return halves[0] if found is None else found
 
 
 def _join_words(low: Tensor, high: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,13 @@ def word(weight: IntegerWeight) -> IntegerWeight:
     return replace(weight, values=words.to(torch.int32))
 
 
+def word_rows(weight: IntegerWeight, order: tuple[int, ...]) -> IntegerWeight:
+    """The same weight in words of eight rows, in that order."""
+    whole = weight.spread().view(weight.rows // 8, 8, weight.columns).to(torch.int64)
+    words = (whole << 4 * torch.tensor(order).view(8, 1)).sum(1).T.contiguous()
+    return replace(weight, values=words.to(torch.int32), order=order)
+
+
 def make_floats(dtype: torch.dtype, rows: int, columns: int, block: tuple[int, int]) -> FloatWeight:
     generator = torch.Generator().manual_seed(rows * columns)
     blocks = -(-rows // block[0]), -(-columns // block[1])
@@ -142,6 +149,15 @@ WORDED = [
     word(make_integers(4, rows, columns, 32, zero=zero))
     for rows, columns in ((64, 512), (16, 32), (48, 96), (80, 96), (208, 64), (192, 4096))
     for zero in ("none", "whole", "float")
+]
+WORDED += [
+    word_rows(make_integers(4, rows, columns, 32, zero=zero), order)
+    for rows, columns in ((64, 512), (16, 32), (48, 96), (208, 64), (192, 4096))
+    for zero, order in (
+        ("none", tuple(range(8))),
+        ("whole", (0, 4, 1, 5, 2, 6, 3, 7)),
+        ("float", (7, 2, 5, 0, 1, 4, 3, 6)),
+    )
 ]
 INTEGERS += [(kernel, weight) for weight in WORDED for kernel in (CpuInt4, Strips)]
 INTEGERS += [
@@ -354,17 +370,27 @@ def test_words_are_pairs_that_are_turned(weight: IntegerWeight) -> None:
     assert pairs.is_paired
     assert not weight.is_paired
     assert (weight.rows, weight.label) == (pairs.rows, pairs.label)
-    assert torch.equal(word(pairs).values, weight.values)
+    again = word(pairs) if weight.order is None else word_rows(pairs, weight.order)
+    assert (pairs.order, torch.equal(again.values, weight.values)) == (None, True)
     outline = weight.outline()
     assert (outline.values.shape, outline.values.dtype) == (pairs.values.shape, pairs.values.dtype)
     assert outline.is_paired
+    made: list[torch.Tensor] = []
+
+    def make(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        made.append(torch.empty(shape, dtype=dtype))
+        return made[-1]
+
+    assert torch.equal(weight.pair(make).values, pairs.values)
+    assert weight.pair(make).values is made[-1]
 
 
 @pytest.mark.parametrize("weight", WORDED)
-@pytest.mark.parametrize(("start", "stop"), [(0, 16), (1, 2), (5, 16), (3, None), (0, 0)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 16), (1, 2), (5, 16), (3, None), (8, None), (0, 0)])
 def test_words_are_cut_anywhere(weight: IntegerWeight, start: int, stop: int | None) -> None:
-    some = weight.cut(start, weight.rows if stop is None else stop)
-    assert some.is_worded
+    end = weight.rows if stop is None else stop
+    some = weight.cut(start, end)
+    assert some.is_worded == (weight.order is None or not (start % 8 or end % 8))
     assert torch.equal(some.dequantize(), weight.dequantize()[start:stop])
     assert torch.equal(some.spread(), weight.spread()[start:stop])
 
@@ -378,13 +404,14 @@ def test_words_of_some_rows_are_packed_wherever_they_lie(
 ) -> None:
     for module in ("kernels.int4_cpu", "nibbles"):
         monkeypatch.setattr(f"qload.torch.{module}._STRIP", strip)
-    whole = word(make_integers(4, 160, 256, 32, zero="whole"))
-    for start in (0, 1, 7, 16):
-        some = whole.cut(start, start + rows)
-        found, expected = (pack(kernel, each, torch.bfloat16) for each in (some, some.pair()))
-        held = dict(expected.named_buffers())
-        assert all(torch.equal(each, held[name]) for name, each in found.named_buffers())
-        check_restored(found, some)
+    drawn = make_integers(4, 160, 256, 32, zero="whole")
+    for whole in (word(drawn), word_rows(drawn, (0, 4, 1, 5, 2, 6, 3, 7))):
+        for start in (0, 1, 7, 16):
+            some = whole.cut(start, start + rows)
+            found, expected = (pack(kernel, each, torch.bfloat16) for each in (some, some.pair()))
+            held = dict(expected.named_buffers())
+            assert all(torch.equal(each, held[name]) for name, each in found.named_buffers())
+            check_restored(found, some)
 
 
 class Paired(Strips):
