@@ -72,13 +72,16 @@ def test_the_formats_are_as_measured(path: Path, maker: ModuleType) -> None:
 
 @pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.name)
 def test_the_activations_are_as_measured(path: Path, maker: ModuleType) -> None:
-    """Bit for bit where they are so, else as near: what rounds values turns the order of summation into steps."""
+    """As near, for what rounds values turns the order of summation into steps; bit for bit but for few such steps.
+
+    Processors with AMX sum bfloat16 in another order: of what others have bit for bit, they have all to 6e-5.
+    """
     _, _, text = (DOCS / "formats.md").read_text().partition("<!-- activations -->")
     found = [line for line in text.splitlines() if line.startswith(f"| {path.name} ")]
     made = maker.make_activations([maker.compare_runtime(path)] if has_reference(path) else []).splitlines()[2:]
     assert len(found) == len(made)
     for old, new in zip(map(read_errors, found), map(read_errors, made), strict=True):
-        assert new == pytest.approx(old, rel=0.5)
+        assert new == pytest.approx(old, rel=0.5, abs=2e-4)
 
 
 def has_reference(path: Path) -> bool:

@@ -50,6 +50,13 @@ def compute_in_float64(group: Group, path: Path, ids: Tensor, by_experts: bool =
     )
 
 
+def compute_each_in_float64(group: Group, path: Path, prompts: Sequence[Tensor]) -> list[Tensor]:
+    """Logits of each prompt, computed alone."""
+    model: Any = qload.load(path, mesh=make_mesh(group), dtype="float64", kernels=())
+    with torch.inference_mode():
+        return [model(ids).logits.clone() for ids in prompts]
+
+
 def compute_loaded(model: Any, ids: Tensor) -> Computed:
     with torch.inference_mode():
         logits = model(ids).logits

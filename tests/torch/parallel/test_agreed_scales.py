@@ -17,7 +17,7 @@ from jobs.activations import (
     make_layers,
     round_heads,
 )
-from jobs.transformers_models import compute_in_float64
+from jobs.transformers_models import compute_each_in_float64, compute_in_float64
 from safetensors.torch import load, save
 from samples import DATA, make_quantization, relative_error, samples
 from torch import Tensor
@@ -152,14 +152,22 @@ def test_caches_of_divided_heads_round_as_those_of_all(strategy: str, worlds: Wo
 
 
 def test_models_whose_caches_have_scales_of_their_own(tmp_path: Path, worlds: Worlds) -> None:
-    """Each rank attends with its own heads, and rounds them with a scale of all."""
+    """Each rank attends with its own heads, and rounds them with a scale of all.
+
+    With four bits one prompt in four has a value on an edge of rounding, by some processors' order of summation: by
+    0.003 at most. Where each rank has a scale of its own, all prompts are 0.012 apart at least.
+    """
     path = copy_checkpoint(DATA / "ct-qwen2-tied-w8a8", tmp_path / "model")
     scheme = {"num_bits": 4, "type": "float", "strategy": "tensor", "dynamic": True}
     edit_config(path, lambda config: config["quantization_config"].update(kv_cache_scheme=scheme))
-    expected = compute_in_float64(Group(), path, IDS)
-    assert relative_error(expected.logits, compute_in_float64(Group(), DATA / "ct-qwen2-tied-w8a8", IDS).logits) > 1e-2
-    for found in worlds(2).run(compute_in_float64, path, IDS):
-        assert relative_error(found.logits, expected.logits) < 1e-5
+    prompts = torch.randint(2, 60, (6, 1, 16), generator=torch.Generator().manual_seed(0)).unbind()
+    expected = compute_each_in_float64(Group(), path, prompts)
+    plain = compute_each_in_float64(Group(), DATA / "ct-qwen2-tied-w8a8", prompts)
+    assert min(map(relative_error, expected, plain)) > 1e-2
+    for found in worlds(2).run(compute_each_in_float64, path, prompts):
+        errors = list(map(relative_error, found, expected))
+        assert min(errors) < 1e-5
+        assert max(errors) < 6e-3
 
 
 @pytest.mark.parametrize(
