@@ -15,7 +15,7 @@ PER_WORD = 8
 """4-bit values in a word of 32 bits."""
 SCALE = 0.002
 E4M3_MOST, FLOATS_SPREAD = 448, 100
-"""The greatest value of E4M3, and how far from zero such weights are: a row's greatest is scaled to the former."""
+"""The greatest value of E4M3, and the deviation of such weights, with which their greatest come near it."""
 ZEROS = 0x77777777
 """GPTQ's zero-points of a symmetric weight, one below 8, in a word."""
 

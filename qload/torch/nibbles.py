@@ -13,7 +13,7 @@ from qload.torch.memory import copy_afresh, make_afresh
 
 _STRIP = 1 << 17
 """The words that are worked on at once, about: they and what is computed of them stay in a core's cache."""
-_LOW_HALVES = {torch.uint8: 0x0F, torch.int64: 0x0F0F0F0F0F0F0F0F}
+_LOW_HALVES = {torch.uint8: 0x0F, torch.int32: 0x0F0F0F0F, torch.int64: 0x0F0F0F0F0F0F0F0F}
 LINE = 64
 """Bytes of a cache line. With as many between them, rows a power of two apart do not take each other's place there."""
 

@@ -162,8 +162,7 @@ def _pack_words_of_rows(words: Tensor, order: Sequence[int], blocks: Tensor) -> 
     step = max(1, _STRIP // max(1, words.shape[1]))
     for start in range(0, len(words), step):
         strip = words[start : start + step].unflatten(1, (count, 2, half // 8))
-        low, high = (strip[:, :, place].contiguous().view(torch.int64) for place in range(2))
-        halves = [each.view(torch.int32) for each in join_nibbles(low, high)]
+        halves = join_nibbles(strip[:, :, 0].contiguous(), strip[:, :, 1].contiguous())
         joined = torch.stack([_gather_bytes(halves, order[:4]), _gather_bytes(halves, order[4:])], -1)
         blocks[:, start : start + step].copy_(joined.view(torch.uint8).flatten(2).transpose(0, 1))
 

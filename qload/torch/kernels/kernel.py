@@ -66,7 +66,7 @@ class Kernel(nn.Module):
     knows: ClassVar[frozenset[str]] = frozenset()
     """What it computes with, and restores, of `Weight.further`: it is not asked about weights that have more."""
     takes_words: ClassVar[bool] = False
-    """Whether it packs four bits that are words by columns as they are: others are given pairs in place of them."""
+    """Whether it packs four bits that are words, of columns or, in an `order`, of rows: others are given pairs."""
 
     @classmethod
     @abstractmethod

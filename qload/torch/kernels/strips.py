@@ -11,15 +11,19 @@ Strips = Callable[[], Iterator[Tensor]]
 """Gives the weight anew, from its first rows on, in strips [some rows, columns] of x's dtype."""
 _VALUES = 1 << 19
 """In a strip: a megabyte of 16 bits each, as the second level of caches has. Measured: half of it is as quick."""
-_MOST_ROWS = 1024
-"""Of strips for many tokens. Measured on AMX: 384 to 768 rows take 512 tokens or more twice as long as 1024 do."""
+_WIDE = 1024
+"""Rows of a strip. Measured on AMX: 384 to 768 take 512 tokens or more twice as long as these do."""
 
 
 def find_least(x: Tensor) -> int:
-    """The values that a strip has, at least, to be multiplied by x [tokens, columns]: all of x passes through the cache
-    for each strip, and a product that is hardly wider than it has tokens is slow.
+    """The values that a strip has, at least, to be multiplied by x [tokens, columns].
+
+    All of x passes through the cache for each strip, and a product that is hardly wider than it has tokens is slow.
+    Compiled code has one strip for any number of tokens.
     """
-    return x.shape[-1] * min(2 * len(x), _MOST_ROWS)
+    if torch.compiler.is_compiling():
+        return 0
+    return x.shape[-1] * max(len(x), min(2 * len(x), _WIDE))
 
 
 def divide_rows(rows: int, columns: int, unit: int = 64, *, least: int = 0) -> Iterator[tuple[int, int]]:

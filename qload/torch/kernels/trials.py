@@ -13,7 +13,7 @@ from qload.errors import QloadError
 from qload.torch.activations import keep
 from qload.torch.kernels.inputs import Inputs
 from qload.torch.kernels.kernel import Case, Kernel
-from qload.torch.kernels.weights import Weight, list_tensors
+from qload.torch.kernels.weights import IntegerWeight, Weight, list_tensors
 
 _ROWS = 128
 """As many as the largest blocks that kernels pack apart have; what is left of others is tried with them."""
@@ -53,7 +53,8 @@ class Trials:
 
 def _describe(weight: Weight) -> Hashable:
     dtypes = tuple((name, each.dtype) for name, each in list_tensors(weight).items())
-    return weight.label, weight.columns, _count_rows(weight), weight.further, weight.inputs.rounding, dtypes
+    order = weight.order if isinstance(weight, IntegerWeight) else None
+    return weight.label, weight.columns, _count_rows(weight), weight.further, weight.inputs.rounding, order, dtypes
 
 
 def _count_rows(weight: Weight) -> int:

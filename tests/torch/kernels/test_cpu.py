@@ -26,6 +26,7 @@ from qload.torch.kernels.int4_cpu import CpuInt4
 from qload.torch.kernels.int8_cpu import CpuInt8
 from qload.torch.kernels.int8_dynamic import Int8Dynamic
 from qload.torch.kernels.roundings import DynamicRounding, StaticRounding
+from qload.torch.kernels.strips import divide_rows, find_least
 from qload.torch.kernels.table import BUILT_IN
 from qload.torch.kernels.upcast import UpcastStrips
 
@@ -33,6 +34,8 @@ CPU = torch.device("cpu")
 TOKENS = [0, 1, 2, 16, 33, 300]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PER_TOKEN = DynamicRounding(8, is_float=False)
+AWQ = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where a word has its eight rows."""
 has_int4 = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"), reason="the kernel needs such vectors"
 )
@@ -155,7 +158,7 @@ WORDED += [
     for rows, columns in ((64, 512), (16, 32), (48, 96), (208, 64), (192, 4096))
     for zero, order in (
         ("none", tuple(range(8))),
-        ("whole", (0, 4, 1, 5, 2, 6, 3, 7)),
+        ("whole", AWQ),
         ("float", (7, 2, 5, 0, 1, 4, 3, 6)),
     )
 ]
@@ -226,6 +229,8 @@ KINDS: list[tuple[type[Kernel], Weight]] = [
     (CpuInt4, make_integers(4, 80, 128, 64, zero="whole")),
     (CpuInt4, word(make_integers(4, 80, 128, 64, zero="whole"))),
     (Strips, word(make_integers(4, 77, 128, 64, zero="whole"))),
+    (CpuInt4, word_rows(make_integers(4, 80, 128, 64, zero="whole"), AWQ)),
+    (Strips, word_rows(make_integers(4, 72, 128, 64, zero="whole"), AWQ)),
     (CpuInt8, make_integers(8, 77, 128, 64, zero="whole")),
     (Int8Dynamic, replace(make_integers(8, 77, 64, 64), inputs=Inputs(rounding=PER_TOKEN))),
     (Strips, make_floats(torch.float8_e4m3fn, 100, 128, (64, 64))),
@@ -319,13 +324,30 @@ def test_a_bias_that_is_trained_has_its_gradient() -> None:
 @has_int4
 @kinds
 def test_products_come_in_several_strips(kernel: type[Kernel], weight: Weight, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, x = pack(kernel, weight, torch.bfloat16), draw(300, weight.columns, torch.bfloat16)
+    packed, x = pack(kernel, weight, torch.bfloat16), draw(3, weight.columns, torch.bfloat16)
     whole = packed.multiply_dense(x, dict(packed.named_buffers()), Inputs(), lambda greatest: greatest)
     monkeypatch.setattr("qload.torch.kernels.strips._VALUES", 1)
     assert len(list(packed.split(dict(packed.named_buffers())))) > 1
     torch.testing.assert_close(
         packed.multiply_dense(x, dict(packed.named_buffers()), Inputs(), lambda greatest: greatest), whole
     )
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 160, 512, 1024, 3000])
+@pytest.mark.parametrize("columns", [128, 4096])
+def test_strips_are_as_tall_as_many_tokens_want_them(
+    tokens: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_heights() -> list[int]:
+        strips = divide_rows(1 << 14, columns, least=find_least(torch.empty(tokens, columns, device="meta")))
+        return [stop - start for start, stop in strips][:-1]
+
+    in_cache = (1 << 19) // columns
+    heights = set(list_heights())
+    assert all(max(in_cache, tokens // 64 * 64) <= height <= max(in_cache, 2 * tokens) for height in heights)
+    assert tokens < 512 or not any(384 <= height < 1024 for height in heights)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert set(list_heights()) == {in_cache}
 
 
 @pytest.mark.parametrize(
@@ -399,14 +421,16 @@ def test_words_are_cut_anywhere(weight: IntegerWeight, start: int, stop: int | N
 @pytest.mark.parametrize("kernel", [CpuInt4, Strips])
 @pytest.mark.parametrize("rows", [16, 64, 144])
 @pytest.mark.parametrize("strip", [1, 100, 1 << 17])
+@pytest.mark.parametrize("block", [64, 32])
 def test_words_of_some_rows_are_packed_wherever_they_lie(
-    kernel: type[Kernel], rows: int, strip: int, monkeypatch: pytest.MonkeyPatch
+    kernel: type[Kernel], rows: int, strip: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("qload.torch.kernels.int4_cpu._find_block", lambda: block)
     for module in ("kernels.int4_cpu", "nibbles"):
         monkeypatch.setattr(f"qload.torch.{module}._STRIP", strip)
     drawn = make_integers(4, 160, 256, 32, zero="whole")
-    for whole in (word(drawn), word_rows(drawn, (0, 4, 1, 5, 2, 6, 3, 7))):
-        for start in (0, 1, 7, 16):
+    for whole in (word(drawn), word_rows(drawn, AWQ)):
+        for start in (0, 1, 7, 8, 16):
             some = whole.cut(start, start + rows)
             found, expected = (pack(kernel, each, torch.bfloat16) for each in (some, some.pair()))
             held = dict(expected.named_buffers())
@@ -430,8 +454,12 @@ class Paired(Strips):
 
 
 @pytest.mark.parametrize("experts", [None, 2])
-def test_a_kernel_that_takes_no_words_sees_and_is_given_pairs(experts: int | None) -> None:
-    weight, made = word(make_integers(4, 80, 96, 32)), list[Tensor]()
+@pytest.mark.parametrize("order", [None, AWQ])
+def test_a_kernel_that_takes_no_words_sees_and_is_given_pairs(
+    experts: int | None, order: tuple[int, ...] | None
+) -> None:
+    pairs, made = make_integers(4, 80, 96, 32), list[Tensor]()
+    weight = word(pairs) if order is None else word_rows(pairs, order)
 
     def make(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         made.append(torch.empty(shape, dtype=dtype))

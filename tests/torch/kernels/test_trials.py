@@ -1,6 +1,7 @@
 """A kernel that computes otherwise than it should is not chosen, and the report says why."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ class Shifted(CpuInt4):
         y = super().multiply(x, held, inputs, agree)
         whole = self.rows // 64 * 64
         return torch.cat([y[:, :whole], 8 * y[:, whole:]], -1)
+
+
+class Unordered(CpuInt4):
+    """Knows no words of rows."""
+
+    label = "unordered"
+
+    @classmethod
+    def fill_values(cls, weight: IntegerWeight, into: Tensor) -> None:
+        super().fill_values(replace(weight, values=weight.values.view(-1, weight.rows), order=None), into)
 
 
 class Lacking(CpuInt4):
@@ -165,3 +176,13 @@ def test_trying_draws_no_random_numbers() -> None:
 
 def test_a_weight_of_no_rows_tells_nothing() -> None:
     assert Trials().refuse(Transposed, make_int4(16, 64, 32).cut(0, 0), CASE) is None
+
+
+def test_words_of_rows_are_tried_beside_words_of_columns() -> None:
+    words = torch.randint(-(2**31), 2**31 - 1, (16, 128), dtype=torch.int32)
+    columns = IntegerWeight(words, 4, 128, torch.rand(128, 2).bfloat16(), 8, 64)
+    rows = replace(columns, values=words.view(128, 16), order=(0, 4, 1, 5, 2, 6, 3, 7))
+    trials = Trials()
+    assert trials.refuse(Unordered, columns, CASE) is None
+    assert "does not give back the weight" in str(trials.refuse(Unordered, rows, CASE))
+    assert trials.refuse(CpuInt4, rows, CASE) is None

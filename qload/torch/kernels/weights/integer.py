@@ -23,9 +23,9 @@ class IntegerWeight:
     values: int8 [out, columns], or uint8, of `bits` bits each; or uint8 [out, columns / 2] of four bits, two to a byte,
     that of the even column low; or int32 words of four bits, which `pair` turns into these for whoever does not take
     words: [columns / 8, out], of eight columns, low bits first; or, with an `order`, [columns, out / 8], of eight rows,
-    row i of them in the bits 4 * order[i] and up. scale [out, groups], or [1, groups] where all rows share
-    them; zero likewise, of any dtype, or a number; shift likewise, of any float. The last group may be short. All of it
-    is times `whole` [] then.
+    row i of them in the bits 4 * order[i] and up, and columns a multiple of 8.
+    scale [out, groups], or [1, groups] where all rows share them; zero likewise, of any dtype, or a number; shift
+    likewise, of any float. The last group may be short. All of it is times `whole` [] then.
     If `wide`, it is computed in float32 and rounded to the scale's dtype once.
     """
 
