@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -34,6 +35,14 @@ def worlds() -> Iterator[Callable[[int], World]]:
     yield lambda size: made.setdefault(size, World(size))
     for world in made.values():
         world.close()
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Processes that are started heed SIGINT: those of a job in the background inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def check_gone(pids: Sequence[int]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("delay", [0.0, 6.0])
 def test_ctrl_c_ends_all_ranks_without_a_traceback(delay: float) -> None:
     """It comes to every process of the terminal's group, also to those that are only starting."""

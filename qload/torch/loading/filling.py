@@ -15,6 +15,7 @@ from qload.layout import volume
 from qload.plan import LayerPlan, Plan, Slot
 from qload.torch.dtypes import make_filled, torch_dtype
 from qload.torch.garbage import putting_off_collections
+from qload.torch.heap import trim_heap
 from qload.torch.kernels import Table
 from qload.torch.layers import Layer
 from qload.torch.loading.orders import Order, Reader, reading
@@ -192,6 +193,7 @@ def fill(
     filling = Filling(plan, find, arena, progress, synchronize, kernels)
     with closing(reader), closing(arena):
         filling.run(reader)
+    trim_heap()
     if filling.findings:
         raise CheckpointError(path, filling.findings)
     return filling.seconds

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,7 @@ def test_what_cannot_be_started_or_handed_over_is_refused() -> None:
         run_ranks(return_unpicklable, 1)
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_ranks_end_with_who_started_them(way: signal.Signals) -> None:
     """Also one that waits for another in a collective."""
@@ -89,12 +91,13 @@ def test_ranks_end_with_who_started_them(way: signal.Signals) -> None:
         server.settimeout(120)
         port = server.getsockname()[1]
         code = f"from jobs.ranks import stay\nfrom qload.torch.parallel import run_ranks\nrun_ranks(stay, 2, {port})"
-        with subprocess.Popen([sys.executable, "-c", code], cwd=TESTS, stderr=subprocess.DEVNULL) as parent:
-            connections = [server.accept()[0] for _ in range(2)]
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(command, cwd=TESTS, stderr=subprocess.DEVNULL) as parent, ExitStack() as connections:
+            connections.callback(parent.kill)
+            ranks = [connections.enter_context(server.accept()[0]) for _ in range(2)]
             time.sleep(0.5)
             parent.send_signal(way)
-            for connection in connections:
-                connection.settimeout(30)
-                assert connection.recv(1) == b""
-                connection.close()
+            for rank in ranks:
+                rank.settimeout(30)
+                assert rank.recv(1) == b""
             assert parent.wait(30) == -way
