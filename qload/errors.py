@@ -62,7 +62,8 @@ def describe(what: str, where: str, expected: str, found: str, remedy: str) -> s
 
 def one_line(text: str) -> str:
     """The text without line breaks, and with an escape for whatever a terminal would not print but obey."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in _BREAK.sub(" ", text))
+    line = _BREAK.sub(" ", text)
+    return line if line.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
 class Fault(Protocol):

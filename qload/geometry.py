@@ -69,7 +69,7 @@ class Geometry:
     def extents(self) -> Extents:
         """The segments of every dimension."""
         return {
-            Dim.OUT: Extent(tuple(part.size for part in self.parts), self.interleaved),
+            Dim.OUT: Extent(tuple([part.size for part in self.parts]), self.interleaved),
             Dim.IN: Extent((self.in_features,)),
             Dim.EXPERT: Extent((self.experts if self.experts is not None else 1,)),
             Dim.PART: Extent((1,) * len(self.parts)),

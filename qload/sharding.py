@@ -1,12 +1,12 @@
 """Cuts a whole layer for one rank, or says which tensor-parallel sizes would fit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qload.declare import ParameterSpec
 from qload.errors import LayoutError, ShardError
 from qload.geometry import MAX_SIZE, Geometry, Shard, Sharding, check_rank
-from qload.layout import Cut, Dim, Interval, Layout, Place, Region
+from qload.layout import Cut, Dim, Extents, Interval, Layout, Place, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,19 @@ def find_share(
 
 
 def cut_layer(
-    geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec], name: str, rank: int, size: int
+    geometry: Geometry,
+    sharding: Sharding,
+    specs: Sequence[ParameterSpec],
+    name: str,
+    rank: int,
+    size: int,
+    *,
+    find_sizes: Callable[[], Sequence[int]] | None = None,
 ) -> Shard:
     """The shard of one rank, every tensor of which can be cut.
 
-    Raises ShardError, with the layer, the tensor, the unit that is split and the sizes that fit, where it cannot;
-    LayoutError for a rank that `size` does not have.
+    Raises ShardError, with the layer, the tensor, the unit that is split and the sizes that fit, where it cannot: those
+    that `find_sizes` gives, or else that fit this way to divide. LayoutError for a rank that `size` does not have.
     """
     check_rank(rank, size)
     tensor = ""
@@ -49,13 +56,13 @@ def cut_layer(
         shard = sharding(geometry, rank, size)
         for spec in specs:
             tensor = f".{spec.name}"
-            check_cuts(geometry, shard, spec)
+            check_cuts(geometry.extents, shard, spec)
     except LayoutError as error:
         raise ShardError(
             error.what,
             where=name + tensor,
             unit=error.unit,
-            sizes=fitting_sizes(geometry, sharding, specs),
+            sizes=find_sizes() if find_sizes else fitting_sizes(geometry, sharding, specs),
             expected=error.expected,
             found=error.found,
         ) from error
@@ -67,11 +74,11 @@ def fitting_sizes(geometry: Geometry, sharding: Sharding, specs: Sequence[Parame
     return [size for size in range(1, MAX_SIZE + 1) if fits(geometry, sharding, specs, size)]
 
 
-def check_cuts(geometry: Geometry, shard: Shard, spec: ParameterSpec) -> None:
-    """Raises LayoutError where the shard splits a unit of the tensor."""
-    for part in range(len(geometry.parts)):
+def check_cuts(extents: Extents, shard: Shard, spec: ParameterSpec) -> None:
+    """Raises LayoutError where the shard of a layer with those extents splits a unit of the tensor."""
+    for part in range(len(extents[Dim.OUT].sizes)):
         cuts = {**shard.cuts(part), Dim.EXPERT: shard.experts}
-        spec.layout.region(geometry.extents, Place({Dim.OUT: part, Dim.PART: part}, cuts))
+        spec.layout.region(extents, Place({Dim.OUT: part, Dim.PART: part}, cuts))
 
 
 def fits(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec], size: int) -> bool:
@@ -79,11 +86,12 @@ def fits(geometry: Geometry, sharding: Sharding, specs: Sequence[ParameterSpec],
 
     Shares are as large for each rank, padding included: the first rank's and the last one's tell for all.
     """
+    extents = geometry.extents
     try:
         for rank in {0, size - 1}:
             shard = sharding(geometry, rank, size)
             for spec in specs:
-                check_cuts(geometry, shard, spec)
+                check_cuts(extents, shard, spec)
     except LayoutError:
         return False
     return True

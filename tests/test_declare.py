@@ -126,4 +126,4 @@ def test_an_index_has_one_row_for_each_part() -> None:
     spec = index("g_idx", part(), in_(), bounds=(0, 4))
     geometry = Geometry(8, (Part("a", 2), Part("b", 2)))
     assert spec.layout.shape(geometry.extents) == (2, 8)
-    assert spec.matches((8,), spec.layout.shape(geometry.select(0).extents))
+    assert spec.matches((8,), spec.layout.shape(single(2, 8).extents))

@@ -13,7 +13,7 @@ from qload.declare import ParameterKind, ParameterSpec, View
 from qload.dtypes import BITS
 from qload.errors import LayoutError
 from qload.geometry import Geometry, Shard
-from qload.layout import Cut, Dim, Extents, Interval, Layout, Place, Region, expert, volume
+from qload.layout import Cut, Dim, Extent, Extents, Interval, Layout, Place, Region, expert, volume
 from qload.plan.targets import Source
 
 Each = TypeVar("Each")
@@ -156,9 +156,12 @@ def make_fit(
     if length is not None:
         spec, stored = spec.measure(length), stored.measure(length)
     extents = source.geometry(geometry).extents
+    # A tensor may have an entry for each part where the parts are stored as one.
+    by_part = {**extents, Dim.PART: Extent((1,) * source.parts)}
     whole = _read(spec, stored, source, geometry, shard, extents)
-    by_part = _read(spec, stored, source, geometry, shard, source.fused_extents(geometry))
-    readings: tuple[Reading, ...] = (whole,) if whole.shape == by_part.shape else (whole, by_part)
+    readings: tuple[Reading, ...] = (whole,)
+    if stored.layout.shape(by_part) != stored.layout.shape(extents):
+        readings += (_read(spec, stored, source, geometry, shard, by_part),)
     if spec.kind in _SINGLE and prod(whole.shape) > 1 and geometry.experts is not None and source.expert is None:
         readings += (_spread(whole),)
     return Fit(stored, readings)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from qload.geometry import Geometry, Part, Shard
-from qload.layout import Dim, Extent, Extents
 from qload.quantization import Treatment
 
 Position = tuple[int, int, int | None, int, int, bool]
@@ -39,11 +38,11 @@ class Source:
 
     def geometry(self, layer: Geometry) -> Geometry:
         """The geometry of the stored tensors. Parts that are fused on disk round as one."""
-        chosen = layer.select(self.part, self.parts)
-        if not chosen.interleaved:
-            rows = self.before + chosen.out_features + self.after
-            chosen = replace(chosen, parts=(Part("", rows),))
-        return chosen if self.expert is not None else replace(chosen, experts=layer.experts)
+        parts, interleaved = layer.parts[self.part : self.part + self.parts], layer.interleaved and self.parts > 1
+        if not interleaved:
+            parts = (Part("", self.before + sum([part.size for part in parts]) + self.after),)
+        experts = None if self.expert is not None else layer.experts
+        return replace(layer, parts=parts, experts=experts, interleaved=interleaved)
 
     def has(self, part: int) -> bool:
         """Whether the part of that number is among those stored there."""
@@ -56,10 +55,6 @@ class Source:
         return replace(
             self, part=0, parts=1, before=self.before + sum(sizes[:at]), after=self.after + sum(sizes[at + 1 :])
         )
-
-    def fused_extents(self, layer: Geometry) -> Extents:
-        """As `geometry(layer).extents`, with an entry for each part along axes of parts."""
-        return {**self.geometry(layer).extents, Dim.PART: Extent((1,) * self.parts)}
 
 
 @dataclass(frozen=True, slots=True)

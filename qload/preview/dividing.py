@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from qload.declare import ParameterSpec
 from qload.errors import ShardError
@@ -53,11 +54,11 @@ class Divider:
             return self._deal(modules, size)
         target, specs = modules.target, self._declare(modules)
         sharding = self._choose(modules, size)
+        cut = partial(cut_layer, find_sizes=partial(self._find_sizes, modules, sharding))
         try:
-            shards = [cut_layer(target.geometry, sharding, specs, target.name, rank, size) for rank in range(size)]
+            shards = [cut(target.geometry, sharding, specs, target.name, rank, size) for rank in range(size)]
         except ShardError as error:
-            sizes = self._find_sizes(modules, sharding)
-            raise ObstacleError([_describe(error, target.name, name, sizes) for name in modules.names]) from error
+            raise ObstacleError([_describe(error, target.name, name) for name in modules.names]) from error
         return Division(tuple(shards), (len(modules.names),) * size, _name_split(target.geometry, shards))
 
     def _declare(self, modules: Modules) -> tuple[ParameterSpec, ...]:
@@ -88,7 +89,7 @@ class Divider:
             try:
                 owned.update(self._own(mixture, numbers, size))
             except ShardError as error:
-                obstacles.append(_describe(error, mixture, mixture, error.sizes))
+                obstacles.append(_describe(error, mixture, mixture))
         if obstacles:
             raise ObstacleError(obstacles)
         whole = tuple(replace(modules.target.shard, rank=rank, size=size) for rank in range(size))
@@ -126,8 +127,8 @@ def collapse(obstacles: Iterable[Obstacle]) -> tuple[Obstacle, ...]:
     return tuple(replace(each, where=merge_names(names), count=len(names)) for each, names in alike.items())
 
 
-def _describe(error: ShardError, layer: str, name: str, sizes: tuple[int, ...]) -> Obstacle:
+def _describe(error: ShardError, layer: str, name: str) -> Obstacle:
     """What an error of `layer` says of `name`, which is like it, with the numbers of ranks that would do."""
     tensor = error.where.removeprefix(layer).removeprefix(".")
     facts = f" (expected {error.expected}, found {error.found})" if error.expected and error.found else ""
-    return Obstacle(name, 1, tensor, error.what + facts, error.unit, sizes)
+    return Obstacle(name, 1, tensor, error.what + facts, error.unit, error.sizes)
