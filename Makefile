@@ -47,9 +47,10 @@ demo: $(READY)
 	$(BIN)/qload run $(CHECKPOINT) --device $(DEVICE) --prompt "$(PROMPT)" --max-new-tokens 60
 
 # Each worker computes on one core: with more threads than cores torch takes many times as long. Files go in their own
-# order: those that start many processes have few tests, and would be left for one worker at the end.
+# order: those that start many processes have few tests, and would be left for one worker at the end. Those processes
+# would each compile what is imported, if none were allowed to keep it.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ ERRAND = "qload"
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported, and the tests themselves, out of all rounds of the garbage collector."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

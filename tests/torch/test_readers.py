@@ -54,11 +54,15 @@ folders = [path for path in samples() if is_sound(path) and list(path.glob("*.sa
 
 
 def plans(path: Path, registry: Registry) -> Iterator[Plan]:
-    """What ranks of several sizes read of a checkpoint's modules, each divided by its outputs and by its inputs."""
+    """What ranks of several sizes read of a checkpoint's modules, each divided by its outputs and by its inputs.
+
+    Of the wider checkpoints, which are stored like some of those here, ranks of one size.
+    """
+    sizes = (2, 4, 8) if path.parent == DATA else (2,)
     checkpoint = open_checkpoint(path, registry)
     quantization = resolve(checkpoint, registry)
     drawn = outline(checkpoint, quantization)
-    for sharding, size in [(column, 1), *((each, size) for each in (column, row) for size in (2, 4, 8))]:
+    for sharding, size in [(column, 1), *((each, size) for each in (column, row) for size in sizes)]:
         targets = []
         for target in drawn.targets:
             specs = [spec for spec in quantization.declare(target.treatment, target.geometry) if spec.loaded]
