@@ -4,7 +4,7 @@ Source of the arithmetic: bitsandbytes' `quantize_4bit`, `quantize_blockwise` an
 devices, `create_dynamic_map`, and `Int8Params`, which takes weights in float16.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -102,11 +102,12 @@ def _clip(scaled: Tensor) -> Tensor:
 def _prepare_codes(table: Tensor, quant_type: str) -> Callable[[Tensor], Tensor]:
     """What packs values as the nearest codes of a table, two to a byte, the first in the high bits."""
     order = torch.tensor(_ORDERS[quant_type], dtype=torch.uint8, device=table.device)
-    bounds = _find_bounds(table[order.int()])
+    bounds = _find_bounds(table[order.int()]).unbind()
+    is_sorted = _ORDERS[quant_type] == tuple(range(len(order)))
 
     def encode(values: Tensor) -> Tensor:
-        padded = F.pad(values, (0, values.shape[-1] % 2))
-        codes = order[torch.bucketize(padded, bounds, out_int32=True)]
+        places = _count_below(F.pad(values, (0, values.shape[-1] % 2)), bounds)
+        codes = places if is_sorted else order[places.int()]
         return codes[..., ::2] << 4 | codes[..., 1::2]
 
     return encode
@@ -116,6 +117,15 @@ def _prepare_bytes(table: Tensor) -> Callable[[Tensor], Tensor]:
     """What encodes values as the nearest of a table in order."""
     bounds = _find_bounds(table)
     return lambda values: torch.bucketize(values, bounds, out_int32=True).to(torch.uint8)
+
+
+def _count_below(values: Tensor, bounds: Sequence[Tensor]) -> Tensor:
+    """How many of a few bounds are below each value, as bytes: `torch.bucketize`, but with vectors."""
+    places = torch.full(values.shape, len(bounds), dtype=torch.uint8, device=values.device)
+    reaches = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+    for bound in bounds:
+        places -= torch.le(values, bound, out=reaches).view(torch.uint8)
+    return places
 
 
 def _find_bounds(ordered: Tensor) -> Tensor:
