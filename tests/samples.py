@@ -18,6 +18,9 @@ DATA = Path(__file__).parent / "data"
 WIDER = os.environ.get("QLOAD_CHECKPOINTS")
 """A folder of further checkpoints, each in a folder of its own."""
 
+SWEEPS_ALL = os.environ.get("QLOAD_SWEEP") == "all"
+"""Whether laws that take long are to hold for all checkpoints too, and not for a few of each kind."""
+
 DEMO = DATA / "ct-w4a16-g128-asym"
 
 BROKEN = {"hf-fp8-block-qwen3moe": {"QL303"}}
@@ -51,6 +54,11 @@ def samples() -> list[Path]:
     folders = [DATA, *([Path(WIDER)] if WIDER else [])]
     found = {path.name: path for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()}
     return list(found.values())
+
+
+def is_swept(path: Path) -> bool:
+    """Whether a law that takes long holds for a checkpoint: tests/data has one of each way to store."""
+    return SWEEPS_ALL or (DATA / path.name).is_dir()
 
 
 def is_sound(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from edits import edit_config, edit_tensors
-from samples import DATA, DEMO, is_sound, samples
+from samples import DATA, DEMO, is_sound, is_swept, samples
 from torch import Tensor
 
 import qload
@@ -32,7 +32,7 @@ from qload.sharding import cut_layer
 SIZES = (1, 2, 3, 4, 6, 8)
 DIMS = {Split.COLUMN: Dim.OUT, Split.VOCABULARY: Dim.OUT, Split.ROW: Dim.IN, Split.EXPERTS: Dim.EXPERT}
 DROPPED = (ParameterKind.INDEX, ParameterKind.DOCUMENT, ParameterKind.SETTING)
-SOUND = [pytest.param(path, id=path.name) for path in samples() if is_sound(path)]
+SOUND = [pytest.param(path, id=path.name) for path in samples() if is_sound(path) and is_swept(path)]
 MIXTURE = DATA / "ct-qwen3moe-w4a16"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import samples
+from samples import is_swept, samples
 from transformers.core_model_loading import WeightRenaming
 
 from qload import QloadError
@@ -19,7 +19,7 @@ from qload.torch.models.likeness import Match, Shapes, Template, tell_numbers
 from qload.torch.models.loading import plan_load
 from qload.torch.parallel import Group
 
-everywhere = pytest.mark.parametrize("path", samples(), ids=lambda path: path.name)
+everywhere = pytest.mark.parametrize("path", [*filter(is_swept, samples())], ids=lambda path: path.name)
 
 
 def take_apart(patch: pytest.MonkeyPatch) -> None:

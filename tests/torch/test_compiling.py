@@ -1,6 +1,5 @@
 """Every layer is one graph to the compiler, which computes what the layer computes, and waits for nothing."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from jobs.compiling import compile_linears
-from samples import DATA, is_sound, samples
+from samples import DATA, SWEEPS_ALL, is_sound, samples
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from worlds import World
@@ -21,10 +20,8 @@ FEW = (
     *("ct-w4a16-g128-asym", "ct-fp8-static", "gptq-4bit-g32-sym-descact", "torchao-int8dyn-int8w", "bnb-nf4-dq"),
     *("hf-gptoss-mxfp4", "ct-qwen3moe-w4a16", "autoround-gguf-q4_k_m"),
 )
-"""Of each kind of arithmetic one: a graph takes seconds to make. QLOAD_COMPILE=all takes all that there are."""
-EVERY = [
-    path for path in samples() if is_sound(path) and (os.environ.get("QLOAD_COMPILE") == "all" or path.name in FEW)
-]
+"""Of each kind of arithmetic one: a graph takes seconds to make. QLOAD_SWEEP=all takes all that there are."""
+EVERY = [path for path in samples() if is_sound(path) and (SWEEPS_ALL or path.name in FEW)]
 MIXTURES = [path for path in EVERY if "moe" in path.name or "gptoss" in path.name]
 TABLES = [pytest.param({}, id="kernels"), pytest.param({"kernels": ()}, id="no kernels")]
 

@@ -11,7 +11,7 @@ import torch
 from architectures import ARCHITECTURES, make_model
 from edits import edit_tensors
 from jobs.transformers_models import Computed, compute, compute_after_death, compute_architecture, load_unlike, sample
-from samples import DATA, DEMO, is_sound, read_reference, relative_error, samples
+from samples import DATA, DEMO, is_sound, is_swept, read_reference, relative_error, samples
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import World
@@ -45,7 +45,7 @@ def read_ids(path: Path) -> Tensor:
 
 @pytest.mark.parametrize(
     ("path", "size"),
-    [*((path, 2) for path in SOUND), *((path, 4) for path in SOUND if path.parent == DATA)],
+    [*((path, 2) for path in SOUND), *((path, 4) for path in filter(is_swept, SOUND))],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_ranks_compute_what_one_process_does(worlds: Worlds, path: Path, size: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from llama import Llama
-from samples import DATA, DEMO, is_sound, read_config, samples
+from samples import DATA, DEMO, is_sound, is_swept, read_config, samples
 from torch import Tensor, nn
 
 import qload
@@ -25,7 +25,7 @@ from qload.torch.loading.checkpoints import open_for_loading
 from qload.torch.loading.orders import Order
 from qload.torch.parallel import Group
 
-SOUND = [path for path in samples() if is_sound(path)]
+SOUND = [path for path in samples() if is_sound(path) and is_swept(path)]
 LLAMAS = [path for path in SOUND if read_config(path).get("model_type") == "llama"]
 SIZES = (1, 2, 4)
 SHARDINGS: dict[str, Sharding] = {"column": column, "row": row, "experts": expert_parallel, "vocabulary": vocabulary()}

@@ -9,7 +9,7 @@ import torch
 from edits import edit_tensors
 from jobs.models import compute_llama
 from llama import Llama
-from samples import DATA, DEMO, read_config, read_reference, relative_error, supported
+from samples import DATA, DEMO, is_swept, read_config, read_reference, relative_error, supported
 from torch import Tensor, nn
 from worlds import World
 
@@ -19,7 +19,7 @@ from qload.findings import errors
 from qload.torch import QKVParallelLinear, RowParallelLinear, Site
 from qload.torch.parallel import Group
 
-LLAMAS = [path for path in supported() if read_config(path)["model_type"] == "llama"]
+LLAMAS = [path for path in filter(is_swept, supported()) if read_config(path)["model_type"] == "llama"]
 names = pytest.mark.parametrize("path", LLAMAS, ids=lambda path: path.name)
 
 WHOLE = (

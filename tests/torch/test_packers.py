@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import DEMO, read_reference, supported
+from samples import DEMO, is_swept, read_reference, supported
 from strangers import make_rows, registry_with, write_rows
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def tensors_of(model: torch.nn.Module) -> dict[str, Tensor]:
     return dict((*model.named_parameters(), *model.named_buffers()))
 
 
-@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*filter(is_swept, supported())], ids=lambda path: path.name)
 def test_threads_pack_what_the_caller_does(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = qload.load(path, dtype=torch.bfloat16)
     monkeypatch.setattr(packers, "_MOST_THREADS", 1)
@@ -47,7 +47,7 @@ def test_threads_pack_what_the_caller_does(path: Path, monkeypatch: pytest.Monke
         assert torch.equal(bits(ours[name]), bits(tensor)), name
 
 
-@pytest.mark.parametrize("path", supported(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*filter(is_swept, supported())], ids=lambda path: path.name)
 def test_memory_that_other_layers_left_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = qload.load(path, dtype=torch.bfloat16)
     monkeypatch.setattr(spares, "_LEAST", 64)

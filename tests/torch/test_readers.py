@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from samples import DATA, DEMO, is_sound, samples
+from samples import DATA, DEMO, is_sound, is_swept, samples
 from torch import Tensor
 
 import qload
@@ -58,7 +58,7 @@ def plans(path: Path, registry: Registry) -> Iterator[Plan]:
 
     Of the wider checkpoints, which are stored like some of those here, ranks of one size.
     """
-    sizes = (2, 4, 8) if path.parent == DATA else (2,)
+    sizes = (2, 4, 8) if is_swept(path) else (2,)
     checkpoint = open_checkpoint(path, registry)
     quantization = resolve(checkpoint, registry)
     drawn = outline(checkpoint, quantization)

@@ -11,7 +11,7 @@ import torch
 from breaking import Case, config, drop
 from edits import edit_config, edit_tensors
 from jobs.transformers_models import compute
-from samples import DATA, DEMO, flaws, is_sound, samples
+from samples import DATA, DEMO, flaws, is_sound, is_swept, samples
 from torch import Tensor
 from worlds import World
 
@@ -30,7 +30,7 @@ from qload.roles import read_heads
 
 SIZES = (1, 2, 3, 4, 6, 8)
 SPLITS = ("QL401", "QL402", "QL403")
-SOUND = [pytest.param(path, id=path.name) for path in samples() if is_sound(path)]
+SOUND = [pytest.param(path, id=path.name) for path in samples() if is_sound(path) and is_swept(path)]
 DOWN, GATE, HEADS = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.q_proj"
 
 
