@@ -50,19 +50,15 @@ OPTIONAL_PACKAGES = {"runai": "runai-model-streamer", "fastsafetensors": "fastsa
 OPTIONAL: dict[str, Callable[[Path], Reader]] = {
     name: partial(make_reader, name, device=CPU, alone=True) for name in OPTIONAL_PACKAGES
 }
-folders = [path for path in samples() if is_sound(path) and list(path.glob("*.safetensors"))]
+folders = [path for path in samples() if is_sound(path) and is_swept(path) and list(path.glob("*.safetensors"))]
 
 
 def plans(path: Path, registry: Registry) -> Iterator[Plan]:
-    """What ranks of several sizes read of a checkpoint's modules, each divided by its outputs and by its inputs.
-
-    Of the wider checkpoints, which are stored like some of those here, ranks of one size.
-    """
-    sizes = (2, 4, 8) if is_swept(path) else (2,)
+    """What ranks of several sizes read of a checkpoint's modules, each divided by its outputs and by its inputs."""
     checkpoint = open_checkpoint(path, registry)
     quantization = resolve(checkpoint, registry)
     drawn = outline(checkpoint, quantization)
-    for sharding, size in [(column, 1), *((each, size) for each in (column, row) for size in sizes)]:
+    for sharding, size in [(column, 1), *((each, size) for each in (column, row) for size in (2, 4, 8))]:
         targets = []
         for target in drawn.targets:
             specs = [spec for spec in quantization.declare(target.treatment, target.geometry) if spec.loaded]
