@@ -25,6 +25,7 @@ from qload.quantization import Quantization, Treatment
 from qload.torch.dtypes import dtype_code, torch_dtype
 from qload.torch.loading.holding import copy_stored
 from qload.torch.loading.orders import Order, Reader, reading
+from qload.torch.memory import make_afresh
 
 HOOK = "qload_quantize"
 
@@ -222,7 +223,7 @@ class QuantizingReader:
 
     def _order_weight(self, recipe: Recipe) -> Order:
         shape = recipe.entry.shape
-        weight = torch.empty(shape, dtype=torch_dtype(recipe.geometry.dtype), device=self._device)
+        weight = make_afresh(shape, torch_dtype(recipe.geometry.dtype), self._device)
         region = tuple(Interval(0, size) for size in shape)
         return Order(Copy(recipe.entry, shape, region, region), weight, _Making(recipe))
 

@@ -13,10 +13,10 @@ from qload.torch.loading.gathering import Gatherer
 from qload.torch.loading.orders import Order
 from qload.torch.loading.pieces import Cutter, Piece
 from qload.torch.loading.staging import Staging
-from qload.torch.loading.tasks import Source, Task, make_tasks
+from qload.torch.loading.tasks import TASK_BYTES, Source, Task, make_tasks
 
 AHEAD_BYTES = 192 << 20
-"""What may have been read, and not yet been yielded."""
+"""What may have been read, and not yet been yielded, however many threads read; each has two tasks of its own."""
 WINDOW_BYTES = 32 << 20
 _WINDOW_ORDERS = 4096
 
@@ -25,9 +25,9 @@ class FileReader:
     """Reads from the files of a folder with `preadv`, straight into parameters where these have the stored bytes.
 
     Orders are taken a window at a time, and what lies together in a file is read together. `threads` is 2 to 8
-    by the number of cores; `ahead` the bytes that may have been read before what precedes them was yielded;
-    `open_file` chooses how a file is read. Raises QloadError, with the tensor and the file, where a file is shorter
-    than its header said.
+    by the number of cores; `ahead` the bytes that may have been read before what precedes them was yielded,
+    two tasks of each thread; `open_file` chooses how a file is read. Raises QloadError, with the tensor and the file,
+    where a file is shorter than its header said.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class FileReader:
         device: torch.device,
         *,
         threads: int | None = None,
-        ahead: int = AHEAD_BYTES,
+        ahead: int | None = None,
         slab_bytes: int | None = None,
         open_file: Callable[[Path, Gatherer], Source] = DataFile,
     ) -> None:
         self._folder = folder
         self._open_file = open_file
         self._threads = choose_threads(device) if threads is None else threads
-        self._ahead = ahead
-        self._window = min(WINDOW_BYTES, max(1, ahead))
+        self._ahead = min(AHEAD_BYTES, 2 * TASK_BYTES * max(1, self._threads)) if ahead is None else ahead
+        self._window = min(WINDOW_BYTES, max(1, self._ahead))
         self._staging = Staging(device, slab_bytes, max(1, self._threads) if device.type == "cpu" else None)
         self._cutter = Cutter(self._staging.size)
         self._gatherer = Gatherer()
