@@ -12,6 +12,7 @@ from qload.torch.floats import (
     decode_e2m1,
     decode_e8m0,
     decode_float,
+    encode_e2m1,
     encode_e8m0,
     round_float,
 )
@@ -122,3 +123,15 @@ def test_bytes_become_what_torch_makes_of_them(small: torch.dtype, wide: torch.d
         assert torch.equal(found.isnan(), expected.isnan())
         assert torch.equal(found.nan_to_num(nan=3), expected.nan_to_num(nan=3))
         assert torch.equal(found.signbit(), expected.signbit())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codes_of_e2m1_are_of_what_is_rounded(dtype: torch.dtype) -> None:
+    """Of all words of 16 bits that are numbers, and of those next to them in float32."""
+    words = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    words = words[words.isfinite()]
+    near = [torch.nextafter(words.float(), torch.tensor(end)) for end in (-torch.inf, torch.inf)]
+    for x in (words, *near):
+        rounded, made = round_float(x, 2, 1), decode_e2m1(encode_e2m1(x), x.dtype)
+        assert torch.equal(rounded, made)
+        assert torch.equal(rounded.signbit(), made.signbit())
