@@ -1,8 +1,8 @@
-"""Write the tables of docs/benchmarks.md from the figures that are kept, and show the plots that there are.
+"""Write the tables of docs/benchmarks.md from the figures, show the plots, and say in README how fast it is.
 
     python benchmarks/tables.py [--check]
 
-What stands between the markers of the page is replaced; with `--check` nothing is written, and a page that says
+What stands between the markers of the pages is replaced; with `--check` nothing is written, and a page that says
 something else than the figures is an error. Cells are medians, with the least and the greatest of the runs.
 """
 
@@ -18,10 +18,11 @@ from computing import BARE_KERNEL, DENSIFYING, PLAIN, QLOAD, TORCHAO, rate
 from load_memory import spread as spread_in
 from loading import Case, describe_case, rate_each, speeds, spread, take
 from readers import PINNED, WAYS
-from readers import QLOAD as QLOAD_LOAD
 from reading import HEADINGS, list_rows
+from summaries import describe_speed, summarize
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 NOT_YET = "Not measured yet: `python benchmarks/run.py --only {name}` does it."
 KNOWN = ("processor", "cores", "memory_gb", "kernel", "device", "load_average", "python")
 PLOTS = {
@@ -253,35 +254,6 @@ WRITERS: dict[str, Callable[[Kept], str]] = {
 }
 
 
-def summarize(folder: Path) -> Iterator[str]:
-    """What the figures come to, in a line each."""
-    loading = folder / "loading.json"
-    if loading.exists():
-        kept = json.loads(loading.read_text())
-        yield from (summarize_case(kept, case) for case, runs in kept["runs"].items() if QLOAD_LOAD in runs)
-    computing = folder / "computing.json"
-    if computing.exists():
-        yield from summarize_computing(json.loads(computing.read_text()))
-
-
-def summarize_case(kept: Kept, case: str) -> str:
-    runs = kept["runs"][case]
-    limit = PINNED if PINNED in runs else Case(case).limit
-    own = spread(speeds(dict(kept), case, QLOAD_LOAD), ".2f")
-    share = spread(rate_each(runs, QLOAD_LOAD, limit, dict(kept)), ".2f")
-    others = [way for way in runs if not way.startswith(("qload", "limit")) and not WAYS[way].mapped]
-    best = max(others, key=lambda way: statistics.median(speeds(dict(kept), case, way)), default=None)
-    beside = f"; the best other, {best}, {spread(speeds(dict(kept), case, best), '.2f')}" if best else ""
-    return f"- {describe_case(Case(case))}: `qload.load` {own} GB/s, {share} of the limit{beside}."
-
-
-def summarize_computing(kept: Kept) -> Iterator[str]:
-    for form, states in kept["models"].items():
-        for state, speed in states.items():
-            beside = ", ".join(f"{way} {statistics.median(each):.1f}" for way, each in speed.items() if way != QLOAD)
-            yield f"- Computing, {form}, {state}: qload {spread(speed[QLOAD], '.1f')} tokens/s; {beside}."
-
-
 def make_blocks(folder: Path) -> dict[str, str]:
     """The text of each block of the page, by its marker's name."""
     blocks = {"summary": "\n".join(summarize(folder)), "plots": "\n\n".join(show_plots(folder))}
@@ -315,17 +287,23 @@ def render(text: str, blocks: Mapping[str, str]) -> str:
     return text
 
 
+def render_pages() -> dict[Path, str]:
+    """What each page says, once it says what the figures do."""
+    folder = PAGE.with_suffix("")
+    blocks = {PAGE: make_blocks(folder), README: {"speed": describe_speed(folder)}}
+    return {page: render(page.read_text(), those) for page, those in blocks.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    found = PAGE.read_text()
-    made = render(found, make_blocks(PAGE.with_suffix("")))
-    if arguments.check:
-        sys.exit(
-            f"{PAGE} says something else than the figures: run python benchmarks/tables.py" if made != found else 0
-        )
-    PAGE.write_text(made)
+    stale = {page: text for page, text in render_pages().items() if page.read_text() != text}
+    if arguments.check and stale:
+        pages = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        sys.exit(f"{pages}: something else than the figures: run python benchmarks/tables.py")
+    for page, text in stale.items():
+        page.write_text(text)
 
 
 if __name__ == "__main__":

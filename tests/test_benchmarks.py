@@ -73,7 +73,7 @@ def test_each_part_of_a_load_is_measured(tmp_path: Path) -> None:
     assert all(len(runs) == 1 for runs in found["seconds"]["dense"].values())
 
 
-def test_the_page_says_what_the_figures_say() -> None:
+def test_the_pages_say_what_the_figures_say() -> None:
     run("tables.py", "--check")
 
 
