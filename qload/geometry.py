@@ -75,10 +75,9 @@ class Geometry:
             Dim.PART: Extent((1,) * len(self.parts)),
         }
 
-    def select(self, first: int, count: int = 1) -> "Geometry":
-        """The layer made of `count` consecutive parts of this one, of one expert."""
-        parts = self.parts[first : first + count]
-        return replace(self, parts=parts, experts=None, interleaved=self.interleaved and count > 1)
+    def select(self, number: int) -> "Geometry":
+        """The layer that is one part of this one, of one expert."""
+        return replace(self, parts=(self.parts[number],), experts=None, interleaved=False)
 
 
 def single(

@@ -60,13 +60,8 @@ def _look_up(table: Tensor, index: Tensor) -> Tensor:
     return table.index_select(0, index.flatten().int()).view(index.shape)
 
 
-def round_e2m1(x: Tensor) -> Tensor:
-    """x rounded to the nearest value of E2M1, ties to even, in its own dtype; beyond 6 it is 6."""
-    return round_float(x, 2, 1)
-
-
 def encode_e2m1(x: Tensor) -> Tensor:
-    """The codes, uint8, of x rounded as by `round_e2m1`.
+    """The codes of E2M1, uint8, of x rounded to the nearest, ties to even; beyond 6 it is 6.
 
     Magnitudes are a half apart up to 2, one up to 4, and two up to 6: a code counts the steps in each stretch, of which
     the last two begin at 2 steps of theirs. Ties are even in the code where they are in steps.

@@ -16,7 +16,7 @@ from qload.torch.loading.staging import Staging
 from qload.torch.loading.tasks import TASK_BYTES, Source, Task, make_tasks
 
 AHEAD_BYTES = 192 << 20
-"""What may have been read, and not yet been yielded, however many threads read; each has two tasks of its own."""
+"""The most that may have been read, and not yet been yielded: two tasks for each thread, up to this."""
 WINDOW_BYTES = 32 << 20
 _WINDOW_ORDERS = 4096
 
@@ -26,8 +26,8 @@ class FileReader:
 
     Orders are taken a window at a time, and what lies together in a file is read together. `threads` is 2 to 8
     by the number of cores; `ahead` the bytes that may have been read before what precedes them was yielded,
-    two tasks of each thread; `open_file` chooses how a file is read. Raises QloadError, with the tensor and the file,
-    where a file is shorter than its header said.
+    by default two tasks for each thread; `open_file` chooses how a file is read. Raises QloadError, with the tensor and
+    the file, where a file is shorter than its header said.
     """
 
     def __init__(

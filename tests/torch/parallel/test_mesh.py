@@ -29,7 +29,7 @@ def start(folder: Path, dp: int, pp: int, tp: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(dp * pp * tp)]
 
 
-@pytest.mark.parametrize("sizes", [(1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(2, 1, 2), (1, 2, 2), (2, 2, 2)])
 def test_every_rank_has_its_place_in_each_group(tmp_path: Path, sizes: tuple[int, int, int]) -> None:
     ranks = torch.arange(sizes[0] * sizes[1] * sizes[2]).reshape(sizes)
     answers = start(tmp_path, *sizes)
