@@ -200,7 +200,11 @@ def test_a_file_that_ends_too_early_is_an_error(
         assert not readers_at_work()
 
 
-def test_of_what_is_not_taken_only_so_much_is_read(matrices: Path) -> None:
+@pytest.mark.parametrize("ahead", [2 << 20, None], ids=["as said", "two tasks for each thread"])
+def test_of_what_is_not_taken_only_so_much_is_read(
+    matrices: Path, ahead: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qload.torch.loading.reading.TASK_BYTES", 1 << 19)
     given = []
 
     def give() -> Iterator[Order]:
@@ -208,7 +212,7 @@ def test_of_what_is_not_taken_only_so_much_is_read(matrices: Path) -> None:
             given.append(order)
             yield order
 
-    reader = FileReader(matrices, CPU, ahead=2 << 20)
+    reader = FileReader(matrices, CPU, threads=2, ahead=ahead)
     with reading(reader, give()) as landed:
         for number, _ in enumerate(landed, 1):
             # What is ahead, a window, and what is just being landed.
