@@ -34,7 +34,11 @@ class World:
         self._ranks: list[tuple[Any, Connection]] = []
 
     def run(self, job: Job, *arguments: Any) -> list[Any]:
-        """What `job(group, *arguments)` returns on each rank. Raises what the first failing rank raised."""
+        """What `job(group, *arguments)` returns on each rank.
+
+        Raises ChildProcessError for a rank that died, or else what the first failing rank raised, with a note of ranks
+        that did not answer then.
+        """
         self._start()
         for _, connection in self._ranks:
             connection.send_bytes(pickle.dumps((job, arguments)))
@@ -42,10 +46,15 @@ class World:
         failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, BaseException)}
         if len(answers) < self.size or failures:
             self.close()
+        silent = f"ranks {sorted(set(range(self.size)) - answers.keys())} did not answer"
         if failures:
-            raise next(iter(failures.values()))
+            # Who loses a rank that died may say so before its end is seen.
+            cause = min(failures.values(), key=lambda error: not isinstance(error, ChildProcessError))
+            if len(answers) < self.size:
+                cause.add_note(silent)
+            raise cause
         if len(answers) < self.size:
-            raise TimeoutError(f"ranks {sorted(set(range(self.size)) - answers.keys())} did not answer")
+            raise TimeoutError(silent)
         return [answers[rank] for rank in range(self.size)]
 
     def close(self) -> None:
